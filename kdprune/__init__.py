@@ -1,0 +1,43 @@
+"""kdprune: small, fast, verified int8 image classifiers from Keras models.
+
+TensorFlow Model Optimization accepts only Keras 2 models, so the legacy Keras
+is selected here, before anything can import TensorFlow. The public names are
+loaded on first use: `import kdprune` alone is quick and imports no TensorFlow.
+"""
+
+import importlib
+import os
+
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+# The runtime's start-up notices would bury the one line that matters to a user.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "build_model": "kdprune.models",
+    "load_model": "kdprune.models",
+    "save_model": "kdprune.models",
+    "count_macs": "kdprune.models",
+    "load_dataset": "kdprune.data",
+    "Distiller": "kdprune.distill",
+    "distillation_loss": "kdprune.distill",
+    "prune_magnitude": "kdprune.prune",
+    "strip_pruning": "kdprune.prune",
+    "quantize_model": "kdprune.quantize",
+    "convert_tflite": "kdprune.export",
+    "evaluate_model": "kdprune.evaluate",
+    "measure_latency": "kdprune.evaluate",
+}
+
+__all__ = [*_PUBLIC, "__version__"]
+
+
+def __getattr__(name):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'kdprune' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__():
+    return sorted(__all__)

@@ -1,0 +1,183 @@
+"""Training batches: shuffled, augmented, and the same again from any epoch.
+
+Everything random is a function of (seed, epoch) alone, so that a resumed run
+sees the batches an uninterrupted one would have seen, and a teacher's logits
+can be stored for exactly the pixels a student will be shown.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+# Streams of random numbers that must not coincide for one (seed, epoch).
+_SHUFFLE, _AUGMENT, _FLIP = 0, 1, 2
+
+
+def training_batches(
+    split, batch_size, *, epochs, seed, start_epoch=0, augment=None, soft_labels=None
+):
+    """Batches of all epochs from `start_epoch` on, in one unbroken stream.
+
+    Args:
+        split: Images uint8 `(n, height, width, channels)` and labels `(n,)`.
+        batch_size: Images per batch; the rest of each epoch's shuffle that does
+            not fill a batch is dropped (another one each epoch).
+        epochs: Number of the epoch to stop before.
+        seed: Non-negative integer.
+        start_epoch: First epoch, for resuming.
+        augment: Arguments of `augment_batch`'s parameters: `crop` (pixels),
+            `flip` (False, True or "alternating"), `cutout` (pixels). None for
+            plain images.
+        soft_labels: Teacher logits `(views, n, classes)`. Epoch e then shows
+            view e mod views of the augmentation seeded `augment["seed"]`, with
+            the logits the teacher gave to those very pixels.
+
+    Returns:
+        A `tf.data.Dataset` of `(images, labels)`, images float32 in [0, 1], or of
+        `(images, (labels, teacher_logits))` with `soft_labels`.
+    """
+    count = len(split.labels)
+    batch_size = min(batch_size, count)
+    store = _Store(split)
+    views = len(soft_labels) if soft_labels is not None else None
+    if views:
+        logits = tf.constant(np.asarray(soft_labels).reshape(views * count, -1))
+
+    def epoch_indices(epoch):
+        order = tf.random.experimental.stateless_shuffle(
+            tf.range(count), seed=_seed(seed, _SHUFFLE, epoch)
+        )
+        view = epoch % views if views else epoch
+        draws = _draw(count, view, augment or {}, seed)
+        rows = {"index": order, **{k: tf.gather(v, order) for k, v in draws.items()}}
+        if views:
+            rows["logits"] = tf.cast(view, tf.int32) * count + order
+        return tf.data.Dataset.from_tensor_slices(rows).batch(
+            batch_size, drop_remainder=True
+        )
+
+    def load(rows):
+        images = store.read(rows, augment or {})
+        labels = tf.gather(store.labels, rows["index"])
+        if not views:
+            return images, labels
+        return images, (labels, tf.cast(tf.gather(logits, rows["logits"]), tf.float32))
+
+    return (
+        tf.data.Dataset.range(start_epoch, epochs)
+        .flat_map(epoch_indices)
+        .map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .prefetch(4)
+    )
+
+
+def steps_per_epoch(split, batch_size):
+    """Full batches in an epoch of `training_batches`; at least one."""
+    return max(len(split.labels) // batch_size, 1)
+
+
+def view_batches(split, batch_size, *, view, seed, augment=None):
+    """One augmentation view of every image, in the split's own order.
+
+    The pixels are those `training_batches` shows in an epoch of this view.
+
+    Returns:
+        A `tf.data.Dataset` of images, float32 in [0, 1]; the last batch may be
+        smaller.
+    """
+    store = _Store(split)
+    draws = _draw(len(split.labels), tf.constant(view, tf.int64), augment or {}, seed)
+    rows = {"index": tf.range(len(split.labels)), **draws}
+    return (
+        tf.data.Dataset.from_tensor_slices(rows)
+        .batch(batch_size)
+        .map(
+            lambda rows: store.read(rows, augment or {}),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        .prefetch(4)
+    )
+
+
+def evaluation_batches(split, batch_size=500):
+    """`(images, labels)` of a split in its own order, images float32 in [0, 1]."""
+    data = tf.data.Dataset.from_tensor_slices((split.images, split.labels))
+    return data.batch(batch_size).map(lambda x, y: (_to_float(x), y)).prefetch(4)
+
+
+def _seed(seed, stream, epoch):
+    """A stateless seed of two int64 for one stream of one epoch."""
+    return tf.stack([tf.cast(seed * 8 + stream, tf.int64), tf.cast(epoch, tf.int64)])
+
+
+def _draw(count, view, augment, seed):
+    """The random choices of one view, a row for every image of the split."""
+    seed = augment.get("seed", seed)
+    rows = {}
+    uniform = tf.random.stateless_uniform([4, count], _seed(seed, _AUGMENT, view))
+    if augment.get("crop"):
+        reach = 2 * augment["crop"] + 1
+        rows["crop"] = tf.cast(tf.transpose(uniform[:2]) * reach, tf.int32)
+    if augment.get("cutout"):
+        rows["cutout"] = tf.transpose(uniform[2:])
+    if augment.get("flip") == "alternating":
+        first = tf.random.stateless_uniform([count], _seed(seed, _FLIP, 0)) < 0.5
+        rows["flip"] = tf.math.logical_xor(first, view % 2 == 1)
+    elif augment.get("flip"):
+        rows["flip"] = (
+            tf.random.stateless_uniform([count], _seed(seed, _FLIP, view)) < 0.5
+        )
+    return rows
+
+
+class _Store:
+    """A split held in memory once, read pixel by pixel through index arithmetic.
+
+    Crop, flip and the choice of images are one gather from the flat array, so
+    that augmentation costs about what reading does; padding is by reflection
+    and needs no padded copy.
+    """
+
+    def __init__(self, split):
+        _, self.height, self.width, self.channels = split.images.shape
+        self.pixels = tf.constant(split.images.reshape(-1, self.channels))
+        self.labels = tf.constant(np.asarray(split.labels, np.int64))
+
+    def read(self, rows, augment):
+        index = rows["index"]
+        y = tf.range(self.height)[None, :]
+        x = tf.range(self.width)[None, :]
+        if "crop" in rows:
+            y = _reflect(y + rows["crop"][:, :1] - augment["crop"], self.height)
+            x = _reflect(x + rows["crop"][:, 1:] - augment["crop"], self.width)
+        if "flip" in rows:
+            x = tf.where(rows["flip"][:, None], self.width - 1 - x, x)
+        y, x = tf.cast(y, tf.int64), tf.cast(x, tf.int64)
+        start = tf.cast(index, tf.int64)[:, None, None] * self.height
+        images = tf.gather(self.pixels, (start + y[:, :, None]) * self.width + x[:, None])
+        if "cutout" in rows:
+            images = tf.where(
+                self._square(rows["cutout"], augment["cutout"]),
+                tf.constant(128, tf.uint8),
+                images,
+            )
+        return _to_float(images)
+
+    def _square(self, centre, size):
+        """Which pixels lie in the square to cut out, `(batch, height, width, 1)`."""
+
+        def near(position, length):
+            first = tf.cast(position * (length + 1.0), tf.int32) - size // 2
+            offset = tf.range(length)[None, :] - first[:, None]
+            return (offset >= 0) & (offset < size)
+
+        rows, columns = near(centre[:, 0], self.height), near(centre[:, 1], self.width)
+        return (rows[:, :, None] & columns[:, None, :])[..., None]
+
+
+def _reflect(index, length):
+    """Mirrors positions outside [0, length) back inside, edges not repeated."""
+    return (length - 1) - tf.abs((length - 1) - tf.abs(index))
+
+
+def _to_float(images):
+    return tf.cast(images, tf.float32) / 255.0

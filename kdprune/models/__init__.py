@@ -1,0 +1,14 @@
+"""Factories of teachers and students, safe loading and saving, the layer graph."""
+
+from kdprune.models.factories import MODELS, build_model
+from kdprune.models.graph import count_macs, count_parameters
+from kdprune.models.io import load_model, save_model
+
+__all__ = [
+    "MODELS",
+    "build_model",
+    "count_macs",
+    "count_parameters",
+    "load_model",
+    "save_model",
+]

@@ -1,0 +1,52 @@
+"""The precision a model computes in, as a property of that model."""
+
+import copy
+
+import tf_keras as keras
+
+
+def cast_model(model, policy):
+    """Rebuilds a model under another precision policy, weights carried over.
+
+    Variables stay float32; only what layers compute in changes. Output layers
+    keep computing in float32, so that losses see full precision.
+
+    Args:
+        model: A Functional or Sequential `keras.Model`.
+        policy: "float32", "mixed_bfloat16" or "mixed_float16".
+
+    Returns:
+        A new model of the same layers and names; `model` is left as it was.
+
+    Raises:
+        ValueError: If the model is subclassed, so that its layers can't be
+            rebuilt from a config.
+    """
+    if not getattr(model, "_is_graph_network", False):
+        raise ValueError(
+            "precision can be changed for Functional and Sequential models. "
+            f"Received: {type(model).__name__} {model.name!r}; use float32 for it."
+        )
+    outputs = {layer.name for layer in _output_layers(model)}
+    config = copy.deepcopy(model.get_config())
+    _set_policy(config, policy, outputs)
+    rebuilt = type(model).from_config(config)
+    if not rebuilt.built:
+        rebuilt.build(model.input_shape)
+    rebuilt.set_weights(model.get_weights())
+    return rebuilt
+
+
+def _output_layers(model):
+    if isinstance(model, keras.Sequential):
+        return model.layers[-1:]
+    return [tensor._keras_history.layer for tensor in model.outputs]
+
+
+def _set_policy(config, policy, keep_float32):
+    for layer in config.get("layers", []):
+        inner = layer["config"]
+        if "layers" in inner:
+            _set_policy(inner, policy, keep_float32)
+        elif "dtype" in inner and layer["class_name"] != "InputLayer":
+            inner["dtype"] = "float32" if inner["name"] in keep_float32 else policy
