@@ -1,0 +1,9 @@
+"""Writes the tables, plots and report page from the measurements alone.
+
+    python scripts/plot_results.py configs/cifar10.yaml
+"""
+
+from kdprune import cli
+
+if __name__ == "__main__":
+    cli.run_stage("report", description=__doc__)
