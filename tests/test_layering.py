@@ -1,0 +1,246 @@
+"""The rooms of the package and which of them may import which."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kdprune
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "kdprune"
+
+# Stages do not import each other: what one needs of another is handed to it as a
+# function by the pipeline. A new room is a decision, and gets its own line here.
+STAGES = {
+    "data": set(),
+    "models": set(),
+    "training": set(),
+    "distill": {"models", "training"},
+    "prune": {"models"},
+    "quantize": {"models"},
+    "export": {"models"},
+    "evaluate": {"models"},
+    "report": {"records"},
+}
+MAY_IMPORT = {
+    "__init__": set(),
+    "config": set(),
+    "records": set(),
+    **STAGES,
+    "pipeline": {*STAGES, "config", "records"},
+    "cli": {*STAGES, "config", "records", "pipeline"},
+    "__main__": {"cli"},
+}
+
+# Rooms that a machine without TensorFlow, or a quick `--help`, relies on.
+LIGHT = ("report", "config", "records")
+HEAVY = {
+    "ai_edge_litert",
+    "keras",
+    "tensorflow",
+    "tensorflow_model_optimization",
+    "tf_keras",
+}
+
+
+def package_files():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def module_name(path):
+    """Returns the dotted name, with `__init__` kept: `kdprune.data.__init__`."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def room_of(module):
+    """Returns `data` for `kdprune.data.splits`, `__init__` for `kdprune`."""
+    return (module.split(".") + ["__init__"])[1]
+
+
+def imports(nodes, module):
+    """Yields `(line, dotted name)` of what these nodes of a module import.
+
+    A `from a import b` yields `a.b`, since `b` may be a module. Relative imports
+    are resolved; `importlib.import_module` counts where its argument is a literal.
+    """
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")[: -node.level]
+                base = ".".join([*parents, base] if base else parents)
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args:
+            called = ast.unparse(node.func).rpartition(".")[2]
+            name = node.args[0]
+            if called in ("import_module", "__import__") and isinstance(
+                name, ast.Constant
+            ):
+                yield node.lineno, str(name.value)
+
+
+def rooms_imported(tree, module):
+    """Yields `(line, room)` of the rooms of kdprune that a module imports.
+
+    A public name, such as `kdprune.build_model`, counts as the room that it is
+    loaded from.
+    """
+    for line, name in imports(ast.walk(tree), module):
+        parts = name.split(".")
+        if parts[0] != "kdprune":
+            continue
+        if len(parts) == 1 or parts[1] in ("__version__", "__init__"):
+            continue
+        public = kdprune._PUBLIC.get(parts[1])
+        yield line, room_of(public) if public else parts[1]
+
+
+def outside_functions(tree):
+    """Yields the nodes that run when the module is imported."""
+    for node in ast.iter_child_nodes(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield node
+            yield from outside_functions(node)
+
+
+def violations(source, module):
+    """Lists `line: room` of the imports that the table does not allow."""
+    room = room_of(module)
+    return [
+        f"{line}: {room} imports {imported}"
+        for line, imported in rooms_imported(ast.parse(source), module)
+        if imported not in {room, *MAY_IMPORT[room]}
+    ]
+
+
+def heavy_at_module_level(source, module):
+    """Lists `line: name` of the heavy libraries imported when the module is."""
+    return [
+        f"{line}: {name}"
+        for line, name in imports(outside_functions(ast.parse(source)), module)
+        if name.split(".")[0] in HEAVY
+    ]
+
+
+def keras_of_tensorflow(source):
+    """Lists `line: code` of the uses of `tf.keras`, by whichever name."""
+    tree = ast.parse(source)
+    names = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+        if alias.name in ("tensorflow", "tensorflow.compat.v1", "tensorflow.compat.v2")
+    }
+    imported = [
+        f"{line}: {name}"
+        for line, name in imports(ast.walk(tree), "")
+        if name.startswith(("tensorflow.keras", "tensorflow.python.keras"))
+    ]
+    used = [
+        f"{node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr == "keras"
+        and ast.unparse(node.value) in names
+    ]
+    return imported + used
+
+
+@pytest.mark.parametrize("path", package_files(), ids=module_name)
+def test_a_room_imports_only_the_rooms_it_may(path):
+    module = module_name(path)
+    assert room_of(module) in MAY_IMPORT, "a new room needs a line in MAY_IMPORT"
+    assert violations(path.read_text(), module) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import kdprune", []),
+        ("from kdprune import __version__", []),
+        ("import kdprune.models.io", []),
+        ("from ..models import io", []),
+        ("from .losses import hint", []),
+        ("from . import losses", []),
+        ("import kdprune.prune", ["1: distill imports prune"]),
+        ("from kdprune import prune", ["1: distill imports prune"]),
+        ("from kdprune import prune_magnitude", ["1: distill imports prune"]),
+        ("from ..prune import magnitude", ["1: distill imports prune"]),
+        ("from .. import prune", ["1: distill imports prune"]),
+        ("def f():\n    import kdprune.export", ["2: distill imports export"]),
+        (
+            "import importlib\nimportlib.import_module('kdprune.data')",
+            ["2: distill imports data"],
+        ),
+    ],
+)
+def test_the_check_sees_every_way_to_import_a_room(source, found):
+    assert violations(source, "kdprune.distill.distiller") == found
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in package_files() if room_of(module_name(path)) in LIGHT],
+    ids=module_name,
+)
+def test_a_light_room_loads_no_tensorflow_of_its_own(path):
+    assert heavy_at_module_level(path.read_text(), module_name(path)) == []
+
+
+def test_the_check_tells_module_level_from_function_level():
+    late = "class A:\n    def f(self):\n        import tensorflow"
+    early = "try:\n    from tf_keras import layers\nexcept ImportError:\n    pass"
+    assert heavy_at_module_level(late, "kdprune.config") == []
+    assert heavy_at_module_level(early, "kdprune.config") == ["2: tf_keras.layers"]
+
+
+def test_importing_the_light_rooms_leaves_tensorflow_unloaded():
+    rooms = [
+        f"kdprune.{room}"
+        for room in LIGHT
+        if (PACKAGE / f"{room}.py").exists() or (PACKAGE / room).is_dir()
+    ]
+    code = f"import sys, {', '.join(rooms)}; print(*({HEAVY!r} & set(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for folder in ("kdprune", "scripts", "tests")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    ],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_nobody_uses_the_keras_of_tensorflow(path):
+    # Which Keras it is depends on an environment variable at the first import.
+    assert keras_of_tensorflow(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import tensorflow as tf\nx = tf.keras.layers",
+        "import tensorflow\nx = tensorflow.keras",
+        "from tensorflow import keras",
+        "from tensorflow.keras import layers",
+        "import tensorflow.keras as keras",
+    ],
+)
+def test_the_check_sees_every_way_to_use_the_keras_of_tensorflow(source):
+    assert len(keras_of_tensorflow(source)) == 1
