@@ -1,5 +1,6 @@
 """Distils a trained teacher into a student.
 
+Usage:
     python scripts/distill_student.py configs/cifar10.yaml
 """
 

@@ -1,5 +1,6 @@
 """Measures accuracy, size and latency from the files that the recipe made.
 
+Usage:
     python scripts/evaluate.py configs/cifar10.yaml
 """
 

@@ -1,5 +1,6 @@
 """Exports the trained models as `.tflite` files.
 
+Usage:
     python scripts/export_tflite.py configs/cifar10.yaml
 """
 

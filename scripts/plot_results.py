@@ -1,5 +1,6 @@
 """Writes the tables, plots and report page from the measurements alone.
 
+Usage:
     python scripts/plot_results.py configs/cifar10.yaml
 """
 

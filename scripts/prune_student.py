@@ -1,5 +1,6 @@
 """Prunes a trained student, and recovers it with the teacher's help.
 
+Usage:
     python scripts/prune_student.py configs/cifar10.yaml
 """
 

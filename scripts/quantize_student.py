@@ -1,5 +1,6 @@
 """Quantizes a student to int8, keeping the zeros that pruning left.
 
+Usage:
     python scripts/quantize_student.py configs/cifar10.yaml
 """
 

@@ -1,5 +1,6 @@
 """Trains the student alone: the baseline that every later stage is held against.
 
+Usage:
     python scripts/train_student.py configs/cifar10.yaml
 """
 

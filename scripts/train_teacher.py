@@ -1,5 +1,6 @@
 """Trains the recipe's teacher.
 
+Usage:
     python scripts/train_teacher.py configs/cifar10.yaml
 """
 
