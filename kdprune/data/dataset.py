@@ -1,0 +1,178 @@
+"""What a dataset is: four sets of 8-bit images and a description of them."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from kdprune.data.splits import stratified_sample, stratified_split
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and their labels, checked to belong together.
+
+    Attributes:
+        images: uint8, shape `(n, height, width, channels)`, channels 1 or 3.
+        labels: int64 class indices, shape `(n,)`.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self):
+        shape = self.images.shape
+        if self.images.dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
+            raise ValueError(
+                "Expected uint8 images of shape (n, height, width, 1 or 3). "
+                f"Received: {self.images.dtype} of shape {shape}."
+            )
+        if self.labels.dtype != np.int64 or self.labels.shape != shape[:1]:
+            raise ValueError(
+                f"Expected one int64 label for each of {shape[0]} images. "
+                f"Received: {self.labels.dtype} of shape {self.labels.shape}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "Split":
+        """Returns the images and labels at `indices`, shape `(m,)`, copied."""
+        return Split(self.images[indices], self.labels[indices])
+
+    def sha256(self) -> str:
+        """Returns the digest of the shape, the pixels and the labels."""
+        digest = hashlib.sha256(repr(self.images.shape).encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels, "<i8").data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a loader found, before validation and calibration are drawn.
+
+    Attributes:
+        origin: What the data is, in words; no path, for it goes into records.
+        classes: Class names, in the order of the labels.
+        train: The training files.
+        read_test: Reads the test images; called at the first access only.
+        test_size: Number of test images, known without opening them.
+        validation: The validation set, where the source comes with one.
+    """
+
+    origin: str
+    classes: tuple[str, ...]
+    train: Split
+    read_test: Callable[[], Split]
+    test_size: int
+    validation: Split | None = None
+
+
+class Dataset:
+    """A classification dataset in four parts, the test set read last.
+
+    Attributes:
+        name: The name it was loaded by.
+        classes: Class names, in the order of the labels.
+        train: What models learn from.
+        validation: What choices are made on; shares no image with `train`.
+        calibration: Training images that set the ranges of int8 activations.
+        description: What this data is, as JSON-able values: `name`, `source`,
+            `classes`, `image_shape`, `sizes`, `seed`, and `sha256` of all but
+            the test images.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        *,
+        validation: float | int = 0.1,
+        calibration: float | int = 500,
+        seed: int = 0,
+    ):
+        """Draws validation and calibration images from the training files.
+
+        Args:
+            name: What to call the dataset.
+            source: Training images, and how to read the test images.
+            validation: Share (a fraction) or number (an int) of the training
+                files to hold out. Ignored if the source has its own.
+            calibration: Share or number of the remaining training images;
+                a number larger than there are takes them all.
+            seed: Seed of both draws.
+
+        Raises:
+            ValueError: If a share is out of range or a class has too few images.
+        """
+        self.name = name
+        self.classes = source.classes
+        self._read_test = source.read_test
+        if source.validation is not None:
+            self.train, self.validation = source.train, source.validation
+        else:
+            kept, held_out = stratified_split(source.train.labels, validation, seed)
+            self.train = source.train.take(kept)
+            self.validation = source.train.take(held_out)
+        drawn = stratified_sample(self.train.labels, calibration, (seed, 1))
+        self.calibration = self.train.take(drawn)
+        check_split(self.train, "training", self.image_shape, self.classes)
+        check_split(self.validation, "validation", self.image_shape, self.classes)
+        self.description = self._describe(source, seed)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every image."""
+        return self.train.images.shape[1:]
+
+    @cached_property
+    def test(self) -> Split:
+        """The test set, read at the first access and kept from then on."""
+        test = self._read_test()
+        check_split(test, "test", self.image_shape, self.classes)
+        return test
+
+    def __repr__(self) -> str:
+        sizes = self.description["sizes"]
+        return f"Dataset({self.name!r}, {len(self.classes)} classes, {sizes})"
+
+    def _describe(self, source: Source, seed: int) -> dict:
+        digest = hashlib.sha256(repr(self.classes).encode())
+        for split in (self.train, self.validation, self.calibration):
+            digest.update(split.sha256().encode())
+        return {
+            "name": self.name,
+            "source": source.origin,
+            "classes": list(self.classes),
+            "image_shape": list(self.image_shape),
+            "sizes": {
+                "train": len(self.train),
+                "validation": len(self.validation),
+                "calibration": len(self.calibration),
+                "test": source.test_size,
+            },
+            "seed": seed,
+            "sha256": digest.hexdigest(),
+        }
+
+
+def check_split(
+    split: Split, what: str, image_shape: tuple[int, int, int], classes: tuple[str, ...]
+):
+    """Raises a ValueError unless `split` fits the dataset it is to be part of."""
+    if not len(split):
+        raise ValueError(f"Expected {what} images. Received: none.")
+    if split.images.shape[1:] != image_shape:
+        raise ValueError(
+            f"Expected {what} images of shape {image_shape}, as in training. "
+            f"Received: {split.images.shape[1:]}."
+        )
+    low, high = split.labels.min(), split.labels.max()
+    if low < 0 or high >= len(classes):
+        raise ValueError(
+            f"Expected {what} labels from 0 to {len(classes) - 1}, one for each "
+            f"class. Received: labels from {low} to {high}."
+        )
