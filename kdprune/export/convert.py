@@ -1,0 +1,214 @@
+"""Conversion of Keras models to `.tflite`."""
+
+import contextlib
+import os
+import pathlib
+import sys
+import tempfile
+import warnings
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+DTYPES = ("float32", "float16", "int8", "uint8")
+
+
+def convert_tflite(model, dtype="float32", calibration=None):
+    """Converts a model to a `.tflite` file that scores one image at a time.
+
+    The file takes an image `(1, height, width, channels)` and returns class
+    probabilities `(1, classes)`: softmax is appended unless the model ends in one.
+    int8 and uint8 files compute in 8-bit integers throughout, input and output
+    included, and hold the same weights; uint8 takes an image's bytes as they are
+    (Android), int8 the same bytes minus 128 (microcontrollers). The input has the
+    scale 1/255, the output 1/256; zero points are 0 (uint8) and -128 (int8).
+
+    Reference: Jacob et al., 2018, https://arxiv.org/abs/1712.05877, section 2.
+
+    Args:
+        model: A float32 `tf_keras` model, images in [0, 1] in, logits or
+            probabilities out; or what `quantize_model` returned.
+        dtype: "float32"; "float16" for float16 weights that are computed with in
+            float32; "int8" or "uint8" for input, output and all between.
+        calibration: Images for post-training quantization, uint8 or float in
+            [0, 1], shape `(n, height, width, channels)`: needed for a float model
+            and an 8-bit `dtype`, and for nothing else. An all-0 and an all-1 image
+            are added, so that the input range is [0, 1] whatever the images are.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        ValueError: If the arguments don't fit together, or the model does not
+            convert: then with what the converter said.
+    """
+    aware = is_quantization_aware(model)
+    _check_model(model, dtype)
+    _check_plan(dtype, aware, calibration)
+    images = None if calibration is None else _calibration_images(model, calibration)
+    logits = not _ends_in_softmax(model)
+
+    # Autograph has nothing to translate here, and would leave files in /tmp.
+    @tf.function(autograph=False)
+    def predict(image):
+        scores = model(image, training=False)
+        return {"scores": tf.nn.softmax(scores) if logits else scores}
+
+    image = tf.TensorSpec((1, *model.input_shape[1:]), tf.float32, name="image")
+    try:
+        with _quiet():
+            converter = tf.lite.TFLiteConverter.from_concrete_functions(
+                [predict.get_concrete_function(image)], model
+            )
+            _set_precision(converter, dtype, images)
+            return converter.convert()
+    except Exception as error:  # The converter's kinds have no common base.
+        raise ValueError(
+            f"model {model.name!r} does not convert to {dtype}: {_first_error(error)}"
+        ) from error
+
+
+def is_quantization_aware(model):
+    """Whether `model` is wrapped for quantization-aware training."""
+    return any(
+        type(layer).__name__.startswith("QuantizeWrapper")
+        for layer in getattr(model, "layers", [])
+    )
+
+
+def write_file(data, path):
+    """Writes a file so that it is there whole or not at all.
+
+    Args:
+        data: The bytes to write.
+        path: Where to; its folder is made if missing.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+def _set_precision(converter, dtype, images):
+    if dtype == "float32":
+        return
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if dtype == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+        return
+    converter.inference_input_type = tf.dtypes.as_dtype(dtype)
+    converter.inference_output_type = tf.dtypes.as_dtype(dtype)
+    # With the ranges of a QAT model the converter neither wants calibration images
+    # nor takes this restriction without them; the gate looks for float ops.
+    if images is not None:
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.representative_dataset = lambda: ([image[None]] for image in images)
+
+
+def _calibration_images(model, images):
+    """float32 images in [0, 1], with the two that span the input range."""
+    images = np.asarray(images)
+    shape = tuple(model.input_shape[1:])
+    if images.shape[1:] != shape or not len(images):
+        raise ValueError(
+            f"calibration images must have the shape (n, {', '.join(map(str, shape))})"
+            f", n > 0. Received: {images.shape}"
+        )
+    if images.dtype == np.uint8:
+        images = images.astype("float32") / np.float32(255)
+    if images.min() < 0 or images.max() > 1:
+        raise ValueError(
+            "calibration images must be uint8, or float in [0, 1]. Received: "
+            f"{images.dtype} in [{images.min():g}, {images.max():g}]"
+        )
+    black, white = np.zeros((1, *shape)), np.ones((1, *shape))
+    return np.concatenate([images, black, white]).astype("float32")
+
+
+def _check_model(model, dtype):
+    if dtype not in DTYPES:
+        raise ValueError(
+            f"dtype must be one of {', '.join(DTYPES)}. Received: {dtype!r}"
+        )
+    if not isinstance(model, keras.Model) or not model.built:
+        raise ValueError(
+            "convert_tflite expects a built tf_keras (Keras 2) model. "
+            f"Received: {type(model).__module__}.{type(model).__name__}"
+        )
+    shape = model.input_shape
+    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
+        raise ValueError(
+            "convert_tflite expects one image input of fixed height, width and "
+            f"channels. Received: input shape {shape}"
+        )
+    for layer in model.layers:
+        if layer.compute_dtype != "float32":
+            raise ValueError(
+                "convert_tflite expects a model that computes in float32: rebuild it "
+                "by kdprune.models.precision.cast_model(model, 'float32'). Received: "
+                f"layer {layer.name!r} in {layer.compute_dtype}"
+            )
+
+
+def _check_plan(dtype, aware, calibration):
+    eight_bit = dtype in ("int8", "uint8")
+    if aware and not eight_bit:
+        raise ValueError(
+            "a quantization-aware model converts to int8 and uint8: for other types "
+            f"convert the float model. Received: dtype={dtype!r}"
+        )
+    if eight_bit and not aware and calibration is None:
+        raise ValueError(
+            f"a float model needs calibration images to become {dtype}: about 500 "
+            "training images will do. Received: calibration=None"
+        )
+    if calibration is not None and (aware or not eight_bit):
+        kind = "quantization-aware" if aware else "float"
+        raise ValueError(
+            "calibration images are for a float model and an 8-bit dtype. "
+            f"Received: a {kind} model, dtype={dtype!r}"
+        )
+
+
+def _ends_in_softmax(model):
+    if isinstance(model, keras.Sequential):
+        layer = model.layers[-1]
+    else:
+        layer = model.outputs[0]._keras_history.layer
+    if isinstance(layer, keras.Model):
+        return _ends_in_softmax(layer)
+    layer = getattr(layer, "layer", layer)  # Inside a quantization wrapper.
+    activation = getattr(layer, "activation", None)
+    activation = getattr(activation, "activation", activation)
+    return (
+        isinstance(layer, keras.layers.Softmax)
+        or getattr(activation, "__name__", "") == "softmax"
+    )
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps off the terminal what the converter logs, from Python and from C++."""
+    logger = tf.get_logger()
+    level = logger.level
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as nowhere, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel("ERROR")
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            logger.setLevel(level)
+
+
+def _first_error(error):
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = next((line for line in lines if "error:" in line), lines[0])
+    return line.partition("error:")[2].strip() or line.strip()

@@ -1,0 +1,19 @@
+"""Quantization-aware training (QAT): models that train as int8 will compute.
+
+A QAT model rounds its weights and activations in the forward pass to the values
+that int8 can hold, and learns to live with them. It is a float32 `keras.Model`:
+compile it, fit it, or put it under a `Distiller`, and hand it to
+`kdprune.export.convert_tflite`. Post-training quantization (PTQ) has no Keras
+form: there the float model and a conversion plan are the artifact.
+"""
+
+from kdprune.quantize.artifact import load_quantized, read_plan, save_quantized
+from kdprune.quantize.qat import calibrate_ranges, quantize_model
+
+__all__ = [
+    "calibrate_ranges",
+    "load_quantized",
+    "quantize_model",
+    "read_plan",
+    "save_quantized",
+]

@@ -1,0 +1,135 @@
+"""Saving and loading what a quantizing stage hands on: a model and its plan.
+
+    base.keras   the float32 model
+    weights.h5   QAT only: the trained weights and ranges of the wrapped model
+    plan.json    how the two become an int8 file, with the files' SHA-256
+
+Keras can't reload a QAT model from `.keras`; it is rebuilt from its float model and
+the plan, and its weights are put back. PTQ has no Keras form at all: its artifact
+is the float model and the plan. The plan is written last, and a folder is complete
+when the plan's checksums fit, so that a killed save is never taken for a model.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+
+from kdprune.models.io import load_model, save_model
+from kdprune.quantize.qat import quantize_model
+
+_BASE, _WEIGHTS, _PLAN = "base.keras", "weights.h5", "plan.json"
+_FILES = {"qat": (_BASE, _WEIGHTS), "ptq": (_BASE,)}
+
+
+def save_quantized(model, folder, calibration=None):
+    """Saves a model and its conversion plan; `load_quantized` reads them back.
+
+    Args:
+        model: What `quantize_model` returned (QAT), or a float model that is to be
+            quantized after training (PTQ).
+        folder: Where to; made if missing. Files of other names are left alone.
+        calibration: PTQ only, and needed there: JSON-able account of the
+            calibration images, such as `{"images": 500, "seed": 0}`.
+
+    Returns:
+        The plan, as written.
+
+    Raises:
+        ValueError: If `calibration` is missing for PTQ or given for QAT.
+    """
+    origin = getattr(model, "quantized_from", None)
+    if (origin is None) == (calibration is None):
+        raise ValueError(
+            "save_quantized expects what quantize_model returned, or a float model "
+            "with calibration={'images': ..., 'seed': ...}. Received: "
+            f"model {model.name!r} {'without' if origin is None else 'with'} an "
+            f"origin in quantize_model, calibration={calibration}"
+        )
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _PLAN).unlink(missing_ok=True)
+    if origin is None:
+        plan = {"method": "ptq", "calibration": calibration}
+        save_model(model, folder / _BASE)
+        (folder / _WEIGHTS).unlink(missing_ok=True)
+    else:
+        plan = {"method": "qat", "preserve_sparsity": origin.preserve_sparsity}
+        save_model(origin.base, folder / _BASE)
+        with _replacing(folder / _WEIGHTS) as path:
+            model.save_weights(path, save_format="h5")
+    plan["files"] = {name: _sha256(folder / name) for name in _FILES[plan["method"]]}
+    with _replacing(folder / _PLAN) as path:
+        path.write_text(json.dumps(plan, indent=2) + "\n")
+    return plan
+
+
+def load_quantized(folder):
+    """Loads what `save_quantized` wrote; outputs are bit-equal to the saved model's.
+
+    Args:
+        folder: The folder given to `save_quantized`.
+
+    Returns:
+        A QAT model to train on or convert, or for PTQ the float model.
+
+    Raises:
+        FileNotFoundError: If the folder holds no finished artifact.
+        ValueError: If its files are not the ones the plan was written for.
+    """
+    folder = pathlib.Path(folder)
+    plan = read_plan(folder)
+    base = load_model(folder / _BASE)
+    if plan["method"] == "ptq":
+        return base
+    model = quantize_model(base, preserve_sparsity=plan["preserve_sparsity"])
+    model.load_weights(str(folder / _WEIGHTS))
+    return model
+
+
+def read_plan(folder):
+    """Reads and checks the plan of an artifact, without loading the model.
+
+    Args:
+        folder: The folder given to `save_quantized`.
+
+    Returns:
+        Dict of `method` ("qat" or "ptq"), `preserve_sparsity` (QAT) or
+        `calibration` (PTQ), and `files` (name to SHA-256).
+
+    Raises:
+        FileNotFoundError: If the folder holds no finished artifact.
+        ValueError: If its files are not the ones the plan was written for.
+    """
+    path = pathlib.Path(folder) / _PLAN
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{folder} holds no quantized model: {_PLAN} is missing, which is written "
+            "last; run the quantizing stage again"
+        )
+    plan = json.loads(path.read_text())
+    if plan.get("method") not in _FILES:
+        raise ValueError(
+            f"{path}: method must be one of {', '.join(_FILES)}. "
+            f"Received: {plan.get('method')!r}"
+        )
+    for name in _FILES[plan["method"]]:
+        if _sha256(path.parent / name) != plan.get("files", {}).get(name):
+            raise ValueError(
+                f"{path.parent / name} is not the file {_PLAN} was written for: "
+                "run the quantizing stage again"
+            )
+    return plan
+
+
+def _sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextlib.contextmanager
+def _replacing(path):
+    """Yields a path beside `path`, to be written and then moved into its place."""
+    partial = path.with_name(f"{path.name}.partial")
+    yield partial
+    os.replace(partial, path)
