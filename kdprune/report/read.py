@@ -7,7 +7,6 @@ Cells of a matrix that differ in nothing but their seed (`student--seed=1`,
 from __future__ import annotations
 
 import csv
-import json
 import math
 import statistics
 from collections import Counter
@@ -15,23 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kdprune.report.schema import check_entry, read_json, shorten
+
 SCHEMA = 1
-NUMBERS = (
-    "accuracy",
-    "test_images",
-    "bytes",
-    "bytes_gzip",
-    "parameters",
-    "nonzero_parameters",
-    "macs",
-    "latency_ms_p50",
-    "latency_ms_p90",
-    "agreement",
-)
-SHARES = ("accuracy", "agreement")
-CIFAR10_CLASSES = (
-    "airplane automobile bird cat deer dog frog horse ship truck".split()
-)
+CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 
 
 @dataclass(frozen=True)
@@ -164,7 +150,9 @@ class Run:
         named = self.metrics.get("classes") or self.data.get("classes")
         if named is None and self.data.get("name") == "cifar10":
             return list(CIFAR10_CLASSES)
-        return [str(name) for name in named] if isinstance(named, list | tuple) else None
+        return (
+            [str(name) for name in named] if isinstance(named, list | tuple) else None
+        )
 
 
 def read_run(run_folder: str | Path) -> Run:
@@ -185,7 +173,7 @@ def read_run(run_folder: str | Path) -> Run:
             f"expected {path}, which the evaluate stage writes; received no such "
             "file. Run that stage first."
         )
-    metrics = _read_json(path)
+    metrics = read_json(path)
     if metrics.get("schema") != SCHEMA:
         raise ValueError(
             f"{path}: expected schema {SCHEMA}; received {metrics.get('schema')!r}. "
@@ -195,9 +183,9 @@ def read_run(run_folder: str | Path) -> Run:
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise ValueError(
             f"{path}: expected a list of objects under 'models'; received "
-            f"{_short(entries)}. Measure again."
+            f"{shorten(entries)}. Measure again."
         )
-    entries = [_check_entry(entry, path) for entry in entries]
+    entries = [check_entry(entry, path) for entry in entries]
     return Run(metrics, _group_models(entries, path), _read_stages(folder))
 
 
@@ -227,68 +215,19 @@ def difference(model: Model, baseline: Model) -> tuple[float, float | None] | No
         the seeds or None; None where either has no accuracy.
     """
     ours, theirs = (
-        {split_cell(str(e.get("stage")))[1]: e["accuracy"] for e in row.entries
-         if e.get("accuracy") is not None}
+        {
+            split_cell(str(e.get("stage")))[1]: e["accuracy"]
+            for e in row.entries
+            if e.get("accuracy") is not None
+        }
         for row in (model, baseline)
-    )  # fmt: skip
+    )
     if not ours or not theirs:
         return None
     mean = statistics.fmean(ours.values()) - statistics.fmean(theirs.values())
     if len(ours) < 2 or ours.keys() != theirs.keys() or model is baseline:
         return mean, None
     return mean, statistics.stdev(ours[seed] - theirs[seed] for seed in ours)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: expected JSON; received something else ({error}). "
-            "Run the stage that writes it again."
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path}: expected a JSON object; received {_short(content)}. "
-            "Run the stage that writes it again."
-        )
-    return content
-
-
-def _check_entry(entry: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Returns the entry without NaNs; refuses what a table would show wrongly."""
-    where = f"{path}: model {entry.get('name')!r}"
-    if not isinstance(entry.get("name"), str):
-        raise ValueError(f"{path}: expected a name for each model; received "
-                         f"{_short(entry.get('name'))}. Measure again.")  # fmt: skip
-    checked = dict(entry)
-    for field in NUMBERS:
-        checked[field] = _check_number(entry.get(field), f"{where}: {field}")
-    for field in SHARES:
-        if not 0 <= (checked[field] or 0) <= 1:
-            raise ValueError(
-                f"{where}: expected {field} as a share in [0, 1]; received "
-                f"{checked[field]}. Divide percentages by 100."
-            )
-    interval = entry.get("accuracy_ci")
-    if interval is not None and (not isinstance(interval, list) or len(interval) != 2):
-        raise ValueError(
-            f"{where}: expected accuracy_ci as [low, high]; received "
-            f"{_short(interval)}. Measure again."
-        )
-    ends = [_check_number(end, f"{where}: accuracy_ci") for end in interval or []]
-    checked["accuracy_ci"] = ends if ends and None not in ends else None
-    return checked
-
-
-def _check_number(value: Any, where: str) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(
-            f"{where}: expected a number; received {_short(value)}. Measure again."
-        )
-    return value if math.isfinite(value) else None
 
 
 def _group_models(entries: list[dict[str, Any]], path: Path) -> tuple[Model, ...]:
@@ -308,8 +247,9 @@ def _group_models(entries: list[dict[str, Any]], path: Path) -> tuple[Model, ...
                 "received two. Remove one of them, or give it another name."
             )
         cells[folder] = entry
-    models = [Model(key[0], key[1], tuple(group.values()))
-              for key, group in groups.items()]  # fmt: skip
+    models = [
+        Model(key[0], key[1], tuple(group.values())) for key, group in groups.items()
+    ]
     for field in ("format", "dtype", "resolver", "threads"):
         models = _tell_apart(models, field)
     return tuple(models)
@@ -330,7 +270,7 @@ def _tell_apart(models: list[Model], field: str) -> list[Model]:
 
 def _read_stages(folder: Path) -> tuple[Stage, ...]:
     cells = [
-        Cell(path.parent.name, _read_json(path), _read_history(path.parent))
+        Cell(path.parent.name, read_json(path), _read_history(path.parent))
         for path in sorted(folder.glob("*/record.json"))
     ]
     # ISO times sort as text; stages without one come last.
@@ -366,8 +306,3 @@ def _read_history(folder: Path) -> dict[str, list[float]]:
             f"{path}: expected a number in every column; received something else "
             f"({error}). Run the stage again."
         ) from error
-
-
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,119 @@
+"""Checks what comes out of a record: a wrong figure stops the report by its name."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+NUMBERS = (
+    "accuracy",
+    "test_images",
+    "bytes",
+    "bytes_gzip",
+    "parameters",
+    "nonzero_parameters",
+    "macs",
+    "latency_ms_p50",
+    "latency_ms_p90",
+    "agreement",
+)
+SHARES = ("accuracy", "agreement")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object; a ValueError names the file that holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: expected JSON; received something else ({error}). "
+            "Run the stage that writes it again."
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path}: expected a JSON object; received {shorten(content)}. "
+            "Run the stage that writes it again."
+        )
+    return content
+
+
+def check_entry(entry: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Returns a model's entry of `metrics.json`, with None for what is not finite.
+
+    Raises:
+        ValueError: If a figure is of the wrong type or range; what is missing
+            is no error.
+    """
+    if not isinstance(entry.get("name"), str):
+        raise ValueError(
+            f"{path}: expected a name for each model; received "
+            f"{shorten(entry.get('name'))}. Measure again."
+        )
+    where = f"{path}: model {entry['name']!r}:"
+    checked = dict(entry)
+    for field in NUMBERS:
+        checked[field] = _check_number(entry.get(field), f"{where} {field}")
+    for field in SHARES:
+        if not 0 <= (checked[field] or 0) <= 1:
+            raise ValueError(
+                f"{where} expected {field} as a share in [0, 1]; received "
+                f"{checked[field]}. Divide percentages by 100."
+            )
+    checked["accuracy_ci"] = _check_interval(entry.get("accuracy_ci"), where)
+    checked["confusion"] = _check_confusion(entry.get("confusion"), where)
+    layers = entry.get("sparsity_by_layer") or {}
+    if not isinstance(layers, dict):
+        raise ValueError(
+            f"{where} expected sparsity_by_layer as an object of shares; received "
+            f"{shorten(layers)}. Measure again."
+        )
+    shares = {
+        layer: _check_number(share, f"{where} sparsity of {layer}")
+        for layer, share in layers.items()
+    }
+    checked["sparsity_by_layer"] = {k: v for k, v in shares.items() if v is not None}
+    return checked
+
+
+def shorten(value: Any) -> str:
+    """Writes a value for an error's one line."""
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _check_number(value: Any, where: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(
+            f"{where}: expected a number; received {shorten(value)}. Measure again."
+        )
+    return value if math.isfinite(value) else None
+
+
+def _check_interval(interval: Any, where: str) -> list[float] | None:
+    if interval is None:
+        return None
+    if not isinstance(interval, list) or len(interval) != 2:
+        raise ValueError(
+            f"{where} expected accuracy_ci as [low, high]; received "
+            f"{shorten(interval)}. Measure again."
+        )
+    ends = [_check_number(end, f"{where} accuracy_ci") for end in interval]
+    return None if None in ends else ends
+
+
+def _check_confusion(rows: Any, where: str) -> list[list[float]] | None:
+    if not rows:
+        return None
+    square = isinstance(rows, list) and all(
+        isinstance(row, list) and len(row) == len(rows) for row in rows
+    )
+    if not square:
+        raise ValueError(
+            f"{where} expected confusion as a square table of counts; received "
+            f"{shorten(rows)}. Measure again."
+        )
+    return [[_check_number(n, f"{where} confusion") or 0 for n in row] for row in rows]

@@ -1,0 +1,161 @@
+"""Draws what accuracy costs: bytes of the file, milliseconds of the processor."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
+from kdprune.report import tables
+from kdprune.report.labels import place_labels
+from kdprune.report.read import Run
+from kdprune.report.references import MLPERF_TINY
+from kdprune.report.style import (
+    GREY,
+    REFERENCE_MARKER,
+    Plot,
+    add_key,
+    clip,
+    format_key,
+    look,
+    new_figure,
+)
+
+
+def plot_size(run: Run, *, references: bool) -> Plot | None:
+    """Draws accuracy against bytes: the file filled, its gzip hollow."""
+    models = [m for m in run.models if m.values("accuracy") and m.values("bytes")]
+    if not models:
+        return None
+    figure, axes = new_figure(7.6, 5)
+    obstacles = []
+    for model in models:
+        y, raw = 100 * model.mean("accuracy"), model.mean("bytes")
+        colour, marker = look(model)
+        packed = model.mean("bytes_gzip")
+        if packed is not None:
+            axes.plot([packed, raw], [y, y], color=colour, linewidth=1, zorder=2)
+            axes.plot(packed, y, marker, color=colour, mfc="white", ms=6, zorder=3)
+            obstacles += [(x, y) for x in np.geomspace(packed, raw, 12)]
+        axes.plot(raw, y, marker, color=colour, ms=6.5, zorder=4)
+    _finish_scatter(axes, models, "bytes", references, obstacles)
+    axes.set_xlabel("size of the file (log scale)")
+    axes.set_title("Accuracy against size")
+    key = [
+        Line2D([], [], ls="", marker="o", color="0.3", label="file"),
+        Line2D([], [], ls="", marker="o", color="0.3", mfc="white", label="gzip"),
+    ]
+    key = key if obstacles else []
+    add_key(figure, format_key(models, references) + key)
+    _name_points(axes, models, "bytes", references, obstacles, run.find("flagship"))
+    return Plot("Accuracy against the size of the file and of its gzip", figure)
+
+
+def plot_latency(run: Run, *, references: bool) -> Plot | None:
+    """Draws accuracy against the median latency, with a line up to the p90."""
+    field = "latency_ms_p50"
+    models = [m for m in run.models if m.values("accuracy") and m.values(field)]
+    if not models:
+        return None
+    figure, axes = new_figure(7.6, 5)
+    obstacles = []
+    for model in models:
+        y, x = 100 * model.mean("accuracy"), model.mean(field)
+        colour, marker = look(model)
+        slow = model.mean("latency_ms_p90")
+        if slow is not None:
+            axes.plot([x, slow], [y, y], color=colour, linewidth=1.2, zorder=2)
+            axes.plot(slow, y, "|", color=colour, ms=6, zorder=2)
+            obstacles += [(value, y) for value in np.linspace(x, slow, 6)]
+        axes.plot(x, y, marker, color=colour, ms=6.5, zorder=4)
+    _finish_scatter(axes, models, field, references, obstacles)
+    how = sorted({tables.timing(model) for model in models})
+    axes.set_xlabel(f"milliseconds per image (log scale; {'; '.join(how)})")
+    axes.set_title("Accuracy against latency")
+    key = [Line2D([], [], color="0.3", marker="|", markevery=[1], label="p50 to p90")]
+    add_key(figure, format_key(models, references) + (key if obstacles else []))
+    _name_points(axes, models, field, references, obstacles, run.find("flagship"))
+    return Plot("Accuracy against latency", figure)
+
+
+def _scatter_points(models, field, references):
+    """Returns (x, y, name) of each model, then of each reference."""
+    points = [(m.mean(field), 100 * m.mean("accuracy"), clip(m.label)) for m in models]
+    if references:
+        points += [(getattr(r, field), 100 * r.accuracy, r.name) for r in MLPERF_TINY]
+    return points
+
+
+def _finish_scatter(axes, models, field, references, obstacles):
+    """Draws the references, and sets the scales with room for the names."""
+    points = _scatter_points(models, field, references)
+    for x, y, _ in points[len(models) :]:
+        axes.plot(x, y, REFERENCE_MARKER, color=GREY, ms=6, zorder=3)
+    x = [point[0] for point in points] + [x for x, _ in obstacles]
+    y = [point[1] for point in points]
+    room = max(0.16 * math.log(max(x) / min(x)), 0.3)
+    axes.set_xscale("log")
+    axes.set_xlim(min(x) / math.exp(room), max(x) * math.exp(room))
+    margin = max(0.12 * (max(y) - min(y)), 0.3)
+    axes.set_ylim(min(y) - margin, max(y) + margin)
+    axes.set_ylabel("accuracy (%)")
+    _set_log_ticks(axes, _write_bytes if field == "bytes" else "{:g}".format)
+
+
+def _set_log_ticks(axes, write):
+    """Labels 1, 2 and 5 of each decade, or the decades alone where they are many."""
+    low, high = axes.get_xlim()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if math.log10(high / low) < 4 else (1,)
+    ticks = [step * 10.0**decade for decade in decades for step in steps]
+    shown = [tick for tick in ticks if low <= tick <= high]
+    axes.xaxis.set_major_locator(FixedLocator(shown))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _write_bytes(value):
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:g} {unit}"
+    return f"{value:g} B"
+
+
+def _name_points(axes, models, field, references, obstacles, flagship):
+    """Writes the names once the layout is final: they depend on its pixels."""
+    figure = axes.figure
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    points = _scatter_points(models, field, references)
+    names = [name for _, _, name in points]
+    if flagship in models:
+        names[models.index(flagship)] += " (flagship)"
+    groups = _group_near(
+        axes.transData.transform([point[:2] for point in points]), 5 * figure.dpi / 72
+    )
+    place_labels(
+        axes,
+        [points[group[0]][:2] for group in groups],
+        ["\n".join(names[i] for i in group) for group in groups],
+        obstacles=[*obstacles, *(point[:2] for point in points)],
+        styles=[
+            {"fontsize": 8.5}
+            | ({"color": GREY, "style": "italic"} if group[0] >= len(models) else {})
+            for group in groups
+        ],
+    )
+
+
+def _group_near(places, distance):
+    """Groups points that cover each other: they share a label, a line for each."""
+    groups: list[list[int]] = []
+    for i, place in enumerate(places):
+        for group in groups:
+            if math.dist(place, places[group[0]]) < distance:
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    return groups
