@@ -89,7 +89,7 @@ def test_help_answers_quickly_and_without_tensorflow():
     assert "usage: kdprune" in output
     assert not {"tensorflow", "tf_keras", "keras"} & loaded
     # Half a second on an idle machine; TensorFlow alone takes several.
-    assert min(seconds) < 3
+    assert min(seconds) < 5
 
 
 @needs_cli
