@@ -1,0 +1,320 @@
+"""Saving and loading Keras models, where a model file is data and never code.
+
+Keras itself imports whatever module a `.keras` file names and runs the Lambda
+layers of an `.h5` file. Here the configuration is read first, held against an
+allow-list (`kdprune.models.allowed`), and only that checked text reaches Keras;
+the weights are read as plain numbers.
+"""
+
+import copy
+import io
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from kdprune.models.allowed import check_config
+
+MAX_CONFIG_BYTES = 32 * 2**20
+# Keras stores weights uncompressed; a file recompressed by hand shrinks a
+# little, one that claims to unpack to more than this is a bomb.
+MAX_EXPANSION = 100
+# Layers may hold a few numbers that are not saved (seeds, counters).
+UNSAVED_NUMBERS = 4096
+
+_CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+# What Keras, h5py and zipfile raise on damaged or inconsistent content.
+_DAMAGE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+    OverflowError,
+    zlib.error,
+    zipfile.BadZipFile,
+    tf.errors.OpError,
+)
+
+
+def save_model(model, path):
+    """Saves a model as float32 `.keras`, atomically.
+
+    The file holds the architecture and the weights, without optimizer or losses.
+    It is written beside `path`, flushed to disk and moved into place, so a
+    killed run leaves the old file or the new one. The same model gives the same
+    bytes each time.
+
+    Args:
+        model: A Functional or Sequential `tf_keras` model, built. Under a
+            mixed-precision policy it is saved as its float32 equivalent.
+        path: Where to save; must end in `.keras`. Folders are created.
+
+    Raises:
+        ValueError: If the model could not be loaded again (a subclassed model,
+            Lambda layers, layers still wrapped for pruning or quantization).
+    """
+    path = Path(path)
+    if path.suffix != ".keras":
+        raise ValueError(f"models are saved as .keras. Received: {path.name!r}")
+    if not isinstance(model, keras.Model) or not hasattr(model, "_nodes_by_depth"):
+        raise ValueError(
+            "save_model takes a built Functional or Sequential tf_keras model. "
+            f"Received: {type(model).__name__}"
+        )
+    config = keras.saving.serialize_keras_object(model)
+    plain = _build(_float32(config), "this model cannot be saved")
+    plain.set_weights([np.asarray(w, np.float32) for w in model.get_weights()])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as folder:
+        raw = Path(folder) / "model.keras"
+        plain.save(raw)
+        finished = Path(folder) / "finished.keras"
+        _write_reproducibly(raw, finished)
+        os.replace(finished, path)
+    _sync_folder(path.parent)
+
+
+def load_model(path):
+    """Loads a `.keras` or `.h5` file saved by tf_keras, running none of its code.
+
+    Args:
+        path: The model file. It may come from anyone: every layer, initializer,
+            regularizer, constraint and activation in it must be on the
+            allow-list, and its weights must fit its layers.
+
+    Returns:
+        The `keras.Model`, not compiled.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a model, is damaged, was saved by Keras 3, or
+            contains something that is not on the allow-list.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no model file at {path}")
+    readers = {".keras": _load_keras, ".h5": _load_h5, ".hdf5": _load_h5}
+    if path.suffix not in readers:
+        raise ValueError(
+            f"{path}: a model to load must be a .keras or .h5 file. "
+            f"Received: {path.suffix or 'no suffix'}"
+        )
+    return readers[path.suffix](path)
+
+
+def _load_keras(path):
+    with tempfile.TemporaryDirectory(prefix="kdprune-") as folder:
+        weights = Path(folder) / "model.weights.h5"
+        with _explained(path, "is not a complete .keras file"):
+            with zipfile.ZipFile(path) as archive:
+                metadata = _parse(_member(archive, _METADATA, MAX_CONFIG_BYTES))
+                text = _member(archive, _CONFIG, MAX_CONFIG_BYTES)
+                limit = MAX_EXPANSION * path.stat().st_size
+                weights.write_bytes(_member(archive, _WEIGHTS, limit))
+        _refuse_keras_3(metadata.get("keras_version"), path)
+        with _explained(path, "is not a complete .keras file"):
+            config = _parse(text)
+        return _assemble(config, weights, path)
+
+
+def _load_h5(path):
+    with _explained(path, "is not a complete .h5 file"), h5py.File(path) as file:
+        version = _text(file.attrs.get("keras_version"))
+        text = _text(file.attrs.get("model_config"))
+    if text is None:
+        raise ValueError(
+            f"{path}: holds no model, perhaps only weights; save the whole model"
+        )
+    _refuse_keras_3(version, path)
+    with _explained(path, "is not a complete .h5 file"):
+        if len(text) > MAX_CONFIG_BYTES:
+            raise ValueError("its configuration is unreasonably large")
+        config = _parse(text)
+    return _assemble(config, path, path)
+
+
+def _assemble(config, weights, path):
+    """Builds the model of a parsed `config` and fills it from `weights`."""
+    with _explained(path, "its weights cannot be read"):
+        numbers = _count_numbers(weights)
+    model = _build(config, path, numbers)
+    with _explained(path, "its weights do not fit its layers"):
+        model.load_weights(str(weights))
+    return model
+
+
+def _build(config, source, numbers=None):
+    """Builds a model from its configuration once that has been checked.
+
+    Args:
+        config: The configuration as parsed from JSON.
+        source: What to call it in errors.
+        numbers: How many numbers the weights file holds. A configuration that
+            asks for more is stopped before the memory is taken.
+    """
+    config = _without_compilation(config)
+    check_config(config, source)
+    with _explained(source, "its layers do not make a model"), _at_most(numbers):
+        if "module" in config:
+            model = keras.saving.deserialize_keras_object(config)
+        else:  # .h5: JSON with its own way of writing tuples
+            model = keras.models.model_from_json(json.dumps(config))
+        if not isinstance(model, keras.Model) or not model.built:
+            raise ValueError(f"it describes a {type(model).__name__}")
+    return model
+
+
+def _without_compilation(config):
+    """Drops losses, metrics and optimizers, of nested models too."""
+    if isinstance(config, dict):
+        return {
+            key: _without_compilation(value)
+            for key, value in config.items()
+            if key != "compile_config"
+        }
+    if isinstance(config, (list, tuple)):
+        return [_without_compilation(value) for value in config]
+    return config
+
+
+@contextmanager
+def _at_most(numbers):
+    """Refuses to create variables of more elements in total than `numbers`."""
+    if numbers is None:
+        yield
+        return
+    left = numbers + UNSAVED_NUMBERS
+
+    def create(next_creator, **kwargs):
+        nonlocal left
+        left -= tf.TensorShape(kwargs.get("shape")).num_elements() or 0
+        if left < 0:
+            raise ValueError(f"they need more than the {numbers:,} numbers it holds")
+        return next_creator(**kwargs)
+
+    with tf.variable_creator_scope(create):
+        yield
+
+
+def _count_numbers(path):
+    """Counts the numbers in an HDF5 file; refuses links out of it and bombs."""
+    count = size = 0
+
+    def visit_link(name, link):
+        if not isinstance(link, h5py.HardLink):
+            raise ValueError(f"{name!r} is a link to another place")
+
+    def visit(name, item):
+        nonlocal count, size
+        if isinstance(item, h5py.Dataset):
+            if item.external or item.is_virtual or item.dtype.kind not in "fiub":
+                raise ValueError(f"{name!r} is not a plain array of numbers")
+            count += item.size
+            size += item.nbytes
+
+    with h5py.File(path) as file:
+        file.visititems_links(visit_link)
+        file.visititems(visit)
+    if size > MAX_EXPANSION * path.stat().st_size:
+        raise ValueError(f"it claims to unpack to {size:,} bytes")
+    return count
+
+
+def _float32(config):
+    """The same configuration with every layer computing in float32."""
+    config = copy.deepcopy(config)
+    pending = [config]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            if isinstance(item.get("dtype"), dict) or item.get("dtype") in (
+                "bfloat16",
+                "float16",
+                "mixed_bfloat16",
+                "mixed_float16",
+            ):
+                item["dtype"] = "float32"
+            pending.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            pending.extend(item)
+    return config
+
+
+def _write_reproducibly(source, target):
+    """Copies a `.keras` archive without the dates in it, flushed to disk."""
+    with zipfile.ZipFile(source) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    metadata = json.loads(members[_METADATA])
+    metadata.pop("date_saved", None)
+    members[_METADATA] = json.dumps(metadata).encode()
+    with open(target, "wb") as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(zipfile.ZipInfo(name), content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder):
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _member(archive, name, limit):
+    """Reads one member, at most `limit` bytes whatever its header claims."""
+    buffer = io.BytesIO()
+    with archive.open(name) as file:
+        while chunk := file.read(2**20):
+            buffer.write(chunk)
+            if buffer.tell() > limit:
+                raise ValueError(f"{name} unpacks to more than {limit:,} bytes")
+    return buffer.getvalue()
+
+
+def _parse(text):
+    try:
+        config = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its configuration is nested too deeply") from error
+    if not isinstance(config, dict):
+        raise ValueError("its configuration is not a JSON object")
+    return config
+
+
+def _text(value):
+    return value.decode("utf-8") if isinstance(value, bytes) else value
+
+
+def _refuse_keras_3(version, path):
+    if str(version).startswith("3"):
+        raise ValueError(
+            f"{path}: saved by Keras {str(version)[:20]}, but TensorFlow Model "
+            "Optimization needs Keras 2 models; build and save it with tf_keras "
+            "(or with TF_USE_LEGACY_KERAS=1 set before TensorFlow is imported)"
+        )
+
+
+@contextmanager
+def _explained(source, problem):
+    """Turns the many errors of damaged content into one line that names it."""
+    try:
+        yield
+    except _DAMAGE as error:
+        detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{source}: {problem} ({detail[:200]})") from error
