@@ -1,0 +1,101 @@
+"""Everything about one model file, in the form `metrics.json` keeps it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kdprune.evaluate.compare import agreement
+from kdprune.evaluate.latency import measure_latency
+from kdprune.evaluate.metrics import score
+from kdprune.evaluate.predict import predict
+from kdprune.evaluate.size import describe_file
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluated model.
+
+    Attributes:
+        entry: Its entry in the `models` list of `metrics.json`.
+        scores: Its probabilities, float32 `(n, classes)`, to compare with.
+    """
+
+    entry: dict
+    scores: np.ndarray
+
+
+def evaluate_model(
+    path,
+    images,
+    labels,
+    *,
+    name=None,
+    stage=None,
+    input_range=(0.0, 1.0),
+    resolver="xnnpack",
+    threads=1,
+    source_scores=None,
+    source_name=None,
+    latency=True,
+):
+    """Measures a model file: accuracy, calibration, size, zeros, MACs, latency.
+
+    Args:
+        path: A `.tflite`, `.keras` or `.h5` file.
+        images: uint8 pixels, shape `(n, height, width, channels)`.
+        labels: True classes, integers `(n,)`.
+        name: How to call it; the file's stem unless given.
+        stage: The stage that made it.
+        input_range: The real values that pixels 0 and 255 stand for.
+        resolver: Kernels for a `.tflite`, see `predict`.
+        threads: Threads for a `.tflite`.
+        source_scores: Scores of the model it was made from, for `agreement`.
+        source_name: That model's name, for `agreement_with`.
+        latency: Whether to time it.
+
+    Returns:
+        An `Evaluation`. What does not apply to a file is `None` in its entry:
+        latency, threads and resolver of a Keras file, agreement without a source.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file, the images and the labels do not fit together.
+    """
+    path = Path(path)
+    description = describe_file(path)
+    scores = predict(
+        path, images, input_range=input_range, resolver=resolver, threads=threads
+    )
+    result = score(scores, labels)
+    timing = {}
+    if latency:
+        timing = measure_latency(path, threads=threads, resolver=resolver) or {}
+    on_runtime = description["format"] == "tflite"
+    entry = {
+        "name": name or path.stem,
+        "stage": stage,
+        "format": description["format"],
+        "path": str(path),
+        "accuracy": result["accuracy"],
+        "accuracy_ci": result["accuracy_ci"],
+        "test_images": result["test_images"],
+        "bytes": description["bytes"],
+        "bytes_gzip": description["bytes_gzip"],
+        "parameters": description["parameters"],
+        "nonzero_parameters": description["nonzero_parameters"],
+        "macs": description["macs"],
+        "latency_ms_p50": timing.get("latency_ms_p50"),
+        "latency_ms_p90": timing.get("latency_ms_p90"),
+        "threads": threads if on_runtime else None,
+        "resolver": resolver if on_runtime else None,
+        "agreement": (
+            None if source_scores is None else agreement(source_scores, scores)
+        ),
+        "agreement_with": None if source_scores is None else source_name,
+        "ece": result["ece"],
+        "per_class": result["per_class"],
+        "confusion": result["confusion"],
+        "sparsity_by_layer": description["sparsity_by_layer"],
+    }
+    return Evaluation(entry, scores)
