@@ -269,9 +269,9 @@ def _image_size(image_size: Sequence[int] | None) -> tuple[int, int] | None:
 def _folders(folder: Path) -> list[str]:
     """Names of the subfolders of `folder`, sorted, without hidden ones."""
     return sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))
+        path.name
+        for path in folder.iterdir()
+        if path.is_dir() and not path.name.startswith((".", "__MACOSX"))
     )
 
 
@@ -279,19 +279,19 @@ def _walk(folder: Path, root: Path) -> list[Path]:
     """Lists the images in `folder` and below, refusing what is not inside `root`."""
     _refuse_outside(folder, root)
     images = []
-    for entry in os.scandir(folder):
-        path = Path(entry.path)
-        if entry.name.startswith("."):
+    # A list, for a directory left half read would stay open.
+    for path in list(folder.iterdir()):
+        if path.name.startswith("."):
             continue
-        if entry.is_dir():
-            if entry.is_symlink():
+        if path.is_dir():
+            if path.is_symlink():
                 raise ValueError(
-                    f"Expected images in {folder}. Received: {entry.name}, a symbolic "
+                    f"Expected images in {folder}. Received: {path.name}, a symbolic "
                     "link to a folder, which is not followed. Copy the images."
                 )
             images += _walk(path, root)
         elif path.suffix.lower() in SUFFIXES:
-            if entry.is_symlink():
+            if path.is_symlink():
                 _refuse_outside(path, root)
             images.append(path)
     return images

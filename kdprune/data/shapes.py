@@ -11,11 +11,16 @@ from kdprune.data.dataset import Source, Split
 
 CHUNK = 500  # Images of one random stream.
 TRAIN, TEST = 0, 1
-DISTRACTORS = 4
-MAX_TURN = 0.26  # Radians; beyond an eighth of a turn squares become diamonds.
-TEXTURE = 0.12
-CONTRAST = (0.15, 0.6)
-NOISE = (0.01, 0.09)
+
+# How hard the images are. With these values, 8 epochs of Adam take the articles'
+# student (31 k parameters) to about 80 % and a ResNet-9 of width 16 past 93 %.
+DISTRACTORS = 2
+MAX_TURN = 0.2  # Radians; beyond an eighth of a turn squares become diamonds.
+SHIFT = 0.25  # Of the centre; images reach from -1 to 1.
+SCALE = (0.5, 0.7)  # Half the extent of a shape.
+TEXTURE = 0.07  # Amplitude of the waves of the background.
+CONTRAST = (0.25, 0.7)  # Distance from the background, in RGB of [0, 1].
+NOISE = (0.0, 0.06)  # Standard deviation.
 
 
 def load(
@@ -101,8 +106,8 @@ def _generate_chunk(
     shape = _draw(
         labels,
         size,
-        centre=rng.uniform(-0.35, 0.35, (CHUNK, 2)),
-        scale=rng.uniform(0.38, 0.62, CHUNK),
+        centre=rng.uniform(-SHIFT, SHIFT, (CHUNK, 2)),
+        scale=rng.uniform(*SCALE, CHUNK),
         turn=rng.uniform(-MAX_TURN, MAX_TURN, CHUNK),
     )
     image = _paint(image, shape, _contrasting(rng, ground))
