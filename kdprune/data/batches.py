@@ -153,7 +153,9 @@ class _Store:
             x = tf.where(rows["flip"][:, None], self.width - 1 - x, x)
         y, x = tf.cast(y, tf.int64), tf.cast(x, tf.int64)
         start = tf.cast(index, tf.int64)[:, None, None] * self.height
-        images = tf.gather(self.pixels, (start + y[:, :, None]) * self.width + x[:, None])
+        images = tf.gather(
+            self.pixels, (start + y[:, :, None]) * self.width + x[:, None]
+        )
         if "cutout" in rows:
             images = tf.where(
                 self._square(rows["cutout"], augment["cutout"]),

@@ -35,7 +35,7 @@ def build_model(name, input_shape=(32, 32, 3), classes=10, **arguments):
 
     Example:
         >>> build_model("resnet8").count_params()
-        78666
+        78426
     """
     check_model_arguments(name, arguments)
     shape = tuple(int(size) for size in input_shape)
@@ -290,7 +290,9 @@ class Dirac(keras.initializers.Initializer):
     def __call__(self, shape, dtype=None, **kwargs):
         height, width, fan_in, filters = shape
         limit = 1.0 / np.sqrt(height * width * fan_in)
-        weights = keras.initializers.RandomUniform(-limit, limit)(shape, dtype="float32")
+        weights = keras.initializers.RandomUniform(-limit, limit)(
+            shape, dtype="float32"
+        )
         identity = np.zeros(shape, "float32")
         shared = np.arange(min(fan_in, filters))
         identity[height // 2, width // 2, shared, shared] = 1.0

@@ -1,0 +1,280 @@
+"""The `kdprune` command: parses, calls, prints."""
+
+import argparse
+import contextlib
+import json
+import pathlib
+import sys
+
+import kdprune
+from kdprune import config, records
+
+# What each stage command runs: the stages it accepts, with what they need.
+_ROLES = {
+    "train_teacher": "the stages that teach others",
+    "train_student": "the students trained alone (the baselines)",
+    "distill": "the stages that distill a student",
+    "prune": "the stages that prune",
+    "quantize": "the stages that quantize",
+    "export": "the stages that write .tflite files",
+    "evaluate": "the stages that measure on the test images",
+    "report": "the stages that draw tables and plots",
+}
+
+_DESCRIPTION = """Makes image classifiers small: distills, prunes, quantizes, proves.
+
+  kdprune run configs/quickstart.yaml             everything, on generated images
+  kdprune run RECIPE.yaml --dry-run               what would be done, and how long
+  kdprune run RECIPE.yaml --set stages.student.training.epochs=5
+  kdprune evaluate model.tflite --dataset cifar10 --data-dir DIR
+  kdprune compare a.tflite b.tflite --dataset cifar10 --data-dir DIR
+"""
+
+
+def main(arguments=None):
+    """Runs the command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    return _guarded(options.function, options)
+
+
+def run_stage(role, description=None):
+    """The whole of a script in `scripts/`: one role's stages of a recipe."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    _add_run_options(parser, until=False)
+    options = parser.parse_args()
+    options.role = role
+    sys.exit(_guarded(_run, options))
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="kdprune",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"kdprune {kdprune.__version__}"
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    run = commands.add_parser("run", help="run a recipe, skipping what is done")
+    _add_run_options(run, until=True)
+    run.set_defaults(function=_run, role=None)
+    for role, what in _ROLES.items():
+        if role == "evaluate":
+            continue  # `kdprune evaluate` measures files; the script runs the stage.
+        command = commands.add_parser(
+            role.replace("_", "-"), help=f"run {what} of a recipe, and what they need"
+        )
+        _add_run_options(command, until=False)
+        command.set_defaults(function=_run, role=role)
+    evaluate = commands.add_parser("evaluate", help="measure model files")
+    evaluate.add_argument("files", nargs="+", metavar="FILE", type=pathlib.Path)
+    evaluate.add_argument("--no-latency", action="store_true", help="don't time them")
+    evaluate.add_argument("--json", metavar="OUT", help="write all figures to a file")
+    _add_data_options(evaluate)
+    evaluate.set_defaults(function=_evaluate)
+    compare = commands.add_parser("compare", help="compare two model files")
+    compare.add_argument("a", metavar="A", type=pathlib.Path)
+    compare.add_argument("b", metavar="B", type=pathlib.Path)
+    compare.add_argument("--json", metavar="OUT", help="write all figures to a file")
+    _add_data_options(compare)
+    compare.set_defaults(function=_compare)
+    return parser
+
+
+def _add_run_options(parser, until):
+    parser.add_argument("recipe", metavar="RECIPE.yaml")
+    parser.add_argument(
+        "--output", metavar="DIR", help="the run's folder (default: runs/NAME)"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="where the data set is")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY.PATH=VALUE",
+        action="append",
+        default=[],
+        help="override a key of the recipe; may be given several times",
+    )
+    if until:
+        parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be done, and stop"
+    )
+    _add_debug(parser)
+
+
+def _add_data_options(parser):
+    parser.add_argument(
+        "--dataset", required=True, help="cifar10, shapes or folder (test images)"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="where the data set is")
+    parser.add_argument(
+        "--data-path", metavar="DIR", help="of --dataset folder: the image folders"
+    )
+    parser.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="of --dataset folder"
+    )
+    parser.add_argument(
+        "--input-range",
+        default="0,1",
+        metavar="LOW,HIGH",
+        help="what black and white are to the model (default: 0,1; raw pixels: 0,255)",
+    )
+    parser.add_argument(
+        "--resolver",
+        default="xnnpack",
+        choices=("xnnpack", "builtin", "reference"),
+        help="the runtime's kernels",
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    _add_debug(parser)
+
+
+def _add_debug(parser):
+    parser.add_argument("--debug", action="store_true", help="show Python's traceback")
+
+
+def _guarded(function, options):
+    """Calls a command; a user's error becomes one line and exit status 2."""
+    try:
+        function(options)
+        return 0
+    except KeyboardInterrupt:
+        print(
+            "\nstopped; run the same command again to go on from here", file=sys.stderr
+        )
+        return 130
+    except (ValueError, OSError) as error:
+        if options.debug:
+            raise
+        print(f"kdprune: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _run(options):
+    recipe = config.load_recipe(options.recipe, options.overrides)
+    folder = pathlib.Path(options.output or f"runs/{recipe.name}")
+    wanted = _wanted(options.role) if options.role else None
+    until = getattr(options, "until", None)
+    from kdprune import pipeline
+
+    if options.dry_run:
+        print(pipeline.preview(recipe, folder, options.data_dir, until, wanted))
+        return
+    pipeline.run(
+        recipe,
+        folder,
+        data_dir=options.data_dir,
+        until=until,
+        wanted=wanted,
+        command=records.command(),
+    )
+
+
+def _wanted(role):
+    """Which stages of a recipe a role stands for."""
+
+    def accepts(recipe, name):
+        kind = recipe.stages[name].kind
+        teachers = {getattr(s, "teacher", None) for s in recipe.stages.values()}
+        if role == "train_teacher":
+            return name in teachers and kind in ("train", "load")
+        if role == "train_student":
+            return name not in teachers and kind == "train"
+        return kind == role
+
+    return accepts
+
+
+def _evaluate(options):
+    from kdprune import evaluate
+
+    test, description = _test_images(options)
+    entries = []
+    for path in options.files:
+        entry = evaluate.evaluate_model(
+            path,
+            test.images,
+            test.labels,
+            input_range=_input_range(options.input_range),
+            resolver=options.resolver,
+            threads=options.threads,
+            latency=not options.no_latency,
+        ).entry
+        entries.append(entry)
+        print(_summary(entry), flush=True)
+    if options.json:
+        _write(options, {"dataset": description, "models": entries})
+
+
+def _compare(options):
+    from kdprune import evaluate
+
+    test, description = _test_images(options)
+    scores = [
+        evaluate.predict(
+            path,
+            test.images,
+            input_range=_input_range(options.input_range),
+            resolver=options.resolver,
+            threads=options.threads,
+        )
+        for path in (options.a, options.b)
+    ]
+    result = evaluate.compare_predictions(*scores, test.labels)
+    print(evaluate.describe_comparison(result, description["classes"]))
+    if options.json:
+        _write(options, {"dataset": description, "comparison": result})
+
+
+def _test_images(options):
+    from kdprune.data import load_dataset
+
+    extra = {"path": options.data_path, "image_size": options.image_size}
+    extra = {key: value for key, value in extra.items() if value is not None}
+    dataset = load_dataset(options.dataset, data_dir=options.data_dir, **extra)
+    return dataset.test, dataset.description
+
+
+def _input_range(text):
+    low, separator, high = text.partition(",")
+    with contextlib.suppress(ValueError):
+        if separator and float(low) < float(high):
+            return float(low), float(high)
+    raise ValueError(
+        f"--input-range expects LOW,HIGH such as 0,255. Received: {text!r}"
+    )
+
+
+def _summary(entry):
+    low, high = (100 * bound for bound in entry["accuracy_ci"])
+    parts = [
+        f"{entry['path']}: {100 * entry['accuracy']:.2f} % of {entry['test_images']} "
+        f"test images (95 % interval {low:.2f} to {high:.2f})",
+        f"ECE {entry['ece']:.3f}",
+        f"{entry['bytes']:,} bytes ({entry['bytes_gzip']:,} gzip)",
+        f"{entry['parameters']:,} parameters "
+        f"({entry['nonzero_parameters']:,} non-zero)",
+        f"{(entry['macs'] or 0) / 1e6:.2f} M MACs",
+    ]
+    if entry["latency_ms_p50"] is not None:
+        parts.append(
+            f"{entry['latency_ms_p50']:.3f} ms p50, "
+            f"{entry['latency_ms_p90']:.3f} ms p90 "
+            f"(threads: {entry['threads']}, {entry['resolver']})"
+        )
+    return "\n    ".join(parts)
+
+
+def _write(options, content):
+    content = {"schema": records.SCHEMA, "command": records.command(), **content}
+    content |= {"versions": records.versions(), "machine": records.machine()}
+    records.write_json(options.json, json.loads(json.dumps(content)))
+    print(f"written: {options.json}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

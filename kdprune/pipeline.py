@@ -1,0 +1,361 @@
+"""The stages' graph: their folders, skipping what is done, resuming what is not."""
+
+import dataclasses
+import errno
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import time
+from datetime import datetime, timezone
+
+from kdprune import records
+from kdprune.config import Recipe, parse_recipe, set_key, stage_order
+
+# Stages that look at all cells of a matrix at once.
+GATHERING = ("evaluate", "report")
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """A stage with all its settings, in one cell of the matrix or in several.
+
+    Attributes:
+        name: Its folder's name: the stage's, with the axes it depends on.
+        stage: The stage's name in the recipe.
+        settings: The stage's settings, its seed resolved.
+        data: The recipe's data settings.
+        parents: Nodes it needs, by the stage's name; several for a stage that
+            gathers all cells.
+    """
+
+    name: str
+    stage: str
+    settings: object
+    data: object
+    parents: dict
+
+    @property
+    def kind(self):
+        return self.settings.kind
+
+
+def plan(recipe):
+    """Turns a recipe into nodes, each after the ones it needs.
+
+    Cells of the matrix share a stage whose settings and parents are the same in
+    all of them, such as the teacher that every seed of a student learns from.
+
+    Returns:
+        A list of `Node`.
+    """
+    cells = [(cell, _with(recipe, cell)) for cell in _cells(recipe.matrix)]
+    found, nodes = {}, {}
+    for stage in stage_order(recipe):
+        same = {}
+        for index, (cell, resolved) in enumerate(cells):
+            key = _identity(resolved, stage, found, index)
+            found[stage, index] = key
+            same.setdefault(key, []).append((index, cell, resolved))
+        if recipe.stages[stage].kind in GATHERING:
+            nodes[stage] = [_gather(recipe, stage, nodes)]
+            for index in range(len(cells)):
+                found[stage, index] = stage
+            continue
+        varying = _varying(same.values(), recipe.matrix)
+        nodes[stage] = []
+        for members in same.values():
+            index, cell, resolved = members[0]
+            node = Node(
+                name=_folder_name(stage, cell, varying),
+                stage=stage,
+                settings=_seeded(resolved, stage),
+                data=resolved.data,
+                parents={
+                    parent: [_member(nodes[parent], index)]
+                    for parent in resolved.stages[stage].parents()
+                },
+            )
+            nodes[stage].append((node, {index for index, *_ in members}))
+    return [node for stage in nodes for node, _ in nodes[stage]]
+
+
+def _cells(matrix):
+    axes = [[(key, value) for value in values] for key, values in matrix.items()]
+    return [dict(cell) for cell in itertools.product(*axes)]
+
+
+def _with(recipe, cell):
+    """The recipe of one cell, checked like any other."""
+    content = recipe.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    content["matrix"] = {}
+    for key, value in cell.items():
+        set_key(content, key, value)
+    return parse_recipe(content)
+
+
+def _seeded(recipe, stage):
+    settings = recipe.stages[stage]
+    if settings.seed is not None:
+        return settings
+    return settings.model_copy(update={"seed": recipe.seed})
+
+
+def _identity(recipe, stage, found, index):
+    settings = _seeded(recipe, stage).model_dump(mode="json", by_alias=True)
+    parents = [found[name, index] for name in recipe.stages[stage].parents()]
+    data = recipe.data.model_dump(mode="json")
+    return json.dumps([settings, data, parents], sort_keys=True)
+
+
+def _varying(groups, matrix):
+    """The axes that tell the groups of cells apart."""
+    groups = list(groups)
+    if len(groups) == 1:
+        return []
+
+    def values(group, key):
+        return {json.dumps(cell[key]) for _, cell, _ in group}
+
+    return [
+        key
+        for key in matrix
+        if any(len(values(group, key)) < len(matrix[key]) for group in groups)
+    ]
+
+
+def _folder_name(stage, cell, varying):
+    parts = [stage]
+    for key in varying:
+        value = json.dumps(cell[key]).strip('"')
+        value = "".join(c if c.isalnum() or c in "._-" else "_" for c in value)
+        parts.append(f"{key.rsplit('.', 1)[-1]}={value}")
+    return "--".join(parts)
+
+
+def _member(members, index):
+    return next(node for node, indices in members if index in indices)
+
+
+def _gather(recipe, stage, nodes):
+    settings = _seeded(recipe, stage)
+    parents = {name: [node for node, _ in nodes[name]] for name in settings.parents()}
+    return Node(stage, stage, settings, recipe.data, parents), {0}
+
+
+@dataclasses.dataclass
+class Run:
+    """A recipe, where its results go, and where its data is.
+
+    Attributes:
+        recipe: The recipe.
+        folder: The run's folder; each node has a folder in it.
+        data_dir: Where the data set is, or None for its usual places.
+        command: What made the run, for the records.
+    """
+
+    recipe: Recipe
+    folder: pathlib.Path
+    data_dir: str | None = None
+    command: str = ""
+
+    def __post_init__(self):
+        self.folder = pathlib.Path(self.folder)
+        self._datasets = {}
+        self._records = {}
+
+    def dataset(self, settings):
+        """The `data.Dataset` of a recipe's data settings, loaded once."""
+        from kdprune.data import load_dataset
+
+        key = settings.model_dump_json()
+        if key not in self._datasets:
+            options = settings.model_dump(exclude_none=True, exclude={"dataset"})
+            self._datasets[key] = load_dataset(
+                settings.dataset, data_dir=self.data_dir, **options
+            )
+        return self._datasets[key]
+
+    def record(self, node):
+        """The record of a node that is done with its present inputs, else None."""
+        if node.name not in self._records:
+            record = records.read_json(self.folder / node.name / "record.json")
+            current = record and self._fingerprint(node) == record.get("fingerprint")
+            if not current or not self._outputs_exist(node, record):
+                return None
+            self._records[node.name] = record
+        return self._records[node.name]
+
+    def execute(self, node):
+        """Runs a node's stage, unless that is done; resumes what was half done."""
+        if self.record(node):
+            print(f"{node.name}: done, skipped", flush=True)
+            return
+        folder = self._prepare(node)
+        print(f"\n== {node.name} ({node.kind}) ==", flush=True)
+        started, clock = datetime.now(timezone.utc), time.perf_counter()
+        from kdprune import stages
+
+        results, outputs = stages.STAGES[node.kind](self, node, folder)
+        record = {
+            "schema": records.SCHEMA,
+            "stage": node.stage,
+            "kind": node.kind,
+            "recipe": self.recipe.name,
+            "command": self.command,
+            "settings": node.settings.model_dump(mode="json", by_alias=True),
+            "fingerprint": self._fingerprint(node),
+            "inputs": self._inputs(node),
+            "outputs": records.describe_outputs(folder, outputs),
+            "seed": node.settings.seed,
+            "data": self.dataset(node.data).description,
+            "versions": records.versions(),
+            "machine": records.machine(),
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": round(time.perf_counter() - clock, 1),
+            "results": results,
+        }
+        records.write_json(folder / "record.json", record)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        print(f"{node.name}: done in {record['seconds']:.0f} s", flush=True)
+
+    def _fingerprint(self, node):
+        """Hashes all that determines the result; not the machine."""
+        return records.fingerprint(
+            {
+                "schema": records.SCHEMA,
+                "settings": node.settings.model_dump(mode="json", by_alias=True),
+                "data": self.dataset(node.data).description["sha256"],
+                "inputs": self._inputs(node),
+            }
+        )
+
+    def _inputs(self, node):
+        """The content that each parent handed on, by the parent's name."""
+        inputs = {}
+        for parent in itertools.chain(*node.parents.values()):
+            record = self.record(parent)
+            outputs = record["outputs"] if record else {}
+            inputs[parent.name] = {name: o["sha256"] for name, o in outputs.items()}
+        return inputs
+
+    def _outputs_exist(self, node, record):
+        sizes = {name: o["bytes"] for name, o in record["outputs"].items()}
+        paths = {name: self.folder / node.name / name for name in sizes}
+        return all(
+            path.is_file() and path.stat().st_size == sizes[name]
+            for name, path in paths.items()
+        )
+
+    def _prepare(self, node):
+        """The node's folder, emptied unless it was half done with these inputs."""
+        folder = self.folder / node.name
+        current = self._fingerprint(node)
+        begun = records.read_json(folder / "begun.json")
+        if folder.exists() and (begun or {}).get("fingerprint") != current:
+            shutil.rmtree(folder)
+        (folder / "record.json").unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        records.write_json(folder / "begun.json", {"fingerprint": current})
+        return folder
+
+
+def run(recipe, folder, *, data_dir=None, until=None, wanted=None, command=""):
+    """Runs a recipe's stages in order; what is done already is skipped.
+
+    Args:
+        recipe: A `Recipe`.
+        folder: The run's folder.
+        data_dir: Where the data set is, or None for its usual places.
+        until: Name of the last stage to run (with what it needs); None for all.
+        wanted: Function of a recipe and a stage's name; stages it accepts are run
+            with what they need. None for all.
+        command: What made the run, for the records.
+
+    Raises:
+        ValueError: If the recipe, the data or a result is not as it must be.
+        OSError: If a file can't be read or written.
+    """
+    current = Run(recipe, folder, data_dir, command)
+    nodes = select(recipe, until=until, wanted=wanted)
+    _check_writable(current.folder)
+    from kdprune import stages
+
+    stages.check(nodes, current)
+    for node in nodes:
+        current.execute(node)
+
+
+def select(recipe, until=None, wanted=None):
+    """The nodes to run: all, or those up to a stage, or those wanted."""
+    nodes = plan(recipe)
+    if until is not None and until not in recipe.stages:
+        raise ValueError(
+            f"--until expects a stage out of {', '.join(recipe.stages)}. "
+            f"Received: {until!r}"
+        )
+    if until is None and wanted is None:
+        return nodes
+    chosen = [
+        node
+        for node in nodes
+        if node.stage == until or (wanted and wanted(recipe, node.stage))
+    ]
+    if not chosen:
+        raise ValueError(
+            f"the recipe {recipe.name!r} has no such stage; it has "
+            f"{', '.join(f'{name} ({s.kind})' for name, s in recipe.stages.items())}"
+        )
+    needed = set()
+    waiting = list(chosen)
+    while waiting:
+        node = waiting.pop()
+        needed.add(node.name)
+        waiting += itertools.chain(*node.parents.values())
+    return [node for node in nodes if node.name in needed]
+
+
+def _check_writable(folder):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = os.strerror(error.errno or errno.EACCES)
+        raise OSError(
+            f"expected an output folder that can be written, got {folder} ({reason}); "
+            "choose another with --output"
+        ) from error
+
+
+def preview(recipe, folder, data_dir=None, until=None, wanted=None):
+    """Describes a run without doing anything: the dry run's text."""
+    import yaml
+
+    current = Run(recipe, folder, data_dir)
+    nodes = select(recipe, until, wanted)
+    from kdprune import stages
+
+    stages.check(nodes, current)
+    content = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
+    lines = [yaml.safe_dump(content, sort_keys=False).rstrip(), "", f"folder: {folder}"]
+    total = 0.0
+    for node in nodes:
+        if current.record(node):
+            state = "done"
+        else:
+            seconds = stages.estimate_seconds(node, current)
+            total += seconds
+            begun = (current.folder / node.name / "checkpoints").exists()
+            state = f"{'half done' if begun else 'to do'}, {_duration(seconds)}"
+        lines.append(f"  {node.name} ({node.kind}): {state}")
+    lines.append(f"in all {_duration(total)} (a rough estimate for this machine)")
+    return "\n".join(lines)
+
+
+def _duration(seconds):
+    if seconds < 90:
+        return f"about {max(seconds, 1):.0f} s"
+    return f"about {seconds / 60:.0f} min"

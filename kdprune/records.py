@@ -1,0 +1,105 @@
+"""One JSON record per stage: what went in, what came out, versions, seed, time."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import sys
+
+SCHEMA = 1
+_PACKAGES = (
+    "kdprune",
+    "tensorflow",
+    "tf_keras",
+    "tensorflow-model-optimization",
+    "ai-edge-litert",
+    "numpy",
+)
+
+
+def versions():
+    """Versions of Python and of the packages that determine a result."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # Used from a checkout that was never installed.
+    return found
+
+
+def machine():
+    """The processor, its number formats for learning, cores, memory and system."""
+    model, flags = platform.processor() or platform.machine(), ""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        text = cpuinfo.read_text()
+        lines = dict(
+            (part.strip() for part in line.split(":", 1))
+            for line in text.splitlines()
+            if ":" in line
+        )
+        model, flags = lines.get("model name", model), lines.get("flags", "")
+    matter = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx2", "asimd")
+    return {
+        "processor": model,
+        "features": [flag for flag in matter if flag in flags.split()],
+        "cores": os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def fingerprint(content):
+    """SHA-256 of JSON-able content, independent of the order of its keys."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def describe_outputs(folder, names):
+    """SHA-256 and size of each named file of a folder."""
+    paths = {name: folder / name for name in names}
+    return {
+        name: {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        for name, path in paths.items()
+    }
+
+
+def write_json(path, content):
+    """Writes JSON beside `path`, then moves it into place."""
+    path = pathlib.Path(path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+def read_json(path):
+    """Reads JSON; a missing or broken file is None, as if nothing were done."""
+    try:
+        return json.loads(pathlib.Path(path).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def command():
+    """The command line of this process, as a user would type it."""
+    program = pathlib.Path(sys.argv[0]).name
+    return " ".join(["kdprune" if program == "__main__.py" else program, *sys.argv[1:]])
+
+
+def _sha256(path):
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _memory_gib():
+    try:
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None
+    return round(pages * size / 2**30, 1)

@@ -1,0 +1,17 @@
+"""Fitting: seed, precision, optimizer, schedule, selection, resume."""
+
+from kdprune.training.fit import TrainingDiverged, fit
+from kdprune.training.losses import cross_entropy
+from kdprune.training.optimizers import OneCycle, build_optimizer
+from kdprune.training.setup import resolve_precision, seed_everything, strategy
+
+__all__ = [
+    "OneCycle",
+    "TrainingDiverged",
+    "build_optimizer",
+    "cross_entropy",
+    "fit",
+    "resolve_precision",
+    "seed_everything",
+    "strategy",
+]

@@ -1,0 +1,110 @@
+"""One checkpoint that holds all a run needs to go on: written whole or not at all."""
+
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import tensorflow as tf
+
+_NAME = re.compile(r"epoch-(\d+)$")
+
+
+class Checkpoints:
+    """The newest resumable state of a training run, in a folder of its own.
+
+    A checkpoint is a folder `epoch-N`, written under another name and moved into
+    place, then the older one is removed: a run killed at any moment leaves the
+    old state or the new.
+
+    Args:
+        folder: Where the checkpoints live; made when the first is saved.
+        **trackables: Named objects with variables (model, optimizer) to save.
+    """
+
+    def __init__(self, folder, **trackables):
+        self.folder = folder
+        self._checkpoint = tf.train.Checkpoint(**trackables)
+
+    def save(self, epoch, state, weights=None):
+        """Saves after `epoch` epochs.
+
+        Args:
+            epoch: Epochs that are done.
+            state: JSON-able values that are not variables.
+            weights: Weights to keep beside the current ones (the best so far), a
+                list of arrays, or None.
+
+        Raises:
+            OSError: If the checkpoint can't be written (no space, no permission);
+                the one before it is kept.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        new = self.folder / f"epoch-{epoch}"
+        partial = self.folder / "partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            self._checkpoint.write(str(partial / "variables"))
+            if weights is not None:
+                np.savez(partial / "kept.npz", *weights)
+            (partial / "state.json").write_text(json.dumps(state))
+        except (OSError, tf.errors.OpError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(
+                f"the checkpoint of epoch {epoch} could not be written to "
+                f"{self.folder}: {_first_line(error)}. The one before it is kept; "
+                "free some space and run the same command again."
+            ) from error
+        shutil.rmtree(new, ignore_errors=True)
+        os.replace(partial, new)
+        for old in self._all():
+            if old != new:
+                shutil.rmtree(old)
+
+    def restore(self):
+        """Loads the newest checkpoint into the trackables.
+
+        Returns:
+            `(epochs done, state, kept weights or None)`, or None if there is no
+            checkpoint.
+
+        Raises:
+            ValueError: If the checkpoint is of another model or optimizer.
+        """
+        found = self._all()
+        if not found:
+            return None
+        newest = found[-1]
+        try:
+            status = self._checkpoint.read(str(newest / "variables"))
+            status.assert_existing_objects_matched()
+        except (AssertionError, ValueError, tf.errors.OpError) as error:
+            raise ValueError(
+                f"the checkpoint {newest} is not of this model and optimizer: "
+                f"{_first_line(error)}. Remove that folder to start again."
+            ) from error
+        state = json.loads((newest / "state.json").read_text())
+        weights = None
+        if (newest / "kept.npz").exists():
+            with np.load(newest / "kept.npz") as kept:
+                weights = [kept[name] for name in kept.files]
+        return _epoch(newest), state, weights
+
+    def clear(self):
+        """Removes all checkpoints, once the run's result is saved elsewhere."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _all(self):
+        if not self.folder.exists():
+            return []
+        found = [path for path in self.folder.iterdir() if _NAME.search(path.name)]
+        return sorted(found, key=_epoch)
+
+
+def _epoch(path):
+    return int(_NAME.search(path.name).group(1))
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,181 @@
+"""Fitting a compiled model: validation, selection, early stop, resume."""
+
+import csv
+import math
+import os
+import sys
+import time
+
+import tensorflow as tf
+import tf_keras as keras
+
+from kdprune.training.checkpoints import Checkpoints
+from kdprune.training.optimizers import averaged_weights
+
+
+class TrainingDiverged(ValueError):
+    """The loss became NaN or infinite."""
+
+
+def fit(
+    model,
+    batches,
+    validation,
+    *,
+    epochs,
+    steps,
+    folder=None,
+    select="last",
+    patience=None,
+    callbacks=(),
+):
+    """Trains a compiled model, and goes on where an earlier call was stopped.
+
+    After each epoch the model is validated (with its averaged weights, if its
+    optimizer keeps an average) and, with a `folder`, one checkpoint is written
+    that holds weights, optimizer, average, selection and history. Called again
+    with the same arguments, training resumes after the last whole epoch and ends
+    with the weights of an uninterrupted run.
+
+    Args:
+        model: A compiled `keras.Model` that reports "accuracy".
+        batches: Function of the first epoch to train, giving the stream of all
+            batches from there on, `steps` for each epoch.
+        validation: Batches of `(images, labels)` to choose by.
+        epochs: Number of epochs in all.
+        steps: Batches in an epoch.
+        folder: `pathlib.Path` for checkpoints, `history.csv` and TensorBoard
+            logs; None to keep nothing.
+        select: "last", or "best" for the weights of the epoch with the highest
+            validation accuracy (the earliest of equals).
+        patience: Stop when that many epochs brought no better validation
+            accuracy; None to train all epochs.
+        callbacks: More Keras callbacks.
+
+    Returns:
+        The history, a list with one dict per epoch: losses and accuracies as
+        fractions, "learning_rate", "seconds".
+
+    Raises:
+        TrainingDiverged: If the loss is not finite. The last checkpoint stays.
+        OSError: If a checkpoint can't be written. The last one stays.
+    """
+    keeper = _EpochKeeper(validation, folder, select, patience)
+    done = keeper.restore(model)
+    if done < epochs and not keeper.out_of_patience():
+        if done:
+            print(f"resuming after epoch {done} of {epochs}", flush=True)
+        logs = [] if folder is None else [_tensorboard(folder)]
+        model.fit(
+            batches(done),
+            epochs=epochs,
+            initial_epoch=done,
+            steps_per_epoch=steps,
+            callbacks=[_StopOnNaN(), keeper, *logs, *callbacks],
+            verbose=1 if sys.stdout.isatty() else 2,
+        )
+    keeper.finish(model)
+    return keeper.history
+
+
+def _tensorboard(folder):
+    return keras.callbacks.TensorBoard(str(folder / "logs"), write_graph=False)
+
+
+class _StopOnNaN(keras.callbacks.Callback):
+    """Stops at the first step whose loss is not finite, before it is saved."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if math.isfinite(logs["loss"]):
+            return
+        step = int(self.model.optimizer.iterations)
+        raise TrainingDiverged(
+            f"the loss became {logs['loss']} at step {step} with learning rate "
+            f"{_learning_rate(self.model.optimizer, step - 1):.3g}. The last good "
+            "checkpoint is kept; lower the learning rate or lengthen the warm-up."
+        )
+
+
+class _EpochKeeper(keras.callbacks.Callback):
+    """Validates, selects, records and saves at the end of each epoch."""
+
+    def __init__(self, validation, folder, select, patience):
+        super().__init__()
+        self.history = []
+        self._validation = validation
+        self._folder = folder
+        self._select = select
+        self._patience = patience
+        self._best = None  # Weights at the best epoch, if the best is selected.
+        self._checkpoints = None
+
+    def restore(self, model):
+        """Loads the newest checkpoint; returns how many epochs are done."""
+        if self._folder is None:
+            return 0
+        model.optimizer.build(model.trainable_variables)
+        self._checkpoints = Checkpoints(
+            self._folder / "checkpoints", model=model, optimizer=model.optimizer
+        )
+        found = self._checkpoints.restore()
+        if found is None:
+            return 0
+        done, self.history, self._best = found
+        return done
+
+    def out_of_patience(self):
+        if self._patience is None or not self.history:
+            return False
+        return len(self.history) - 1 - self._best_epoch() >= self._patience
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._started = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        optimizer = self.model.optimizer
+        # Measured before validation, which is not part of training's speed.
+        seconds = time.perf_counter() - self._started
+        with averaged_weights(self.model):
+            values = self.model.evaluate(self._validation, verbose=0, return_dict=True)
+            logs.update({f"val_{name}": value for name, value in values.items()})
+            rate = _learning_rate(optimizer, int(optimizer.iterations))
+            row = {name: float(value) for name, value in logs.items()}
+            row |= {"epoch": epoch + 1, "learning_rate": rate, "seconds": seconds}
+            self.history.append(row)
+            if self._select == "best" and self._best_epoch() == epoch:
+                self._best = self.model.get_weights()
+        if self._folder is not None:
+            self._checkpoints.save(epoch + 1, self.history, self._best)
+            write_history(self._folder / "history.csv", self.history)
+        if self.out_of_patience():
+            self.model.stop_training = True
+
+    def finish(self, model):
+        """Leaves the model with the weights that were asked for."""
+        if self._best is not None:
+            model.set_weights(self._best)
+        elif getattr(model.optimizer, "use_ema", False):
+            model.optimizer.finalize_variable_values(model.trainable_variables)
+
+    def _best_epoch(self):
+        accuracies = [row["val_accuracy"] for row in self.history]
+        return accuracies.index(max(accuracies))
+
+
+def write_history(path, history):
+    """Writes one CSV row per epoch, atomically, "epoch" first."""
+    names = ["epoch", *(name for name in history[0] if name != "epoch")]
+    partial = path.with_suffix(".partial")
+    with open(partial, "w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(history)
+    os.replace(partial, path)
+
+
+def _learning_rate(optimizer, step):
+    """The rate used at a step; Keras shows only the next one."""
+    rate = optimizer._learning_rate
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        return float(rate(tf.constant(step, tf.int64)))
+    return float(optimizer.learning_rate)

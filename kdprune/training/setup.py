@@ -1,0 +1,48 @@
+"""What is settled before a model is built: random state, precision, devices."""
+
+import os
+import pathlib
+
+import tensorflow as tf
+import tf_keras as keras
+
+
+def seed_everything(seed):
+    """Seeds Python, NumPy and TensorFlow, and forgets earlier models' names.
+
+    Layer names and random streams count up within a process; without the reset
+    a stage would depend on the stages that ran before it.
+    """
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(seed)
+
+
+def resolve_precision(precision="auto"):
+    """Turns "auto" into the precision policy that is quickest on this machine.
+
+    Returns:
+        "mixed_bfloat16" where a GPU is present or the processor multiplies
+        bfloat16 natively (AMX or AVX512-BF16), else "float32"; any other value
+        is returned unchanged.
+    """
+    if precision != "auto":
+        return precision
+    if tf.config.list_physical_devices("GPU"):
+        return "mixed_bfloat16"
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    native = "amx_bf16" in flags or "avx512_bf16" in flags
+    return "mixed_bfloat16" if native else "float32"
+
+
+def strategy():
+    """The `tf.distribute` strategy for what this process can see.
+
+    Several hosts where `TF_CONFIG` names them, several GPUs where there are
+    several, else the default one of a single device.
+    """
+    if os.environ.get("TF_CONFIG"):
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if len(tf.config.list_logical_devices("GPU")) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
