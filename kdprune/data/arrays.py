@@ -70,7 +70,7 @@ def from_arrays(
     if isinstance(test, tuple):
         test = _split(*test, "test")
     else:
-        kept, held_out = stratified_split(train.labels, test, (seed, 2))
+        kept, held_out = stratified_split(train.labels, test, (seed, 2), "test")
         train, test = train.take(kept), train.take(held_out)
     given = _split(*validation, "validation") if isinstance(validation, tuple) else None
     source = Source(

@@ -114,10 +114,14 @@ class Dataset:
         if source.validation is not None:
             self.train, self.validation = source.train, source.validation
         else:
-            kept, held_out = stratified_split(source.train.labels, validation, seed)
+            kept, held_out = stratified_split(
+                source.train.labels, validation, seed, "validation"
+            )
             self.train = source.train.take(kept)
             self.validation = source.train.take(held_out)
-        drawn = stratified_sample(self.train.labels, calibration, (seed, 1))
+        drawn = stratified_sample(
+            self.train.labels, calibration, (seed, 1), "calibration"
+        )
         self.calibration = self.train.take(drawn)
         check_split(self.train, "training", self.image_shape, self.classes)
         check_split(self.validation, "validation", self.image_shape, self.classes)

@@ -309,7 +309,7 @@ def _refuse_outside(path: Path, root: Path):
 def _hold_out(files: Files, share: float | int, seed: int) -> tuple[Files, Files]:
     """Divides the files into those to train on and a stratified test set."""
     labels = np.array([label for _, label in files])
-    kept, drawn = stratified_split(labels, share, (seed, 2))
+    kept, drawn = stratified_split(labels, share, (seed, 2), "test")
     return [files[i] for i in kept], [files[i] for i in drawn]
 
 

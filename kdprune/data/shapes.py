@@ -12,8 +12,9 @@ from kdprune.data.dataset import Source, Split
 CHUNK = 500  # Images of one random stream.
 TRAIN, TEST = 0, 1
 
-# How hard the images are. With these values, 8 epochs of Adam take the articles'
-# student (31 k parameters) to about 80 % and a ResNet-9 of width 16 past 93 %.
+# How hard the images are. With these values, 8 epochs of Adam (batches of 64, no
+# augmentation) took the articles' student, 31 k parameters, to a test accuracy of
+# 80 %, and a ResNet-9 of width 16 to 99 %.
 DISTRACTORS = 2
 MAX_TURN = 0.2  # Radians; beyond an eighth of a turn squares become diamonds.
 SHIFT = 0.25  # Of the centre; images reach from -1 to 1.

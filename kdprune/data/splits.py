@@ -7,7 +7,10 @@ import numpy as np
 
 
 def stratified_split(
-    labels: np.ndarray, fraction_or_count: float | int, seed: int | Sequence[int]
+    labels: np.ndarray,
+    fraction_or_count: float | int,
+    seed: int | Sequence[int],
+    what: str = "the drawn share",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Divides examples into those kept and those drawn, class by class.
 
@@ -20,6 +23,7 @@ def stratified_split(
         fraction_or_count: What to draw: a fraction in (0, 1) of the examples,
             or a number of them if it is an int.
         seed: Seed, one or several integers >= 0.
+        what: What errors call the draw.
 
     Returns:
         Indices `(kept, drawn)`, both ascending; together they are `0..n-1`.
@@ -32,25 +36,28 @@ def stratified_split(
     classes, sizes = np.unique(labels, return_counts=True)
     if sizes.min() < 2:
         raise ValueError(
-            "Expected at least 2 images of every class, to have one in each part. "
+            f"Expected at least 2 images of every class, to draw {what} from it. "
             f"Received: {sizes.min()} of class {classes[sizes.argmin()]}. "
             "Add images or remove the class."
         )
-    count = _count(fraction_or_count, len(labels))
+    count = _count(fraction_or_count, len(labels), what)
     if not isinstance(fraction_or_count, Integral):
         count = int(np.clip(count, len(classes), len(labels) - len(classes)))
     if count > len(labels) - len(classes):
         raise ValueError(
-            f"Expected to draw at most {len(labels) - len(classes)} of {len(labels)} "
-            f"images, so that each of {len(classes)} classes keeps one. "
-            f"Received: {count}. Draw fewer."
+            f"Expected {what} to be at most {len(labels) - len(classes)} of "
+            f"{len(labels)} images, so that each of {len(classes)} classes keeps one. "
+            f"Received: {count}."
         )
     drawn = _draw(labels, _allocate(sizes, count, sizes - 1), seed)
     return np.setdiff1d(np.arange(len(labels)), drawn, assume_unique=True), drawn
 
 
 def stratified_sample(
-    labels: np.ndarray, fraction_or_count: float | int, seed: int | Sequence[int]
+    labels: np.ndarray,
+    fraction_or_count: float | int,
+    seed: int | Sequence[int],
+    what: str = "the drawn share",
 ) -> np.ndarray:
     """Draws examples class by class; unlike a split, it may take a class whole.
 
@@ -59,6 +66,7 @@ def stratified_sample(
         fraction_or_count: A fraction in (0, 1), or a number if it is an int;
             a number above n takes all n.
         seed: Seed, one or several integers >= 0.
+        what: What errors call the draw.
 
     Returns:
         The drawn indices, ascending.
@@ -67,7 +75,7 @@ def stratified_sample(
         ValueError: If the fraction or count is out of range.
     """
     labels = _checked_labels(labels)
-    count = min(_count(fraction_or_count, len(labels)), len(labels))
+    count = min(_count(fraction_or_count, len(labels), what), len(labels))
     sizes = np.unique(labels, return_counts=True)[1]
     return _draw(labels, _allocate(sizes, count, sizes), seed)
 
@@ -82,7 +90,7 @@ def _checked_labels(labels: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _count(fraction_or_count: float | int, total: int) -> int:
+def _count(fraction_or_count: float | int, total: int, what: str) -> int:
     """Turns a fraction or a count into a count; a fraction draws at least one."""
     if isinstance(fraction_or_count, Integral) and fraction_or_count > 0:
         if not isinstance(fraction_or_count, bool):
@@ -90,7 +98,7 @@ def _count(fraction_or_count: float | int, total: int) -> int:
     elif isinstance(fraction_or_count, Real) and 0 < fraction_or_count < 1:
         return max(1, round(fraction_or_count * total))
     raise ValueError(
-        "Expected a fraction between 0 and 1 or a whole number of images above 0. "
+        f"Expected {what} to be a fraction between 0 and 1 or a whole number above 0. "
         f"Received: {fraction_or_count!r}."
     )
 

@@ -48,7 +48,7 @@ class TestStratifiedSplit:
 
     @pytest.mark.parametrize("share", [0, 1.0, -0.1, 1.5, 0.0, -3, True, "0.1", np.nan])
     def test_what_is_no_share_is_refused(self, share):
-        with pytest.raises(ValueError, match="fraction between 0 and 1 or a whole"):
+        with pytest.raises(ValueError, match="share to be a fraction between 0 and 1"):
             stratified_split(LABELS, share, seed=0)
 
     def test_a_class_of_one_image_is_refused_by_name(self):
@@ -178,6 +178,11 @@ class TestLoadDataset:
     def test_an_unknown_option_is_refused(self):
         with pytest.raises(ValueError, match="train_images.*Received: 'images'"):
             load_dataset("shapes", images=3)
+
+    @pytest.mark.parametrize("option", ["validation", "calibration"])
+    def test_a_share_out_of_range_is_named(self, option):
+        with pytest.raises(ValueError, match=f"Expected {option} to be .*Received: 0"):
+            load_dataset("shapes", train_images=20, **{option: 0})
 
     @pytest.mark.parametrize("seed", [-1, 0.5, "0", True])
     def test_what_is_no_seed_is_refused(self, seed):
