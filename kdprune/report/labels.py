@@ -1,15 +1,16 @@
 """Puts names beside a plot's points without covering a point or another name.
 
-Boxes are tuples (left, bottom, right, top) and places are offsets (x, y) from a
-point, all in pixels.
+Boxes are rows (left, bottom, right, top), lines are rows (x, y, x, y), and places
+are offsets (x, y) from a point, all in pixels.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.text import Annotation
 
@@ -20,9 +21,8 @@ DIRECTIONS = 24
 LEADER_FROM = 10
 # A thin line through a name, or a name over the edge, spoils the whole name.
 SPOILS = 30
-ATTEMPTS = 20
-
-Box = tuple[float, float, float, float]
+PADDING = 2
+ATTEMPTS = 12
 
 
 def place_labels(
@@ -36,9 +36,9 @@ def place_labels(
 ) -> list[Annotation]:
     """Writes each text beside its point, in the nearest free place.
 
-    Takes the labels in turn and tries the places around a point from near to
-    far: inside the axes, and free of points, obstacles and earlier labels.
-    Where a label finds none, it goes first in the next attempt; the attempt
+    Takes the labels in turn and weighs the places around their points: a place
+    should be near, inside the axes, and free of points, obstacles and earlier
+    labels. Labels that find none choose first in the next attempt; the attempt
     that covers least is drawn. Call it when the figure's layout is final.
 
     Args:
@@ -52,129 +52,126 @@ def place_labels(
     Returns:
         The annotations, in the order of `texts`.
     """
-    renderer = axes.figure.canvas.get_renderer()
-    scale = axes.figure.dpi / 72
+    styles = styles or [{}] * len(texts)
     labels = [
         axes.annotate(text, point, (0, 0), textcoords="offset points", **style)
-        for point, text, style in zip(
-            points, texts, styles or [{}] * len(texts), strict=True
-        )
+        for point, text, style in zip(points, texts, styles, strict=True)
     ]
+    renderer = axes.figure.canvas.get_renderer()
+    scale = axes.figure.dpi / 72
     sizes = [label.get_window_extent(renderer).size for label in labels]
-    pixels = [tuple(axes.transData.transform(point)) for point in points]
-    around = radius * scale
-    markers = [
-        (x - around, y - around, x + around, y + around)
-        for x, y in [*pixels, *map(axes.transData.transform, obstacles)]
-    ]
+    centres = axes.transData.transform([*points, *obstacles])
+    markers = np.concatenate([centres - radius * scale, centres + radius * scale], 1)
+    pixels = centres[: len(points)]
     places = _find_places(pixels, sizes, markers, axes.bbox.extents, scale)
-    for label, (x, y) in zip(labels, places, strict=True):
+    for label, place in zip(labels, places, strict=True):
         label.set_in_layout(False)
-        label.set_position((x / scale, y / scale))
-        label.set(**dict(zip(("ha", "va"), _alignment((x, y)), strict=True)))
-        if math.hypot(x, y) > LEADER_FROM * scale:
+        label.set_position(place / scale)
+        horizontal, vertical = _facing(place)
+        label.set_ha({1: "left", 0: "center", -1: "right"}[horizontal])
+        label.set_va({1: "bottom", 0: "center", -1: "top"}[vertical])
+        if np.linalg.norm(place) > LEADER_FROM * scale:
             _draw_leader(label)
     return labels
 
 
 def _find_places(pixels, sizes, markers, inside, scale):
-    """Returns the offset of each label, of the attempt that covers least."""
+    """Returns the offset of each label, of the attempt that costs least."""
+    random = np.random.default_rng(0)
     order = list(range(len(pixels)))
     best, least = [], math.inf
     for _ in range(ATTEMPTS):
-        taken, places, costs = list(markers), {}, {}
+        names, lines, places, costs = [], [], {}, {}
         for i in order:
-            place, costs[i] = _find_place(pixels[i], sizes[i], taken, inside, scale)
-            places[i] = place
-            taken.append(_text_box(pixels[i], place, sizes[i]))
-            taken += _leader(pixels[i], place, scale)
-        if sum(costs.values()) < least:
-            best, least = [places[i] for i in range(len(pixels))], sum(costs.values())
-        if least == 0:
+            candidates = _candidates(pixels[i], sizes[i], scale)
+            cost = _price(candidates, pixels[i], (markers, names, lines), inside)
+            chosen = int(np.argmin(cost + candidates.nearness))
+            costs[i], places[i] = cost[chosen], candidates.places[chosen]
+            names.append(candidates.boxes[chosen])
+            if candidates.joined[chosen]:
+                lines.append([*pixels[i], *(pixels[i] + places[i])])
+        total = sum(costs.values())
+        if total < least:
+            best, least = [places[i] for i in range(len(pixels))], total
+        if total == 0:
             break
-        worst = max(order, key=costs.__getitem__)
-        if order[0] == worst:
-            break
-        order.remove(worst)
-        order.insert(0, worst)
+        # Those in trouble choose first next time, in an order not yet tried.
+        random.shuffle(order)
+        order.sort(key=lambda i: costs[i] == 0)
     return best
 
 
-def _find_place(origin, size, taken, inside, scale):
-    """Returns the first free offset and 0, or the one that covers least and how much.
+class _Candidates(NamedTuple):
+    """Where a label may be: all arrays have a row for each place."""
+
+    places: np.ndarray
+    boxes: np.ndarray
+    joined: np.ndarray
+    nearness: np.ndarray
+
+
+def _candidates(origin, size, scale):
+    """Returns the places around a point; the best is near, and to its right."""
+    turn = np.arange(DIRECTIONS)
+    angle = 2 * np.pi * turn / DIRECTIONS
+    ring = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    distance = np.repeat(DISTANCES, DIRECTIONS)
+    places = distance[:, None] * np.tile(ring, (len(DISTANCES), 1)) * scale
+    aside = np.tile(np.minimum(turn, DIRECTIONS - turn), len(DISTANCES))
+    corner = origin + places - (0.5 - 0.5 * _facing(places)) * size
+    boxes = np.concatenate([corner, corner + size], axis=1)
+    return _Candidates(places, boxes, distance > LEADER_FROM, distance + 0.1 * aside)
+
+
+def _facing(places):
+    """Returns per axis which end of a text faces its point: 1 start, 0 middle, -1 end.
+
+    A text to the right of its point starts there, one above it is centred on it.
+    """
+    far = 0.5 * np.linalg.norm(places, axis=-1, keepdims=True)
+    return np.where(places > far, 1, np.where(places < -far, -1, 0))
+
+
+def _price(candidates, origin, taken, inside):
+    """Returns what each place covers, in pixels, zero for a free one.
 
     A line to the point starts at the point's own marker, and at those of other
     points that lie there too: these it may cross.
     """
-    x, y = origin
-    others = [b for b in taken if not (b[0] <= x <= b[2] and b[1] <= y <= b[3])]
-    best, least = (0.0, 0.0), math.inf
-    for distance in DISTANCES:
-        for place in _ring(distance * scale):
-            box = _text_box(origin, place, size, padding=1.5)
-            area = (box[2] - box[0]) * (box[3] - box[1])
-            cost = SPOILS * (area - _shared(box, inside))
-            cost += sum(_shared(box, other) for other in taken)
-            cost += SPOILS * sum(
-                _shared(part, other)
-                for part in _leader(origin, place, scale)
-                for other in others
-            )
-            if cost < 0.01:
-                return place, 0.0
-            if cost < least:
-                best, least = place, cost
-    return best, least
-
-
-def _ring(distance):
-    """Offsets on a circle, the right one first, then from there both ways."""
-    order = sorted(range(DIRECTIONS), key=lambda i: min(i, DIRECTIONS - i))
-    angles = [2 * math.pi * i / DIRECTIONS for i in order]
-    return [(distance * math.cos(a), distance * math.sin(a)) for a in angles]
-
-
-def _alignment(place):
-    """Which side of the text is at the offset: the one that faces the point."""
-    x, y = place
-    far = 0.5 * math.hypot(x, y)
-    horizontal = "left" if x > far else "right" if x < -far else "center"
-    vertical = "bottom" if y > far else "top" if y < -far else "center"
-    return horizontal, vertical
-
-
-def _text_box(origin, place, size, padding=0.0) -> Box:
-    """Returns the box of a text of that size that is put at the offset."""
-    horizontal, vertical = _alignment(place)
-    left = origin[0] + place[0]
-    left -= {"left": 0, "center": 0.5, "right": 1}[horizontal] * size[0]
-    low = origin[1] + place[1]
-    low -= {"bottom": 0, "center": 0.5, "top": 1}[vertical] * size[1]
-    return (
-        left - padding,
-        low - padding,
-        left + size[0] + padding,
-        low + size[1] + padding,
+    markers, names, lines = (np.reshape(boxes, (-1, 4)) for boxes in taken)
+    boxes = candidates.boxes + [-PADDING, -PADDING, PADDING, PADDING]
+    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    cost = SPOILS * (area - _shared(boxes, np.asarray([inside]))[:, 0])
+    cost[cost < 1] = 0  # rounding
+    cost += _shared(boxes, markers).sum(axis=1)
+    cost += SPOILS * _shared(boxes, names).sum(axis=1)
+    cost += SPOILS * area * _crosses(lines, boxes).sum(axis=0)
+    under = ((markers[:, :2] <= origin) & (origin <= markers[:, 2:])).all(axis=1)
+    own = np.concatenate(
+        [np.broadcast_to(origin, candidates.places.shape), origin + candidates.places],
+        axis=1,
     )
+    crossed = 20 * _crosses(own, markers[~under]).sum(axis=1)
+    crossed = crossed + SPOILS * area * _crosses(own, names).sum(axis=1)
+    return cost + candidates.joined * crossed
 
 
-def _leader(origin, place, scale) -> list[Box]:
-    """Returns small boxes along the line from a point to a label that has one."""
-    length = math.hypot(*place)
-    if length <= LEADER_FROM * scale:
-        return []
-    steps = int(length // (3 * scale))
-    along = [
-        (origin[0] + place[0] * step / steps, origin[1] + place[1] * step / steps)
-        for step in range(1, steps)
-    ]
-    return [(x - 1, y - 1, x + 1, y + 1) for x, y in along]
+def _shared(ones, others):
+    """Returns the area that each of `ones` shares with each of `others`."""
+    ones, others = ones[:, None], others[None]
+    low = np.maximum(ones[..., :2], others[..., :2])
+    high = np.minimum(ones[..., 2:], others[..., 2:])
+    return np.prod(np.clip(high - low, 0, None), axis=-1)
 
 
-def _shared(one: Box, other: Box) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    return max(width, 0.0) * max(height, 0.0)
+def _crosses(lines, boxes):
+    """Whether each line (from x, y to x, y) goes through each box."""
+    start, way = lines[:, None, :2], (lines[:, 2:] - lines[:, :2])[:, None]
+    way = np.where(way == 0, 1e-9, way)
+    ends = (boxes[None, :, :2] - start) / way, (boxes[None, :, 2:] - start) / way
+    enter = np.minimum(*ends).max(axis=-1)
+    leave = np.maximum(*ends).min(axis=-1)
+    return (enter < leave) & (leave > 0) & (enter < 1)
 
 
 def _draw_leader(label):
