@@ -4,7 +4,7 @@ from kdprune.evaluate.compare import agreement, compare_predictions
 from kdprune.evaluate.evaluation import Evaluation, evaluate_model
 from kdprune.evaluate.latency import measure_latency
 from kdprune.evaluate.metrics import score
-from kdprune.evaluate.predict import predict
+from kdprune.evaluate.prediction import predict
 from kdprune.evaluate.size import describe_file
 from kdprune.evaluate.tflite import open_interpreter, read_tflite
 

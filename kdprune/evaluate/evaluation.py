@@ -8,7 +8,7 @@ import numpy as np
 from kdprune.evaluate.compare import agreement
 from kdprune.evaluate.latency import measure_latency
 from kdprune.evaluate.metrics import score
-from kdprune.evaluate.predict import predict
+from kdprune.evaluate.prediction import predict
 from kdprune.evaluate.size import describe_file
 
 

@@ -19,10 +19,10 @@ _WEIGHTED = {
 }
 _CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 # What converters append to a Keras layer's name to name its weights.
-_SUFFIX = re.compile(
-    r"^(Conv2D|depthwise|separable_conv2d|MatMul|Tensordot|conv2d_transpose|kernel"
-    r"|BiasAdd|ReadVariableOp|resource|LastValueQuant|AllValuesQuant|FakeQuant\w*)"
-    r"[_\d]*$"
+_WEIGHT_NAME = re.compile(
+    r"([^/]+)/(Conv2D|depthwise|separable_conv2d|MatMul|Tensordot|conv2d_transpose"
+    r"|kernel|LastValueQuant|AllValuesQuant)[_\d]*"
+    r"(/(MatMul|ReadVariableOp|resource|FakeQuant\w*)[_\d]*)*$"
 )
 
 
@@ -75,8 +75,7 @@ def _describe_tflite(path):
         "nonzero_parameters": sum(_count_nonzero(t) for t in constants),
         "macs": sum(_macs(graph, op, weights) for _, op, weights, _ in layers),
         "sparsity_by_layer": {
-            name: 1 - _count_nonzero(weights) / math.prod(weights.shape)
-            for name, _, weights, _ in layers
+            name: _share_of_zeros(weights) for name, _, weights, _ in layers
         },
         "input": _port(graph, graph.inputs),
         "output": _port(graph, graph.outputs),
@@ -127,10 +126,9 @@ def _distinct_constants(layers):
 def _layer_name(tensor_name):
     """Finds the Keras layer in a tensor's name: `net/conv1/Conv2D` -> `conv1`."""
     for part in reversed(tensor_name.split(";")):
-        steps = part.split("/")
-        cut = next((i for i, step in enumerate(steps) if _SUFFIX.match(step)), 0)
-        if cut:
-            return steps[cut - 1].removeprefix("quant_")
+        found = _WEIGHT_NAME.search(part)
+        if found:
+            return found[1].removeprefix("quant_")
     return None
 
 
@@ -143,6 +141,11 @@ def _count_nonzero(tensor):
         shape[tensor.axis] = -1
         zero = zero.reshape(shape)
     return int(np.count_nonzero(values != zero))
+
+
+def _share_of_zeros(tensor):
+    size = math.prod(tensor.shape)
+    return (size - _count_nonzero(tensor)) / size
 
 
 def _macs(graph, op, weights):

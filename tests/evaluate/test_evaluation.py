@@ -1,0 +1,119 @@
+"""Entries for metrics.json, and the public reference models on the real data."""
+
+import json
+
+import numpy as np
+import pytest
+
+from kdprune.data import load_dataset
+from kdprune.evaluate import compare_predictions, describe_file, evaluate_model, predict
+from kdprune.models.io import save_model
+
+KEYS = """
+    name stage format path accuracy accuracy_ci test_images bytes bytes_gzip
+    parameters nonzero_parameters macs latency_ms_p50 latency_ms_p90 threads
+    resolver agreement agreement_with ece per_class confusion sparsity_by_layer
+""".split()
+
+# Accuracy on all 10,000 test images, bytes, MACs, parameters.
+MLPERF = {
+    "pretrainedResnet": (0.8719, 318_144, 12_501_632, 77_706),
+    "pretrainedResnet_quant": (0.8697, 98_496, 12_501_632, 77_706),
+    "pretrainedResnet_large_float": (0.9128, 1_929_208, 76_473_920, 480_330),
+    "pretrainedResnet_large_int8": (0.9131, 512_024, 76_473_920, 480_330),
+}
+
+
+@pytest.fixture(scope="module")
+def cifar10_test(cifar10_dir):
+    return load_dataset("cifar10", data_dir=cifar10_dir).test
+
+
+def test_an_entry_has_the_keys_of_metrics_json(tiny, tflites, pixels, tmp_path):
+    labels = np.arange(64) % 5
+    save_model(tiny, tmp_path / "tiny.keras")
+    source = evaluate_model(tmp_path / "tiny.keras", pixels, labels)
+    result = evaluate_model(
+        tflites["int8"],
+        pixels,
+        labels,
+        name="tiny int8",
+        stage="quantized",
+        source_scores=source.scores,
+        source_name=source.entry["name"],
+    )
+    for entry in (source.entry, result.entry):
+        assert list(entry) == KEYS
+        assert json.loads(json.dumps(entry)) == entry
+    assert source.entry["name"] == "tiny" and source.entry["format"] == "keras"
+    for key in ("latency_ms_p50", "threads", "resolver", "agreement", "agreement_with"):
+        assert source.entry[key] is None
+    entry = result.entry
+    assert (entry["name"], entry["stage"]) == ("tiny int8", "quantized")
+    assert entry["path"] == str(tflites["int8"])
+    assert entry["agreement"] > 0.85 and entry["agreement_with"] == "tiny"
+    assert entry["latency_ms_p50"] > 0
+    assert (entry["threads"], entry["resolver"]) == (1, "xnnpack")
+    assert entry["test_images"] == 64 == np.sum(entry["confusion"])
+    np.testing.assert_array_equal(result.scores, predict(tflites["int8"], pixels))
+
+
+def test_labels_of_another_data_set_are_refused(tflites, pixels):
+    with pytest.raises(ValueError, match="tells 5 classes apart, but the labels run"):
+        evaluate_model(tflites["int8"], pixels, np.arange(64) % 6, latency=False)
+
+
+@pytest.mark.parametrize("name", MLPERF)
+def test_the_reference_files_hold_what_is_published(mlperf_dir, name):
+    _, size, macs, parameters = MLPERF[name]
+    description = describe_file(mlperf_dir / f"{name}.tflite")
+    found = tuple(description[key] for key in ("bytes", "macs", "parameters"))
+    assert found == (size, macs, parameters)
+    assert len(description["sparsity_by_layer"]) == 10
+    integers = name.endswith(("quant", "int8"))
+    assert (description["float_ops"] == {}) == integers
+
+
+def test_the_reference_models_score_alike_on_2000_images(mlperf_dir, cifar10_test):
+    images, labels = cifar10_test.images[:2000], cifar10_test.labels[:2000]
+    scores = [
+        predict(
+            mlperf_dir / f"pretrainedResnet{kind}.tflite", images, input_range=(0, 255)
+        )
+        for kind in ("", "_quant")
+    ]
+    for accuracy, found in zip((0.8719, 0.8697), scores, strict=True):
+        # Three standard errors of 2,000 images around the figure of all 10,000.
+        assert (found.argmax(axis=1) == labels).mean() == pytest.approx(
+            accuracy, abs=0.022
+        )
+    assert 0.01 < compare_predictions(*scores, labels)["disagreement"] < 0.04
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MLPERF)
+def test_the_reference_models_reach_their_accuracy(mlperf_dir, cifar10_test, name):
+    path = mlperf_dir / f"{name}.tflite"
+    result = evaluate_model(
+        path, cifar10_test.images, cifar10_test.labels, input_range=(0, 255)
+    )
+    assert result.entry["test_images"] == 10_000
+    assert result.entry["accuracy"] == pytest.approx(MLPERF[name][0], abs=0.001)
+    low, high = result.entry["accuracy_ci"]
+    assert low < MLPERF[name][0] < high and high - low < 0.014
+
+
+@pytest.mark.slow
+def test_mlperf_quantization_loses_little_and_disagrees_more(mlperf_dir, cifar10_test):
+    scores = [
+        predict(
+            mlperf_dir / f"pretrainedResnet{kind}.tflite",
+            cifar10_test.images,
+            input_range=(0, 255),
+        )
+        for kind in ("", "_quant")
+    ]
+    result = compare_predictions(*scores, cifar10_test.labels)
+    assert result["difference"] == pytest.approx(-0.0022, abs=0.001)
+    assert result["disagreement"] == pytest.approx(0.0246, abs=0.001)
+    assert result["mcnemar_p"] > 0.05

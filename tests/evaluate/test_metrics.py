@@ -1,0 +1,75 @@
+"""Scores against formulas written out independently."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kdprune.evaluate import score
+from kdprune.evaluate.metrics import wilson_interval
+
+
+def one_hot(classes, of):
+    return np.eye(of)[classes]
+
+
+def test_a_worked_example():
+    scores = np.array(
+        [[0.9, 0.1, 0], [0.6, 0.3, 0.1], [0.2, 0.3, 0.5], [0.1, 0.7, 0.2]]
+    )
+    result = score(scores, np.array([0, 1, 2, 1]))
+    assert result["accuracy"] == 0.75
+    assert result["per_class"] == [1.0, 0.5, 1.0]
+    assert result["confusion"] == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    assert result["test_images"] == 4
+    # Each image lies in a bin of its own: 0.1, -0.6, 0.5 and 0.3 from right.
+    assert result["ece"] == pytest.approx((0.1 + 0.6 + 0.5 + 0.3) / 4)
+    expected = -np.log([0.9, 0.3, 0.5, 0.7]).mean()
+    assert result["nll"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(8697, 10_000), (0, 50), (50, 50), (1, 3)])
+def test_the_wilson_interval_is_scipys(hits, n):
+    expected = stats.binomtest(hits, n).proportion_ci(method="wilson")
+    assert wilson_interval(hits, n) == pytest.approx((expected.low, expected.high))
+
+
+def test_certain_and_right_is_perfectly_calibrated():
+    labels = np.arange(10) % 5
+    result = score(one_hot(labels, 5), labels)
+    assert result["ece"] == 0 and result["nll"] == 0
+    assert result["accuracy_ci"][1] == pytest.approx(1)
+
+
+def test_certain_and_wrong_costs_a_finite_amount():
+    result = score(one_hot([1, 1], 2), np.array([0, 0]))
+    assert result["accuracy"] == 0 and result["ece"] == 1
+    assert result["nll"] == pytest.approx(-np.log(1e-7))
+    assert result["per_class"] == [0.0, None]
+
+
+def test_calibration_of_a_model_that_knows_its_odds_is_small():
+    random = np.random.default_rng(0)
+    confidence = random.uniform(0.5, 1, 20_000)
+    scores = np.stack([confidence, 1 - confidence], axis=1)
+    labels = (random.random(20_000) > confidence).astype(int)
+    assert score(scores, labels)["ece"] < 0.015
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "message"),
+    [
+        (np.ones((3, 2)), [0, 1], "Received: \\(3, 2\\) and \\(2,\\)"),
+        (np.ones((0, 2)), np.zeros(0, int), "n > 0"),
+        (
+            np.ones((2, 2)),
+            [0, 2],
+            "tells 2 classes apart, but the labels run from 0 to 2",
+        ),
+        (np.ones((2, 2)), [-1, 0], "run from -1 to 0"),
+        (np.ones((2, 2)), [0.0, 1.0], "labels must be integers. Received: float64"),
+        (np.full((2, 2), np.nan), [0, 1], "NaN"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(scores, labels, message):
+    with pytest.raises(ValueError, match=message):
+        score(scores, labels)

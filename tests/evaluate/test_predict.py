@@ -1,0 +1,145 @@
+"""The same picture means the same thing to every form of a model."""
+
+import numpy as np
+import pytest
+import tf_keras as keras
+
+from kdprune.evaluate import measure_latency, predict
+from kdprune.evaluate.prediction import input_table, to_probabilities
+from kdprune.models.io import save_model
+
+
+def test_every_form_gives_the_probabilities_of_the_keras_model(tiny, tflites, pixels):
+    expected = np.asarray(tiny(pixels.astype("float32") / 255))
+    assert np.ptp(expected, axis=0).max() > 0.05  # the pictures differ
+    np.testing.assert_allclose(predict(tiny, pixels), expected, atol=1e-6)
+    bounds = {"float32": 1e-5, "float16": 2e-3, "int8": 0.03, "uint8": 0.03}
+    for kind, bound in bounds.items():
+        scores = predict(tflites[kind], pixels)
+        assert scores.dtype == np.float32 and scores.shape == (64, 5)
+        np.testing.assert_allclose(scores, expected, atol=bound)
+    for kind, bound in {"float32": 1e-5, "int8": 0.05, "keras": 1e-5}.items():
+        scores = predict(tflites[f"logits_{kind}"], pixels)
+        np.testing.assert_allclose(scores, expected, atol=bound)
+        np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
+
+
+def test_saved_keras_models_predict_alike(tiny, pixels, tmp_path):
+    save_model(tiny, tmp_path / "tiny.keras")
+    scores = predict(str(tmp_path / "tiny.keras"), pixels)
+    np.testing.assert_array_equal(scores, predict(tiny, pixels))
+
+
+@pytest.mark.parametrize("resolver", ["xnnpack", "builtin", "reference"])
+def test_kernels_differ_by_a_few_steps_of_the_output(tflites, pixels, resolver):
+    scores = predict(tflites["int8"], pixels, resolver=resolver, threads=2)
+    reference = predict(tflites["int8"], pixels, resolver="reference")
+    assert np.abs(scores - reference).max() <= 10 / 256
+
+
+@pytest.mark.parametrize("input_range", [(0, 255), (-1, 1)])
+def test_the_input_range_reaches_the_model(pixels, input_range):
+    low, high = input_range
+    image = keras.Input((8, 8, 3))
+    unit = keras.layers.Rescaling(1 / (high - low), -low / (high - low))(image)
+    out = keras.layers.Dense(5, name="out")
+    model = keras.Model(image, out(keras.layers.Flatten()(unit)))
+    plain_image = keras.Input((8, 8, 3))
+    plain = keras.Model(plain_image, out(keras.layers.Flatten()(plain_image)))
+    np.testing.assert_allclose(
+        predict(model, pixels, input_range=input_range),
+        predict(plain, pixels),
+        atol=1e-5,
+    )
+
+
+def test_pixels_become_exactly_what_training_saw():
+    from kdprune.evaluate.prediction import _real_values
+
+    unit = _real_values((0, 1)).astype(np.float32)
+    np.testing.assert_array_equal(unit, np.arange(256, dtype=np.float32) / 255)
+    np.testing.assert_array_equal(_real_values((0, 255)), np.arange(256))
+
+
+def test_pixels_are_quantized_by_the_files_own_scale():
+    raw = {"dtype": np.int8, "quantization": (1 / 255, -128)}
+    unit = np.arange(256) / 255
+    np.testing.assert_array_equal(input_table(raw, unit), np.arange(-128, 128))
+    coarse = {"dtype": np.uint8, "quantization": (1 / 100, 3)}
+    table = input_table(coarse, unit)
+    assert table[[0, 1, 2, 255]].tolist() == [3, 3, 4, 103]
+    clipped = {"dtype": np.int8, "quantization": (1 / 500, 0)}
+    assert input_table(clipped, unit)[-1] == 127
+    with pytest.raises(ValueError, match="takes uint8 without saying"):
+        input_table({"dtype": np.uint8, "quantization": (0.0, 0)}, unit)
+
+
+def test_softmax_is_applied_to_logits_once_and_to_probabilities_never():
+    logits = np.array([[1.0, 2.0, 3.0], [0.5, 0.25, 0.25]], np.float32)
+    once = to_probabilities(logits)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(once, expected, rtol=1e-6)
+    np.testing.assert_array_equal(to_probabilities(once), once)
+    huge = to_probabilities(np.array([[1e4, -1e4]], np.float32))
+    np.testing.assert_array_equal(huge, [[1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (
+            np.zeros((2, 9, 9, 3), np.uint8),
+            "takes images of 8 x 8 x 3. Received: 9 x 9",
+        ),
+        (np.zeros((2, 8, 8, 1), np.uint8), "Received: 8 x 8 x 1"),
+        (np.zeros((2, 8, 8, 3), np.float32), "must be uint8 .* Received: float32"),
+        (np.zeros((8, 8, 3), np.uint8), "must be uint8 of shape"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "n > 0"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(tiny, tflites, images, message):
+    for model in (tiny, tflites["int8"], tflites["float32"]):
+        with pytest.raises(ValueError, match=message):
+            predict(model, images)
+
+
+def test_arguments_that_make_no_sense_are_refused(tflites, pixels, tmp_path):
+    with pytest.raises(ValueError, match="resolver must be one of xnnpack, builtin"):
+        predict(tflites["int8"], pixels, resolver="fast")
+    with pytest.raises(ValueError, match="threads must be an integer >= 1"):
+        predict(tflites["int8"], pixels, threads=0)
+    with pytest.raises(ValueError, match="input_range must be"):
+        predict(tflites["int8"], pixels, input_range=(1, 0))
+    with pytest.raises(FileNotFoundError, match="no model file at"):
+        predict(tmp_path / "absent.tflite", pixels)
+
+
+def test_a_model_that_is_no_classifier_is_refused(pixels):
+    image = keras.Input((8, 8, 3))
+    with pytest.raises(
+        ValueError, match=r"gives \(batch, classes\). Received: \(-1, 6"
+    ):
+        predict(keras.Model(image, keras.layers.Conv2D(2, 3)(image)), pixels)
+    with pytest.raises(ValueError, match="one input and one output"):
+        predict(keras.Model(image, [image, image]), pixels)
+
+
+def test_slow_scoring_says_how_far_it_is(tflites, pixels, monkeypatch, capsys):
+    import kdprune.evaluate.prediction as module
+
+    predict(tflites["float32"], pixels)
+    assert "images" not in capsys.readouterr().err
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_NOTES", 0.0)
+    predict(tflites["float32"], pixels)
+    assert "float32.tflite: 1 of 64 images" in capsys.readouterr().err
+
+
+def test_latency_is_measured_for_half_a_second_at_least(tflites, tiny, tmp_path):
+    result = measure_latency(tflites["int8"], runs=5, warmup=1, resolver="builtin")
+    assert 0 < result["latency_ms_p50"] <= result["latency_ms_p90"] < 50
+    assert result["runs"] * result["latency_ms_p90"] > 100  # far more than 5 runs
+    assert (result["threads"], result["resolver"]) == (1, "builtin")
+    assert "invoke()" in result["method"]
+    assert measure_latency(tmp_path / "any.keras") is None
+    with pytest.raises(ValueError, match="runs must be >= 1"):
+        measure_latency(tflites["int8"], runs=0)
