@@ -165,7 +165,7 @@ def plot_sparsity(run: Run) -> Plot | None:
             axes.text(
                 100 * share + 2, row, f"{100 * share:.0f}", va="center", fontsize=7.5
             )
-        names = [""] * len(shares) if repeated else [clip(n, 24) for n in shares]
+        names = [""] * len(shares) if repeated else _layer_names(shown)
         axes.set_yticks(range(len(shares)), names, fontsize=8)
         axes.tick_params(axis="y", length=0)
         axes.grid(False, axis="y")
@@ -235,10 +235,24 @@ def plot_training(stage: Stage) -> Plot | None:
             _label_ends(axes, ends)
         axes.set_title(title)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+        low, high = axes.dataLim.intervalx
+        if math.isfinite(high - low):  # not so where every value is missing
+            axes.set_xlim(low - 0.4, high + 0.4)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     seeds = f", {len(stage.cells)} seeds" if len(stage.cells) > 1 else ""
     figure.suptitle(f"{clip(stage.name, 60)}{seeds}", x=0.01, ha="left", fontsize=10)
     return Plot(f"Training of {stage.name}: accuracy, loss, learning rate", figure)
+
+
+def _layer_names(layers):
+    """Drops the parts of the names (`net/conv/Conv2D`) that all layers share."""
+    parts = [layer.split("/") for layer in layers]
+    for end in (0, -1):
+        while min(map(len, parts)) > 1 and len({part[end] for part in parts}) == 1:
+            for part in parts:
+                part.pop(end)
+    short = [clip("/".join(part)) for part in parts]
+    return short if len(set(short)) == len(layers) else layers
 
 
 def _spread_key(models):
@@ -316,15 +330,9 @@ def _draw_history(axes, stage, column, scale, role):
             best = epochs[cell.best], values[cell.best]
             axes.plot(*best, "o", color=colour, ms=5, mfc="white", zorder=4)
             if len(stage.cells) == 1:
-                axes.annotate(
-                    f"best {best[1]:.2f}, epoch {best[0]:.0f}",
-                    best,
-                    (4, -9),
-                    ha="right",
-                    va="top",
-                    fontsize=8,
-                    zorder=5,
-                    textcoords="offset points",
+                note = f"best {best[1]:.2f}, epoch {best[0]:.0f}"
+                axes.text(
+                    0.98, 0.04, note, transform=axes.transAxes, ha="right", fontsize=8
                 )
         ends += [value for value in values[-1:] if math.isfinite(value)]
     return [(float(np.mean(ends)), role, colour)] if ends else []

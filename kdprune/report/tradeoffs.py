@@ -26,7 +26,7 @@ from kdprune.report.style import (
 
 def plot_size(run: Run, *, references: bool) -> Plot | None:
     """Draws accuracy against bytes: the file filled, its gzip hollow."""
-    models = [m for m in run.models if m.values("accuracy") and m.values("bytes")]
+    models = _both(run, "bytes")
     if not models:
         return None
     figure, axes = new_figure(7.6, 5)
@@ -35,7 +35,7 @@ def plot_size(run: Run, *, references: bool) -> Plot | None:
         y, raw = 100 * model.mean("accuracy"), model.mean("bytes")
         colour, marker = look(model)
         packed = model.mean("bytes_gzip")
-        if packed is not None:
+        if packed:
             axes.plot([packed, raw], [y, y], color=colour, linewidth=1, zorder=2)
             axes.plot(packed, y, marker, color=colour, mfc="white", ms=6, zorder=3)
             obstacles += [(x, y) for x in np.geomspace(packed, raw, 12)]
@@ -56,7 +56,7 @@ def plot_size(run: Run, *, references: bool) -> Plot | None:
 def plot_latency(run: Run, *, references: bool) -> Plot | None:
     """Draws accuracy against the median latency, with a line up to the p90."""
     field = "latency_ms_p50"
-    models = [m for m in run.models if m.values("accuracy") and m.values(field)]
+    models = _both(run, field)
     if not models:
         return None
     figure, axes = new_figure(7.6, 5)
@@ -65,7 +65,7 @@ def plot_latency(run: Run, *, references: bool) -> Plot | None:
         y, x = 100 * model.mean("accuracy"), model.mean(field)
         colour, marker = look(model)
         slow = model.mean("latency_ms_p90")
-        if slow is not None:
+        if slow:
             axes.plot([x, slow], [y, y], color=colour, linewidth=1.2, zorder=2)
             axes.plot(slow, y, "|", color=colour, ms=6, zorder=2)
             obstacles += [(value, y) for value in np.linspace(x, slow, 6)]
@@ -78,6 +78,11 @@ def plot_latency(run: Run, *, references: bool) -> Plot | None:
     add_key(figure, format_key(models, references) + (key if obstacles else []))
     _name_points(axes, models, field, references, obstacles, run.find("flagship"))
     return Plot("Accuracy against latency", figure)
+
+
+def _both(run, field):
+    """Returns the models that have an accuracy and a place on a log scale."""
+    return [m for m in run.models if m.values("accuracy") and m.mean(field)]
 
 
 def _scatter_points(models, field, references):

@@ -275,6 +275,36 @@ def test_sparsity_shows_only_models_that_have_zeros(report):
     assert "pruned_int8" in text and "student" not in text
 
 
+def test_layers_of_long_names_can_be_told_apart(tmp_path):
+    path = "functional/resnet/a_rather_long_name_of_a_stage"
+    layers = {f"{path}{i // 9}_conv{i % 9}/Conv2D": 0.5 for i in range(55)}
+    entry = {**make_entry("pruned"), "sparsity_by_layer": layers}
+    write_metrics(tmp_path, [entry])
+    axes = draw_plots(read_run(tmp_path))["sparsity"].figure.axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(set(names)) == 55
+    assert names[-1].startswith("a_rather") and names[-1].endswith("stage6_conv0")
+
+
+def test_one_epoch_is_drawn_on_whole_epochs(tmp_path):
+    write_stage(tmp_path, "student", epochs=1)
+    write_metrics(tmp_path, [])
+    figure = draw_plots(read_run(tmp_path))["training-student"].figure
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
+    assert overlapping(figure) == []
+
+
+def test_a_history_without_values_is_drawn_empty(tmp_path):
+    write_stage(tmp_path, "student")
+    (tmp_path / "student/history.csv").write_text("epoch,loss,val_accuracy\n1,,nan\n")
+    write_metrics(tmp_path, [])
+    page = write_report(tmp_path).read_text()
+    assert read_table(page, "### student")["student"][2:] == ["1", "–", "–"]
+
+
 def test_references_are_left_out_where_they_do_not_belong(tmp_path):
     write_metrics(tmp_path, [make_entry("student_alone")], dataset="shapes")
     page = write_report(tmp_path).read_text()
