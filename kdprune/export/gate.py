@@ -137,12 +137,13 @@ def _check_integers(figures):
     dtype = figures["input"]["dtype"]
     if dtype not in _EIGHT_BIT:
         return
-    if figures["float_ops"]:
-        op = figures["float_ops"][0]
+    float_ops = figures["float_ops"]
+    if float_ops:
+        # The conversions to and from float only stand around what needs them.
+        op = next((op for op in float_ops if "QUANTIZE" not in op["op"]), float_ops[0])
         raise ValueError(
-            f"{len(figures['float_ops'])} op(s) of the {dtype} file compute in float, "
-            f"first {op['op']} ({op['tensor']}): replace the layer by one that int8 "
-            "supports"
+            f"{len(float_ops)} op(s) of the {dtype} file work in float, first "
+            f"{op['op']} ({op['tensor']}): replace the layer by one that int8 supports"
         )
     for end in ("input", "output"):
         scale, zero = figures[end]["scale"], figures[end]["zero_point"]

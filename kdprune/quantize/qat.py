@@ -81,13 +81,13 @@ def quantize_model(model, preserve_sparsity=False, calibration=None):
         else tfmot_quantize.default_8bit.Default8BitQuantizeScheme
     )
     with _float32_policy():
-        base = cast_model(model, "float32")
         try:
+            base = cast_model(model, "float32")
             with tfmot_quantize.quantize_scope():
                 annotated = tfmot_quantize.quantize_annotate_model(base)
                 quantized = tfmot_quantize.quantize_apply(annotated, scheme())
         except (RuntimeError, ValueError) as error:
-            raise ValueError(_explain(base, error)) from error
+            raise ValueError(_explain(model, error)) from error
     for layer in quantized.layers:
         if isinstance(layer, quantize_layer.QuantizeLayer):
             layer.quantizer = tfmot_quantize.quantizers.FixedQuantizer(
