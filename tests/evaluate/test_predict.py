@@ -1,5 +1,7 @@
 """The same picture means the same thing to every form of a model."""
 
+import time
+
 import numpy as np
 import pytest
 import tf_keras as keras
@@ -134,10 +136,12 @@ def test_slow_scoring_says_how_far_it_is(tflites, pixels, monkeypatch, capsys):
     assert "float32.tflite: 1 of 64 images" in capsys.readouterr().err
 
 
-def test_latency_is_measured_for_half_a_second_at_least(tflites, tiny, tmp_path):
+def test_latency_is_measured_for_half_a_second_at_least(tflites, tmp_path):
+    start = time.perf_counter()
     result = measure_latency(tflites["int8"], runs=5, warmup=1, resolver="builtin")
-    assert 0 < result["latency_ms_p50"] <= result["latency_ms_p90"] < 50
-    assert result["runs"] * result["latency_ms_p90"] > 100  # far more than 5 runs
+    assert time.perf_counter() - start > 0.5
+    assert result["runs"] > 5
+    assert 0 < result["latency_ms_p50"] <= result["latency_ms_p90"]
     assert (result["threads"], result["resolver"]) == (1, "builtin")
     assert "invoke()" in result["method"]
     assert measure_latency(tmp_path / "any.keras") is None
