@@ -2,9 +2,12 @@
 
 import argparse
 import contextlib
+import importlib
 import json
+import os
 import pathlib
 import sys
+import tempfile
 
 import kdprune
 from kdprune import config, records
@@ -140,6 +143,7 @@ def _add_debug(parser):
 def _guarded(function, options):
     """Calls a command; a user's error becomes one line and exit status 2."""
     try:
+        _import_tensorflow_quietly()
         function(options)
         return 0
     except KeyboardInterrupt:
@@ -152,6 +156,22 @@ def _guarded(function, options):
             raise
         print(f"kdprune: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def _import_tensorflow_quietly():
+    """Keeps the notices that TensorFlow's libraries print on import from the user."""
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as notices:
+        os.dup2(notices.fileno(), 2)
+        try:
+            importlib.import_module("tensorflow")
+        except BaseException:
+            notices.seek(0)
+            os.write(stderr, notices.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _run(options):

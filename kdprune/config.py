@@ -270,13 +270,19 @@ _ACCEPTS = {
 
 
 class Recipe(_Settings):
-    """All that determines a run; see `configs/` for examples."""
+    """All that determines a run; see `configs/` for examples.
+
+    `baseline` is the stage that others are held against; `flagship` the quantize
+    stage whose int8 and uint8 files are copied to the run's top, and `keep` the
+    models that are saved there in half precision, all named beforehand.
+    """
 
     name: Name
     seed: Seed = 1
     data: Data
     baseline: Name | None = None
     flagship: Name | None = None
+    keep: tuple[Name, ...] = ()
     matrix: dict[str, Annotated[list[Any], pydantic.Field(min_length=1)]] = {}
     stages: dict[Name, Stage] = pydantic.Field(min_length=1)
 
@@ -307,9 +313,19 @@ def load_recipe(path, overrides=()):
         raise ValueError(f"{path} is not valid YAML: {where}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected keys such as name, data and stages")
+    content = _unshared(content)
     for override in overrides:
         _override(content, override)
     return parse_recipe(content)
+
+
+def _unshared(content):
+    """A copy in which a YAML alias is a value of its own: changed, it stays alone."""
+    if isinstance(content, dict):
+        return {key: _unshared(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_unshared(value) for value in content]
+    return content
 
 
 def parse_recipe(content):
@@ -373,6 +389,8 @@ def _check_references(recipe):
     for key, accepted in (("baseline", _FLOAT), ("flagship", ("quantize",))):
         if getattr(recipe, key):
             _check_reference(recipe, key, getattr(recipe, key), accepted)
+    for name in recipe.keep:
+        _check_reference(recipe, "keep", name, _FLOAT)
     stage_order(recipe)
 
 

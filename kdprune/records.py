@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import sys
 
 SCHEMA = 1
@@ -62,7 +63,7 @@ def describe_outputs(folder, names):
     """SHA-256 and size of each named file of a folder."""
     paths = {name: folder / name for name in names}
     return {
-        name: {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        name: {"sha256": sha256(path), "bytes": path.stat().st_size}
         for name, path in paths.items()
     }
 
@@ -86,10 +87,13 @@ def read_json(path):
 def command():
     """The command line of this process, as a user would type it."""
     program = pathlib.Path(sys.argv[0]).name
-    return " ".join(["kdprune" if program == "__main__.py" else program, *sys.argv[1:]])
+    if program in ("__main__.py", "cli.py"):
+        program = "kdprune"
+    return shlex.join([program, *sys.argv[1:]])
 
 
-def _sha256(path):
+def sha256(path):
+    """SHA-256 of a file's content."""
     with open(path, "rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):

@@ -23,6 +23,7 @@ from kdprune.models import (
 )
 from kdprune.models.factories import check_model_arguments
 from kdprune.models.precision import cast_model
+from kdprune.pipeline import given_files
 
 MODEL = "model.keras"
 
@@ -137,7 +138,7 @@ def export_files(run, node, folder):
             print(f"writing {name}", flush=True)
             content = export.convert_tflite(model, dtype, calibration)
             try:
-                partial = folder / f"{name}.partial"
+                partial = folder / f"partial.{name}"
                 export.write_file(content, partial)
                 figures = export.check_tflite(
                     content,
@@ -194,7 +195,7 @@ def evaluate_models(run, node, folder):
     }
     records.write_json(folder / "metrics.json", metrics)
     records.write_json(run.folder / "metrics.json", metrics)
-    _ship_flagship(run, parents)
+    _ship(run, parents)
     return {e["path"]: e["accuracy"] for e in entries}, ["metrics.json"]
 
 
@@ -230,9 +231,9 @@ def check(nodes, run):
                 check_model_arguments(model.name, model.model_extra)
             except ValueError as error:
                 raise ValueError(f"{key}.model: {error}") from error
-        path = getattr(node.settings, "file", None) or getattr(model, "file", None)
-        if path and not pathlib.Path(path).is_file():
-            raise FileNotFoundError(f"{key}: expected a model at {path}: none there")
+        for path in given_files(node.settings):
+            if not pathlib.Path(path).is_file():
+                raise FileNotFoundError(f"{key}: expected a model at {path}: none there")
     run.dataset(nodes[0].data)
 
 
@@ -446,8 +447,12 @@ def _measure(run, node, path, name, test, settings, source_scores=None):
     return entry, measured.scores
 
 
-def _ship_flagship(run, parents):
-    """Copies the files that the recipe named beforehand to the run's top."""
+def _ship(run, parents):
+    """Copies what the recipe named beforehand to the run's top."""
+    for name in run.recipe.keep:
+        node = next((p for p in parents if p.stage == name), None)
+        if node is not None:
+            save_model(_load_node(run, node), run.folder / f"{name}.keras", half=True)
     flagship = run.recipe.flagship
     exports = [p for p in parents if p.kind == "export" and flagship in p.parents]
     for dtype in ("int8", "uint8") if exports else ():

@@ -1,0 +1,176 @@
+"""The graph: matrix cells that share, what is skipped, what is run again."""
+
+import json
+
+import pytest
+import yaml
+
+from kdprune import pipeline, records
+from kdprune.config import parse_recipe
+
+RECIPE = """
+name: small
+seed: 1
+data: {dataset: shapes, train_images: 200, test_images: 100}
+baseline: alone
+flagship: int8
+stages:
+  teacher:
+    kind: train
+    seed: 5
+    model: &model {name: article_student}
+    training: &training {epochs: 1, batch_size: 60, optimizer: adam, learning_rate: 0.002}
+  alone: {kind: train, model: *model, training: *training}
+  soft: {kind: soft_labels, seed: 5, teacher: teacher}
+  student: {kind: distill, model: *model, soft_labels: soft, training: *training}
+  int8: {kind: quantize, from: student}
+  files: {kind: export, from: [int8], max_drop: 0.2, max_disagreement: 0.3}
+  measured: {kind: evaluate, from: [teacher, alone, student, files]}
+  page: {kind: report, from: measured}
+"""
+
+
+def recipe(**changes):
+    return parse_recipe({**yaml.safe_load(RECIPE), **changes})
+
+
+def names(**changes):
+    return [node.name for node in pipeline.plan(recipe(**changes))]
+
+
+def test_without_a_matrix_every_stage_is_one_node():
+    assert sorted(names()) == sorted(yaml.safe_load(RECIPE)["stages"])
+
+
+def test_cells_share_what_does_not_depend_on_their_axis():
+    found = names(matrix={"seed": [1, 2]})
+    assert "teacher" in found and "soft" in found
+    assert {"student--seed=1", "student--seed=2", "alone--seed=2"} <= set(found)
+    assert found[-2:] == ["measured", "page"]
+    assert len(found) == len(set(found)) == 2 + 4 * 2 + 2
+
+
+def test_two_axes_name_only_those_a_stage_depends_on():
+    found = names(
+        matrix={"seed": [1, 2], "stages.student.temperature": [1, 4, 8]}
+    )
+    assert "alone--seed=1" in found and "alone--seed=1--temperature=4" not in found
+    assert sum(name.startswith("student") for name in found) == 6
+
+
+def test_each_cell_learns_from_its_own_parents():
+    nodes = {n.name: n for n in pipeline.plan(recipe(matrix={"seed": [1, 2]}))}
+    assert [p.name for p in nodes["int8--seed=2"].parents["student"]] == ["student--seed=2"]
+    assert [p.name for p in nodes["measured"].parents["student"]] == [
+        "student--seed=1",
+        "student--seed=2",
+    ]
+    assert nodes["student--seed=2"].settings.seed == 2
+
+
+def test_until_runs_a_stage_with_what_it_needs_and_no_more():
+    chosen = [node.name for node in pipeline.select(recipe(), until="student")]
+    assert chosen == ["teacher", "soft", "student"]
+    with pytest.raises(ValueError, match="--until expects a stage out of teacher"):
+        pipeline.select(recipe(), until="studnt")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    pipeline.run(recipe(), folder, command="kdprune run small.yaml")
+    return folder
+
+
+def test_every_stage_leaves_a_record_of_what_went_in_and_out(finished):
+    nodes = pipeline.plan(recipe())
+    for node in nodes:
+        record = json.loads((finished / node.name / "record.json").read_text())
+        assert record["kind"] == node.kind
+        assert record["data"]["source"].startswith("shapes (generated")
+        for name, output in record["outputs"].items():
+            assert records.sha256(finished / node.name / name) == output["sha256"]
+    student = json.loads((finished / "student" / "record.json").read_text())
+    soft = json.loads((finished / "soft" / "record.json").read_text())
+    assert student["inputs"]["soft"]["view-000.npy"] == (
+        soft["outputs"]["view-000.npy"]["sha256"]
+    )
+
+
+def test_metrics_name_every_model_with_its_figures(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["schema"] == 1
+    assert (metrics["baseline"], metrics["flagship"]) == ("alone", "int8_int8")
+    models = {model["name"]: model for model in metrics["models"]}
+    assert set(models) == {"teacher", "alone", "student", "int8_int8", "int8_uint8"}
+    int8 = models["int8_int8"]
+    assert (finished / int8["path"]).stat().st_size == int8["bytes"]
+    assert int8["parameters"] == 31_082 and int8["macs"] == models["alone"]["macs"]
+    assert 0 <= int8["accuracy"] <= 1 and int8["test_images"] == 100
+    assert (int8["dtype"], models["alone"]["dtype"]) == ("int8", "float32")
+    assert int8["latency_ms_p50"] > 0 and int8["resolver"] == "xnnpack"
+    assert int8["agreement_with"] == "int8" and int8["agreement"] > 0.7
+
+
+def test_the_flagship_and_the_report_stand_at_the_top_of_the_run(finished):
+    flagship = (finished / "model_int8.tflite").read_bytes()
+    assert flagship == (finished / "files" / "int8.int8.tflite").read_bytes()
+    assert "int8" in (finished / "report.md").read_text()
+
+
+def test_what_is_done_is_skipped(finished, capsys):
+    pipeline.run(recipe(), finished)
+    lines = capsys.readouterr().out.split("\n")
+    assert [line for line in lines if line] == [
+        f"{node.name}: done, skipped" for node in pipeline.plan(recipe())
+    ]
+
+
+def test_a_change_runs_that_stage_again_and_what_follows(finished, tmp_path, capsys):
+    content = yaml.safe_load(RECIPE)
+    content["stages"]["alone"]["training"] = {
+        **content["stages"]["alone"]["training"],
+        "learning_rate": 0.003,
+    }
+    text = pipeline.preview(parse_recipe(content), finished)
+    states = dict(
+        line.strip().split(": ", 1) for line in text.split("\n") if " (" in line
+    )
+    assert states["teacher (train)"] == states["files (export)"] == "done"
+    assert states["alone (train)"].startswith("to do")
+    assert states["measured (evaluate)"].startswith("to do")
+
+
+def test_a_damaged_output_is_made_again(finished):
+    path = finished / "student" / "model.keras"
+    content = path.read_bytes()
+    try:
+        path.write_bytes(content[:-1])
+        student = next(n for n in pipeline.plan(recipe()) if n.name == "student")
+        assert pipeline.Run(recipe(), finished).record(student) is None
+    finally:
+        path.write_bytes(content)
+
+
+def test_an_output_folder_that_cannot_be_written_is_said_so(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="choose another with --output"):
+        pipeline.run(recipe(), tmp_path / "file" / "run")
+
+
+def test_wrong_model_arguments_are_found_before_training(tmp_path):
+    content = yaml.safe_load(RECIPE)
+    content["stages"]["student"]["model"] = {"name": "resnet9", "widht": 3}
+    with pytest.raises(ValueError, match=r"stages.student.model: .*takes width.*widht"):
+        pipeline.run(parse_recipe(content), tmp_path)
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path):
+    from kdprune.models import build_model, save_model
+
+    save_model(build_model("article_student", classes=7), tmp_path / "seven.keras")
+    content = yaml.safe_load(RECIPE)
+    content["stages"]["teacher"] = {"kind": "load", "file": str(tmp_path / "seven.keras")}
+    with pytest.raises(ValueError, match="to 10 classes.*Received.*7 classes"):
+        pipeline.run(parse_recipe(content), tmp_path / "run")
