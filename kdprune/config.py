@@ -98,6 +98,12 @@ class _Stage(_Settings):
         """Names of the stages this one starts from or learns from."""
         return []
 
+    def files(self):
+        """Paths of the model files that it starts from."""
+        given = (getattr(self, "file", None), getattr(self, "model", None))
+        paths = [getattr(item, "file", item) for item in given]
+        return [path for path in paths if path]
+
 
 class _Taught(_Stage):
     """A stage that may learn from a teacher, live or by stored soft labels."""

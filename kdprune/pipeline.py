@@ -228,7 +228,7 @@ class Run:
                 "settings": node.settings.model_dump(mode="json", by_alias=True),
                 "data": self.dataset(node.data).description["sha256"],
                 "inputs": self._inputs(node),
-                "files": [records.sha256(path) for path in given_files(node.settings)],
+                "files": [records.sha256(path) for path in node.settings.files()],
             }
         )
 
@@ -315,13 +315,6 @@ def select(recipe, until=None, wanted=None):
         needed.add(node.name)
         waiting += itertools.chain(*node.parents.values())
     return [node for node in nodes if node.name in needed]
-
-
-def given_files(settings):
-    """Paths of the model files that a stage's settings name."""
-    named = (getattr(settings, "file", None), getattr(settings, "model", None))
-    paths = [getattr(item, "file", item) for item in named]
-    return [path for path in paths if path]
 
 
 def _check_writable(folder):

@@ -23,7 +23,6 @@ from kdprune.models import (
 )
 from kdprune.models.factories import check_model_arguments
 from kdprune.models.precision import cast_model
-from kdprune.pipeline import given_files
 
 MODEL = "model.keras"
 
@@ -231,9 +230,11 @@ def check(nodes, run):
                 check_model_arguments(model.name, model.model_extra)
             except ValueError as error:
                 raise ValueError(f"{key}.model: {error}") from error
-        for path in given_files(node.settings):
+        for path in node.settings.files():
             if not pathlib.Path(path).is_file():
-                raise FileNotFoundError(f"{key}: expected a model at {path}: none there")
+                raise FileNotFoundError(
+                    f"{key}: expected a model at {path}: none there"
+                )
     run.dataset(nodes[0].data)
 
 
@@ -438,12 +439,11 @@ def _measure(run, node, path, name, test, settings, source_scores=None):
         resolver=settings.resolver,
         threads=settings.threads,
         source_scores=source_scores,
+        source_name=node.name,
         latency=settings.latency,
     )
     entry = measured.entry
     entry["path"] = str(pathlib.Path(path).relative_to(run.folder))
-    if source_scores is not None:
-        entry["agreement_with"] = node.name
     return entry, measured.scores
 
 

@@ -51,16 +51,16 @@ def test_cells_share_what_does_not_depend_on_their_axis():
 
 
 def test_two_axes_name_only_those_a_stage_depends_on():
-    found = names(
-        matrix={"seed": [1, 2], "stages.student.temperature": [1, 4, 8]}
-    )
+    found = names(matrix={"seed": [1, 2], "stages.student.temperature": [1, 4, 8]})
     assert "alone--seed=1" in found and "alone--seed=1--temperature=4" not in found
     assert sum(name.startswith("student") for name in found) == 6
 
 
 def test_each_cell_learns_from_its_own_parents():
     nodes = {n.name: n for n in pipeline.plan(recipe(matrix={"seed": [1, 2]}))}
-    assert [p.name for p in nodes["int8--seed=2"].parents["student"]] == ["student--seed=2"]
+    assert [p.name for p in nodes["int8--seed=2"].parents["student"]] == [
+        "student--seed=2"
+    ]
     assert [p.name for p in nodes["measured"].parents["student"]] == [
         "student--seed=1",
         "student--seed=2",
@@ -92,8 +92,9 @@ def test_every_stage_leaves_a_record_of_what_went_in_and_out(finished):
             assert records.sha256(finished / node.name / name) == output["sha256"]
     student = json.loads((finished / "student" / "record.json").read_text())
     soft = json.loads((finished / "soft" / "record.json").read_text())
-    assert student["inputs"]["soft"]["view-000.npy"] == (
-        soft["outputs"]["view-000.npy"]["sha256"]
+    assert (
+        student["inputs"]["soft"]["view-000.npy"]
+        == (soft["outputs"]["view-000.npy"]["sha256"])
     )
 
 
@@ -134,7 +135,9 @@ def test_a_change_runs_that_stage_again_and_what_follows(finished, tmp_path, cap
     }
     text = pipeline.preview(parse_recipe(content), finished)
     states = dict(
-        line.strip().split(": ", 1) for line in text.split("\n") if " (" in line
+        line.strip().split(": ", 1)
+        for line in text.split("\n")
+        if line.startswith("  ") and "): " in line
     )
     assert states["teacher (train)"] == states["files (export)"] == "done"
     assert states["alone (train)"].startswith("to do")
@@ -171,6 +174,9 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path):
 
     save_model(build_model("article_student", classes=7), tmp_path / "seven.keras")
     content = yaml.safe_load(RECIPE)
-    content["stages"]["teacher"] = {"kind": "load", "file": str(tmp_path / "seven.keras")}
+    content["stages"]["teacher"] = {
+        "kind": "load",
+        "file": str(tmp_path / "seven.keras"),
+    }
     with pytest.raises(ValueError, match="to 10 classes.*Received.*7 classes"):
         pipeline.run(parse_recipe(content), tmp_path / "run")

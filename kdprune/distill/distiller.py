@@ -34,19 +34,19 @@ class Distiller(keras.Model):
 
     def __init__(self, student, teacher=None, name="distiller"):
         super().__init__(name=name)
-        self.student = student
-        self._set_teacher(teacher)
-        names = ("loss", "soft_loss", "hard_loss")
-        self._loss_means = {name: keras.metrics.Mean(name) for name in names}
         if teacher is not None:
-            _check_classes(teacher.output_shape[-1], student.output_shape[-1])
+            _check_classes(teacher, student)
+        self.student = student
+        self._hide(teacher)
         if student.built:
             self.built = True
 
     @tf.__internal__.tracking.no_automatic_dependency_tracking
-    def _set_teacher(self, teacher):
-        """Hides the teacher: it is not trained, counted, checkpointed or saved."""
+    def _hide(self, teacher):
+        """Keeps from Keras what must not be trained, counted, checkpointed, saved."""
         self.teacher = teacher
+        names = ("loss", "soft_loss", "hard_loss")
+        self._loss_means = {name: keras.metrics.Mean(name) for name in names}
 
     def compile(
         self,
@@ -97,19 +97,20 @@ class Distiller(keras.Model):
             # Gradients are summed over replicas, so that each brings its share.
             share = loss / tf.distribute.get_strategy().num_replicas_in_sync
         self.optimizer.minimize(share, self.student.trainable_variables, tape=tape)
-        self._loss_means["loss"].update_state(loss)
-        self._loss_means["soft_loss"].update_state(_mean(soft, sample_weight))
-        self._loss_means["hard_loss"].update_state(_mean(hard, sample_weight))
+        self._record("loss", loss, images)
+        self._record("soft_loss", _mean(soft, sample_weight), images)
+        self._record("hard_loss", _mean(hard, sample_weight), images)
         self.compiled_metrics.update_state(labels, logits, sample_weight)
         return {metric.name: metric.result() for metric in self.metrics}
 
     def test_step(self, data):
         """Evaluates the student on labels alone: "loss" is the hard loss."""
         images, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if isinstance(labels, tuple):
+            labels, _ = labels
         logits = self.student(images, training=False)
-        self._loss_means["loss"].update_state(
-            _mean(cross_entropy(labels, logits), sample_weight)
-        )
+        hard = cross_entropy(labels, logits)
+        self._record("loss", _mean(hard, sample_weight), images)
         self.compiled_metrics.update_state(labels, logits, sample_weight)
         skipped = ("soft_loss", "hard_loss")
         return {m.name: m.result() for m in self.metrics if m.name not in skipped}
@@ -117,6 +118,10 @@ class Distiller(keras.Model):
     def save(self, filepath, **options):
         """Saves the student."""
         self.student.save(filepath, **options)
+
+    def _record(self, name, mean, images):
+        # Weighted by its size, so that a smaller last batch counts for less.
+        self._loss_means[name].update_state(mean, tf.shape(images)[0])
 
     def _targets(self, images, targets):
         if isinstance(targets, tuple):
@@ -130,10 +135,13 @@ class Distiller(keras.Model):
 
 
 def _check_classes(teacher, student):
-    if teacher != student:
+    # A subclassed model has no shape before its first call; the loss checks then.
+    shapes = [getattr(model, "output_shape", None) for model in (teacher, student)]
+    if None not in shapes and shapes[0][-1] != shapes[1][-1]:
         raise ValueError(
             f"teacher and student must have the same classes. Received: a teacher of "
-            f"{teacher} and a student of {student}; train a teacher on this data."
+            f"{shapes[0][-1]} and a student of {shapes[1][-1]}; train a teacher on "
+            "this data."
         )
 
 

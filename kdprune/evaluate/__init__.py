@@ -1,6 +1,10 @@
 """Accuracy, agreement, size and latency, measured from the files themselves."""
 
-from kdprune.evaluate.compare import agreement, compare_predictions
+from kdprune.evaluate.compare import (
+    agreement,
+    compare_predictions,
+    describe_comparison,
+)
 from kdprune.evaluate.evaluation import Evaluation, evaluate_model
 from kdprune.evaluate.latency import measure_latency
 from kdprune.evaluate.metrics import score
@@ -12,6 +16,7 @@ __all__ = [
     "Evaluation",
     "agreement",
     "compare_predictions",
+    "describe_comparison",
     "describe_file",
     "evaluate_model",
     "measure_latency",

@@ -72,3 +72,34 @@ def compare_predictions(scores_a, scores_b, labels):
             for k in range(classes)
         ],
     }
+
+
+def describe_comparison(result, classes):
+    """Writes what `compare_predictions` returned as text for a person.
+
+    Args:
+        result: Its dictionary.
+        classes: Names of the classes.
+
+    Returns:
+        A few lines: the difference with its interval, whether chance explains it,
+        images that flipped, and the classes that gained or lost.
+    """
+    low, high = (100 * bound for bound in result["difference_ci"])
+    lost, gained = result["right_to_wrong"], result["wrong_to_right"]
+    chance = "not distinguishable from chance" if low <= 0 <= high else "beyond chance"
+    lines = [
+        f"B against A: {100 * result['difference']:+.2f} points "
+        f"(95 % interval {low:+.2f} to {high:+.2f}, McNemar p = "
+        f"{result['mcnemar_p']:.3g}): {chance}",
+        f"{100 * result['disagreement']:.2f} % of the images are classified otherwise; "
+        f"{len(lost)} became wrong, {len(gained)} became right",
+    ]
+    width = max(len(name) for name in classes)
+    for name, counts in zip(classes, result["per_class"], strict=True):
+        net = counts["gained"] - counts["lost"]
+        lines.append(
+            f"  {name:{width}}  {net:+d}  (+{counts['gained']} -{counts['lost']} of "
+            f"{counts['images']})"
+        )
+    return "\n".join(lines)

@@ -76,6 +76,7 @@ def evaluate_model(
         "name": name or path.stem,
         "stage": stage,
         "format": description["format"],
+        "dtype": description["input"]["dtype"],
         "path": str(path),
         "accuracy": result["accuracy"],
         "accuracy_ci": result["accuracy_ci"],

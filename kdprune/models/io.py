@@ -48,7 +48,7 @@ _DAMAGE = (
 )
 
 
-def save_model(model, path):
+def save_model(model, path, half=False):
     """Saves a model as float32 `.keras`, atomically.
 
     The file holds the architecture and the weights, without optimizer or losses.
@@ -60,6 +60,8 @@ def save_model(model, path):
         model: A Functional or Sequential `tf_keras` model, built. Under a
             mixed-precision policy it is saved as its float32 equivalent.
         path: Where to save; must end in `.keras`. Folders are created.
+        half: Store the weights as float16, in half the bytes; they are read back
+            as float32, each within 0.05 % of what it was.
 
     Raises:
         ValueError: If the model could not be loaded again (a subclassed model,
@@ -81,7 +83,7 @@ def save_model(model, path):
         raw = Path(folder) / "model.keras"
         plain.save(raw)
         finished = Path(folder) / "finished.keras"
-        _write_reproducibly(raw, finished)
+        _write_reproducibly(raw, finished, half)
         os.replace(finished, path)
     _sync_folder(path.parent)
 
@@ -254,19 +256,40 @@ def _float32(config):
     return config
 
 
-def _write_reproducibly(source, target):
+def _write_reproducibly(source, target, half):
     """Copies a `.keras` archive without the dates in it, flushed to disk."""
     with zipfile.ZipFile(source) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     metadata = json.loads(members[_METADATA])
     metadata.pop("date_saved", None)
     members[_METADATA] = json.dumps(metadata).encode()
+    if half:
+        members[_WEIGHTS] = _halved(members[_WEIGHTS])
     with open(target, "wb") as file:
         with zipfile.ZipFile(file, "w") as archive:
             for name, content in members.items():
                 archive.writestr(zipfile.ZipInfo(name), content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _halved(content):
+    """The same HDF5 file with its float32 arrays as float16."""
+    halved = io.BytesIO()
+    with h5py.File(io.BytesIO(content)) as old, h5py.File(halved, "w") as new:
+
+        def copy_item(name, item):
+            if not isinstance(item, h5py.Dataset):
+                copied = new.require_group(name)
+            elif item.dtype == np.float32:
+                copied = new.create_dataset(name, data=item[()].astype(np.float16))
+            else:
+                copied = new.create_dataset(name, data=item[()])
+            copied.attrs.update(item.attrs)
+
+        new.attrs.update(old.attrs)
+        old.visititems(copy_item)
+    return halved.getvalue()
 
 
 def _sync_folder(folder):

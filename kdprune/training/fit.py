@@ -57,9 +57,13 @@ def fit(
         fractions, "learning_rate", "seconds".
 
     Raises:
+        ValueError: If `select` is neither, or the checkpoint in `folder` is of
+            another model or optimizer.
         TrainingDiverged: If the loss is not finite. The last checkpoint stays.
         OSError: If a checkpoint can't be written. The last one stays.
     """
+    if select not in ("last", "best"):
+        raise ValueError(f"select must be 'last' or 'best'. Received: {select!r}")
     keeper = _EpochKeeper(validation, folder, select, patience)
     done = keeper.restore(model)
     if done < epochs and not keeper.out_of_patience():

@@ -69,7 +69,12 @@ def build_optimizer(
             `1 - learning_rate * weight_decay`. BatchNorm and biases are spared.
         ema: Momentum in (0, 1) of an exponential moving average of the weights,
             kept by the optimizer; None for none.
+
+    Raises:
+        ValueError: If `name` or `schedule` is not one of these.
     """
+    _check_choice("optimizer", name, ("sgd", "adam", "adamw"))
+    _check_choice("schedule", schedule, ("one_cycle", "cosine", "constant"))
     rate = learning_rate
     if schedule != "constant":
         fall = "linear" if schedule == "one_cycle" else "cosine"
@@ -90,6 +95,11 @@ def build_optimizer(
     if weight_decay:
         optimizer.exclude_from_weight_decay(var_names=_NO_DECAY)
     return optimizer
+
+
+def _check_choice(what, value, valid):
+    if value not in valid:
+        raise ValueError(f"{what} must be one of {', '.join(valid)}. Received: {value}")
 
 
 @contextlib.contextmanager

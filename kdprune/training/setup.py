@@ -11,9 +11,12 @@ def seed_everything(seed):
     """Seeds Python, NumPy and TensorFlow, and forgets earlier models' names.
 
     Layer names and random streams count up within a process; without the reset
-    a stage would depend on the stages that ran before it.
+    a stage would depend on the stages that ran before it. Dropout and noise
+    layers made from now on keep their random state in a variable, which a
+    checkpoint holds; by default Keras hides it where it can't be saved.
     """
     keras.backend.clear_session()
+    keras.backend.experimental.enable_tf_random_generator()
     keras.utils.set_random_seed(seed)
 
 

@@ -1,0 +1,174 @@
+"""The command: what a user sees, and one clear line with status 2 when wrong."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdprune import cli
+from kdprune.models import build_model, save_model
+
+QUICKSTART = str(pathlib.Path(__file__).parents[1] / "configs" / "quickstart.yaml")
+CIFAR10 = str(pathlib.Path(__file__).parents[1] / "configs" / "cifar10.yaml")
+
+
+def refused(capsys, *arguments):
+    """Runs a command that must fail; returns its one line."""
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    lines = capsys.readouterr().err.strip().split("\n")
+    assert len(lines) == 1 and lines[0].startswith("kdprune: "), lines
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "student.keras"
+    save_model(build_model("article_student"), path)
+    return path
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Ten tiny images in class folders, train and test."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 6), ("test", 4)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path / "images"
+
+
+def test_a_misspelt_key_is_one_line(capsys, tmp_path):
+    line = refused(
+        capsys,
+        "run",
+        QUICKSTART,
+        "--output",
+        tmp_path,
+        "--set",
+        "stages.student.temprature=1",
+    )
+    assert "stages.student.temprature: unknown key; did you mean 'temperature'?" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_data_names_the_ways_to_give_it(capsys, tmp_path, monkeypatch):
+    monkeypatch.delenv("KDPRUNE_DATA_DIR", raising=False)
+    line = refused(
+        capsys, "run", CIFAR10, "--output", tmp_path / "o", "--data-dir", tmp_path
+    )
+    assert "--data-dir" in line or "data_dir" in line
+    assert "cifar-10" in line
+
+
+def test_an_output_that_is_a_file_is_refused(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = refused(capsys, "run", QUICKSTART, "--output", tmp_path / "file")
+    assert "expected an output folder that can be written" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("cut.tflite", b"\x1c\x00\x00\x00TFL3\x00\x00"),
+        ("words.tflite", b"these are words, not a model"),
+        ("words.keras", b"these are words, not a model"),
+        ("words.h5", b"these are words, not a model"),
+        ("model.onnx", b"another format"),
+    ],
+)
+def test_what_is_not_a_model_is_refused_by_name(capsys, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    line = refused(capsys, "evaluate", tmp_path / name, "--dataset", "shapes")
+    assert name in line
+
+
+def test_an_unreadable_image_and_an_empty_class_are_named(capsys, images, model):
+    arguments = ["evaluate", model, "--dataset", "folder", "--data-path", images]
+    (images / "test" / "cat" / "0.png").write_bytes(b"not an image")
+    assert "0.png" in refused(capsys, *arguments)
+    for path in (images / "train" / "dog").iterdir():
+        path.unlink()
+    assert "dog" in refused(capsys, *arguments)
+
+
+def test_an_input_range_the_wrong_way_round_is_refused(capsys, model):
+    line = refused(
+        capsys, "evaluate", model, "--dataset", "shapes", "--input-range", "255,0"
+    )
+    assert "--input-range expects LOW,HIGH" in line
+
+
+def test_evaluate_prints_and_writes_the_figures(capsys, tmp_path, model):
+    out = tmp_path / "figures.json"
+    assert (
+        cli.main(["evaluate", str(model), "--dataset", "shapes", "--json", str(out)])
+        == 0
+    )
+    assert "% of 2000 test images" in capsys.readouterr().out
+    content = json.loads(out.read_text())
+    assert content["models"][0]["parameters"] == 31_082
+    assert content["dataset"]["source"].startswith("shapes")
+
+
+def test_compare_of_a_model_with_itself_finds_no_difference(capsys, tmp_path, model):
+    out = tmp_path / "compared.json"
+    arguments = ["compare", str(model), str(model), "--dataset", "shapes"]
+    assert cli.main([*arguments, "--json", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "+0.00 points" in text and "not distinguishable" in text
+    comparison = json.loads(out.read_text())["comparison"]
+    assert comparison["difference"] == 0
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        cli.main(["run", str(tmp_path / "absent.yaml"), "--debug"])
+
+
+def test_a_dry_run_shows_the_stages_and_trains_nothing(capsys, tmp_path):
+    output = tmp_path / "run"
+    assert cli.main(["run", QUICKSTART, "--output", str(output), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "teacher (train): to do" in text and "temperature: " in text
+    assert "in all about" in text
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("role", "stages"),
+    [
+        ("train_teacher", {"teacher"}),
+        ("train_student", {"student_alone"}),
+        ("distill", {"student"}),
+        ("quantize", {"quantized", "pruned_quantized"}),
+        ("report", {"report"}),
+    ],
+)
+def test_each_role_stands_for_its_stages(role, stages):
+    from kdprune.config import load_recipe
+
+    recipe = load_recipe(QUICKSTART)
+    wanted = cli._wanted(role)
+    assert {name for name in recipe.stages if wanted(recipe, name)} == stages
+
+
+def test_a_script_runs_its_stage_and_what_that_needs(tmp_path):
+    script = pathlib.Path(QUICKSTART).parents[1] / "scripts" / "train_student.py"
+    subprocess.run(
+        [sys.executable, script, QUICKSTART, "--output", tmp_path]
+        + ["--set", "data.train_images=300", "--set", "data.test_images=100"]
+        + ["--set", "stages.student_alone.training.epochs=1"],
+        check=True,
+        timeout=300,
+        capture_output=True,
+    )
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {"student_alone"}
