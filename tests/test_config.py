@@ -61,10 +61,10 @@ def test_every_recipe_that_is_shipped_is_valid(path):
          "you mean 'temperature'?"),
         ("stages.teacher.training.epoch", 3, "stages.teacher.training.epoch: unknown "
          "key; did you mean 'epochs'?"),
-        ("stages.teacher.training.epochs", "many", "stages.teacher.training.epochs: "
-         "expected a valid integer"),
-        ("stages.teacher.training.epochs", 0, "stages.teacher.training.epochs: expected "
-         "greater than or equal to 1, got 0"),
+        ("stages.teacher.training.epochs", "many",
+         "stages.teacher.training.epochs: expected a valid integer"),
+        ("stages.teacher.training.epochs", 0,
+         "stages.teacher.training.epochs: expected greater than or equal to 1, got 0"),
         ("stages.pruned.sparsity", 1.5, "stages.pruned.sparsity: expected less than 1"),
         ("stages.pruned.from", "studnt", "stages.pruned.from: expected a stage of kind "
          "train or load or distill or prune, got 'studnt'; did you mean 'student'?"),
@@ -112,7 +112,10 @@ def test_overrides_take_yaml_values(tmp_path):
     path.write_text(RECIPE)
     changed = load_recipe(
         path,
-        ["stages.teacher.training.epochs=7", "stages.teacher.training.augment={crop: 2}"],
+        [
+            "stages.teacher.training.epochs=7",
+            "stages.teacher.training.augment={crop: 2}",
+        ],
     )
     training = changed.stages["teacher"].training
     assert (training.epochs, training.augment.crop) == (7, 2)
@@ -125,7 +128,9 @@ def test_overrides_take_yaml_values(tmp_path):
 def test_an_override_leaves_what_shares_its_anchor_alone(tmp_path):
     path = tmp_path / "recipe.yaml"
     text = RECIPE.replace("{epochs: 3}", "&shared {epochs: 3}")
-    path.write_text(text.replace("{name: resnet8}}", "{name: resnet8}, training: *shared}"))
+    path.write_text(
+        text.replace("{name: resnet8}}", "{name: resnet8}, training: *shared}")
+    )
     changed = load_recipe(path, ["stages.student.training.epochs=9"])
     assert changed.stages["student"].training.epochs == 9
     assert changed.stages["teacher"].training.epochs == 3

@@ -19,7 +19,8 @@ stages:
     kind: train
     seed: 5
     model: &model {name: article_student}
-    training: &training {epochs: 1, batch_size: 60, optimizer: adam, learning_rate: 0.002}
+    training: &training
+      {epochs: 1, batch_size: 60, optimizer: adam, learning_rate: 0.002}
   alone: {kind: train, model: *model, training: *training}
   soft: {kind: soft_labels, seed: 5, teacher: teacher}
   student: {kind: distill, model: *model, soft_labels: soft, training: *training}
