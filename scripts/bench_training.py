@@ -1,0 +1,92 @@
+"""Measures kdprune's training speed against a plain float32 `model.fit`.
+
+Both train the same model on the same generated images with the same batch, in
+turns (A B A B), so that a change of the machine's load meets both. Ours includes
+augmentation; the plain one feeds arrays to `fit` without any.
+
+Usage:
+    python scripts/bench_training.py [--models resnet8 resnet9] [--json OUT]
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import numpy as np
+
+import kdprune
+from kdprune import records, training
+from kdprune.data import Split, batches
+from kdprune.models.precision import cast_model
+
+SETTINGS = {
+    "resnet8": {"batch": 128, "images": 12_800, "arguments": {}},
+    "resnet9": {"batch": 512, "images": 2_048, "arguments": {"width": 64}},
+    "whitened_cnn": {"batch": 512, "images": 4_096, "arguments": {"width": 64}},
+    "article_student": {"batch": 64, "images": 25_600, "arguments": {}},
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each (3)")
+    parser.add_argument("--json", metavar="OUT", help="write the figures to a file")
+    options = parser.parse_args()
+    precision = training.resolve_precision("auto")
+    print(f"{records.machine()['processor']}, {precision} against float32")
+    results = {}
+    for name in options.models:
+        ours, plain = _epochs(name, precision)
+        ours(), plain()  # The first epoch traces and fills caches.
+        speeds = [(ours(), plain()) for _ in range(options.rounds)]
+        fast, slow = (statistics.median(column) for column in zip(*speeds, strict=True))
+        results[name] = {"ours": fast, "plain": slow, "ratio": fast / slow}
+        print(f"{name:16} {fast:8.0f} {slow:8.0f} images/s  {fast / slow:5.2f}x")
+    if options.json:
+        content = {"command": records.command(), "precision": precision}
+        content |= {"images_per_second": results, "machine": records.machine()}
+        content["versions"] = records.versions()
+        with open(options.json, "w") as file:
+            json.dump(content, file, indent=2)
+
+
+def _epochs(name, precision):
+    """Two functions, each training one epoch and returning images per second."""
+    setting = SETTINGS[name]
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (setting["images"], 32, 32, 3), dtype=np.uint8)
+    split = Split(images, random.integers(0, 10, setting["images"]))
+    floats = images.astype("float32") / 255
+    augment = {"crop": 4, "flip": True, "cutout": 8}
+
+    def build(policy):
+        model = kdprune.build_model(name, **setting["arguments"])
+        if policy != "float32":
+            model = cast_model(model, policy)
+        optimizer = training.build_optimizer("sgd", 0.01, steps=10_000)
+        model.compile(optimizer, loss=lambda y, z: training.cross_entropy(y, z))
+        return model
+
+    ours, plain = build(precision), build("float32")
+    stream = iter(batches.training_batches(
+        split, setting["batch"], epochs=10_000, seed=0, augment=augment
+    ))  # fmt: skip
+    steps = batches.steps_per_epoch(split, setting["batch"])
+
+    def timed(model, *arguments, **options):
+        started = time.perf_counter()
+        model.fit(*arguments, verbose=0, **options)
+        return setting["images"] / (time.perf_counter() - started)
+
+    return (
+        lambda: timed(ours, stream, steps_per_epoch=steps),
+        lambda: timed(plain, floats, split.labels, batch_size=setting["batch"]),
+    )
+
+
+if __name__ == "__main__":
+    main()
