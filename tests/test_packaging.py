@@ -18,7 +18,11 @@ from packaging.utils import canonicalize_name
 import kdprune
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+SCRIPTS = sorted(
+    path
+    for path in (ROOT / "scripts").glob("*.py")
+    if not path.name.startswith("bench_")  # programs of their own, not stages
+)
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 needs_cli = pytest.mark.skipif(

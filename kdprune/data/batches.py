@@ -34,12 +34,22 @@ def training_batches(
     Returns:
         A `tf.data.Dataset` of `(images, labels)`, images float32 in [0, 1], or of
         `(images, (labels, teacher_logits))` with `soft_labels`.
+
+    Raises:
+        ValueError: If `crop` is not smaller than the images, or `soft_labels` are
+            not of as many images.
     """
     count = len(split.labels)
     batch_size = min(batch_size, count)
     store = _Store(split)
+    _check_crop(augment, split)
     views = len(soft_labels) if soft_labels is not None else None
     if views:
+        if soft_labels.shape[1] != count:
+            raise ValueError(
+                f"expected soft labels of the {count} training images. Received: "
+                f"{soft_labels.shape[1]}; store them for this data again."
+            )
         logits = tf.constant(np.asarray(soft_labels).reshape(views * count, -1))
 
     def epoch_indices(epoch):
@@ -85,6 +95,7 @@ def view_batches(split, batch_size, *, view, seed, augment=None):
         smaller.
     """
     store = _Store(split)
+    _check_crop(augment, split)
     draws = _draw(len(split.labels), tf.constant(view, tf.int64), augment or {}, seed)
     rows = {"index": tf.range(len(split.labels)), **draws}
     return (
@@ -102,6 +113,16 @@ def evaluation_batches(split, batch_size=500):
     """`(images, labels)` of a split in its own order, images float32 in [0, 1]."""
     data = tf.data.Dataset.from_tensor_slices((split.images, split.labels))
     return data.batch(batch_size).map(lambda x, y: (_to_float(x), y)).prefetch(4)
+
+
+def _check_crop(augment, split):
+    # One reflection reaches no further; beyond it lie other images' pixels.
+    smallest = min(split.images.shape[1:3])
+    if augment and augment.get("crop", 0) >= smallest:
+        raise ValueError(
+            f"crop must be below the images' smaller side of {smallest} pixels. "
+            f"Received: {augment['crop']}"
+        )
 
 
 def _seed(seed, stream, epoch):

@@ -149,8 +149,9 @@ class _EpochKeeper(keras.callbacks.Callback):
             if self._select == "best" and self._best_epoch() == epoch:
                 self._best = self.model.get_weights()
         if self._folder is not None:
-            self._checkpoints.save(epoch + 1, self.history, self._best)
+            # The table first: a run stopped in between writes this epoch again.
             write_history(self._folder / "history.csv", self.history)
+            self._checkpoints.save(epoch + 1, self.history, self._best)
         if self.out_of_patience():
             self.model.stop_training = True
 
