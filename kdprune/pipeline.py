@@ -195,8 +195,11 @@ class Run:
         folder = self._prepare(node)
         print(f"\n== {node.name} ({node.kind}) ==", flush=True)
         started, clock = datetime.now(timezone.utc), time.perf_counter()
-        from kdprune import stages
+        from kdprune import stages, training
 
+        # Names and random streams count up within a process: a stage must not
+        # depend on those that ran before it.
+        training.seed_everything(node.settings.seed)
         results, outputs = stages.STAGES[node.kind](self, node, folder)
         record = {
             "schema": records.SCHEMA,

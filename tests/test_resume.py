@@ -87,7 +87,7 @@ def kill_in(stage, recipe, output):
             break
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
 
 

@@ -92,7 +92,7 @@ class _StopOnNaN(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if math.isfinite(logs["loss"]):
             return
-        step = int(self.model.optimizer.iterations)
+        step = _steps_done(self.model.optimizer)
         raise TrainingDiverged(
             f"the loss became {logs['loss']} at step {step} with learning rate "
             f"{_learning_rate(self.model.optimizer, step - 1):.3g}. The last good "
@@ -117,7 +117,8 @@ class _EpochKeeper(keras.callbacks.Callback):
         """Loads the newest checkpoint; returns how many epochs are done."""
         if self._folder is None:
             return 0
-        model.optimizer.build(model.trainable_variables)
+        with model.distribute_strategy.scope():
+            model.optimizer.build(model.trainable_variables)
         self._checkpoints = Checkpoints(
             self._folder / "checkpoints", model=model, optimizer=model.optimizer
         )
@@ -142,7 +143,7 @@ class _EpochKeeper(keras.callbacks.Callback):
         with averaged_weights(self.model):
             values = self.model.evaluate(self._validation, verbose=0, return_dict=True)
             logs.update({f"val_{name}": value for name, value in values.items()})
-            rate = _learning_rate(optimizer, int(optimizer.iterations))
+            rate = _learning_rate(optimizer, _steps_done(optimizer))
             row = {name: float(value) for name, value in logs.items()}
             row |= {"epoch": epoch + 1, "learning_rate": rate, "seconds": seconds}
             self.history.append(row)
@@ -176,6 +177,10 @@ def write_history(path, history):
         writer.writeheader()
         writer.writerows(history)
     os.replace(partial, path)
+
+
+def _steps_done(optimizer):
+    return int(keras.backend.get_value(optimizer.iterations))
 
 
 def _learning_rate(optimizer, step):
