@@ -57,8 +57,8 @@ def test_every_recipe_that_is_shipped_is_valid(path):
 @pytest.mark.parametrize(
     ("path", "value", "expected"),
     [
-        ("stages.student.tempreature", 3, "stages.student.tempreature: unknown key; did "
-         "you mean 'temperature'?"),
+        ("stages.student.tempreature", 3,
+         "stages.student.tempreature: unknown key; did you mean 'temperature'?"),
         ("stages.teacher.training.epoch", 3, "stages.teacher.training.epoch: unknown "
          "key; did you mean 'epochs'?"),
         ("stages.teacher.training.epochs", "many",
