@@ -24,8 +24,9 @@ def prune_magnitude(
         sparsity: Share of zero weights to reach, in [0, 1), for all layers or as
             a dict from layer name to share (layers not named are left alone).
         schedule: "polynomial" (cubic, from none) or "constant" (all at `begin`).
-        begin: First step that prunes.
-        end: Last step that prunes; with "constant", masks stay as they are after.
+        begin: First step that prunes, counted from 1.
+        end: Step that reaches the sparsity of "polynomial"; masks stay as they are
+            after it.
         frequency: Steps between two updates of the masks.
         exclude: Names of layers to leave alone.
 
@@ -33,7 +34,8 @@ def prune_magnitude(
         A new, wrapped `keras.Model` with the same weights.
 
     Raises:
-        ValueError: If a sparsity, schedule or layer name is not valid.
+        ValueError: If a sparsity, schedule, step or layer name is not valid, or if
+            there are layers to prune inside a nested model.
     """
     shares = _shares(model, sparsity, exclude)
 
@@ -62,8 +64,11 @@ def strip_pruning(model):
     Returns:
         A plain `keras.Model` of the same layers, weights and names.
     """
-    stripped = tfmot.sparsity.keras.strip_pruning(model)
-    return stripped
+    for layer in model.layers:
+        # Averaged weights are not zero where a mask came late.
+        for weight, mask, _ in getattr(layer, "pruning_vars", ()):
+            weight.assign(weight.numpy() * mask.numpy())
+    return tfmot.sparsity.keras.strip_pruning(model)
 
 
 def sparsity_below(model, beta):
@@ -104,14 +109,31 @@ def _prunable(model):
     ]
 
 
+def _nested(model):
+    """Names of the models among the layers that have kernels of their own."""
+    return [
+        layer.name
+        for layer in model.layers
+        if isinstance(layer, keras.Model)
+        and any(isinstance(inner, _PRUNABLE) for inner in layer.submodules)
+    ]
+
+
 def _shares(model, sparsity, exclude):
-    names = [layer.name for layer in _prunable(model)]
+    nested = _nested(model)
+    names = [layer.name for layer in _prunable(model)] + nested
     shares = sparsity if isinstance(sparsity, dict) else dict.fromkeys(names, sparsity)
     unknown = [name for name in [*shares, *exclude] if name not in names]
     if unknown:
         raise ValueError(
             f"layers to prune must be among {', '.join(names)}. "
             f"Received: {', '.join(unknown)}"
+        )
+    inside = [name for name in shares if name in nested and name not in exclude]
+    if inside:
+        raise ValueError(
+            "layers inside a nested model can't be pruned. "
+            f"Received: {', '.join(inside)}; exclude it, or add its layers one by one."
         )
     wrong = {name: share for name, share in shares.items() if not 0 <= share < 1}
     if wrong:
@@ -120,13 +142,26 @@ def _shares(model, sparsity, exclude):
 
 
 def _schedule(name, sparsity, begin, end, frequency):
+    """TFMOT's schedule: it prunes at `begin` and every `frequency` steps up to `end`.
+
+    It counts steps from 1, so that a `begin` of 0 would wait for `frequency`.
+    """
+    if not 0 <= begin <= end or not end or frequency < 1:
+        raise ValueError(
+            "expected 0 <= begin <= end, an end and a frequency of at least 1. "
+            f"Received: begin={begin}, end={end}, frequency={frequency}"
+        )
     if name == "polynomial":
+        begin = min(begin, end - 1)
+        frequency = min(frequency, end - begin)
+        # Starts later by what doesn't divide, so that the last update is at `end`.
+        begin += (end - begin) % frequency
         return tfmot.sparsity.keras.PolynomialDecay(
             0.0, sparsity, begin, end, frequency=frequency
         )
     if name == "constant":
         return tfmot.sparsity.keras.ConstantSparsity(
-            sparsity, begin, end, frequency=frequency
+            sparsity, max(begin, 1), end, frequency=frequency
         )
     raise ValueError(f"schedule must be 'polynomial' or 'constant'. Received: {name!r}")
 

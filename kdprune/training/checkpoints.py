@@ -80,9 +80,12 @@ class Checkpoints:
             status = self._checkpoint.read(str(newest / "variables"))
             status.assert_existing_objects_matched()
         except (AssertionError, ValueError, tf.errors.OpError) as error:
+            # TensorFlow's assertion lists the variables with all their values.
+            missing = isinstance(error, AssertionError)
+            reason = "it lacks variables of theirs" if missing else _first_line(error)
             raise ValueError(
                 f"the checkpoint {newest} is not of this model and optimizer: "
-                f"{_first_line(error)}. Remove that folder to start again."
+                f"{reason}. Remove that folder to start again."
             ) from error
         state = json.loads((newest / "state.json").read_text())
         weights = None
@@ -107,4 +110,6 @@ def _epoch(path):
 
 
 def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What happened, without TensorFlow's marks of where in its graph."""
+    text = re.sub(r"\{\{.*?\}\} *| *\[Op:\w+\]", "", str(error)).strip()
+    return (text or type(error).__name__).splitlines()[0].rstrip(".")

@@ -92,12 +92,7 @@ class _StopOnNaN(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if math.isfinite(logs["loss"]):
             return
-        step = _steps_done(self.model.optimizer)
-        raise TrainingDiverged(
-            f"the loss became {logs['loss']} at step {step} with learning rate "
-            f"{_learning_rate(self.model.optimizer, step - 1):.3g}. The last good "
-            "checkpoint is kept; lower the learning rate or lengthen the warm-up."
-        )
+        raise _diverged("loss", logs["loss"], self.model.optimizer)
 
 
 class _EpochKeeper(keras.callbacks.Callback):
@@ -142,6 +137,9 @@ class _EpochKeeper(keras.callbacks.Callback):
         seconds = time.perf_counter() - self._started
         with averaged_weights(self.model):
             values = self.model.evaluate(self._validation, verbose=0, return_dict=True)
+            if not math.isfinite(values["loss"]):
+                # The last step of an epoch may have ruined the weights unseen.
+                raise _diverged("validation loss", values["loss"], optimizer)
             logs.update({f"val_{name}": value for name, value in values.items()})
             rate = _learning_rate(optimizer, _steps_done(optimizer))
             row = {name: float(value) for name, value in logs.items()}
@@ -172,11 +170,27 @@ def write_history(path, history):
     """Writes one CSV row per epoch, atomically, "epoch" first."""
     names = ["epoch", *(name for name in history[0] if name != "epoch")]
     partial = path.with_suffix(".partial")
-    with open(partial, "w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(history)
-    os.replace(partial, path)
+    try:
+        with open(partial, "w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(history)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(
+            f"{path} could not be written: {error.strerror}. The last checkpoint is "
+            "kept; free some space and run the same command again."
+        ) from error
+
+
+def _diverged(what, value, optimizer):
+    step = _steps_done(optimizer)
+    return TrainingDiverged(
+        f"the {what} became {value} at step {step} with learning rate "
+        f"{_learning_rate(optimizer, step - 1):.3g}. The last good checkpoint is kept; "
+        "lower the learning rate or lengthen the warm-up."
+    )
 
 
 def _steps_done(optimizer):
