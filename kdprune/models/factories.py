@@ -47,7 +47,16 @@ def build_model(name, input_shape=(32, 32, 3), classes=10, **arguments):
     if classes < 2:
         raise ValueError(f"classes must be at least 2. Received: {classes}")
     images = keras.Input(shape, name="images")
-    features = MODELS[name](images, **arguments)
+    try:
+        features = MODELS[name](images, **arguments)
+    except ValueError as error:
+        if "dimension" not in str(error):
+            raise
+        # Keras fails at the layer that has no pixels left, in many lines.
+        raise ValueError(
+            f"images are too small for model {name!r}, which halves them several "
+            f"times. Received: {shape[0]} x {shape[1]} pixels; use larger images."
+        ) from error
     logits = layers.Dense(classes, name="logits", dtype="float32")(features)
     return keras.Model(images, logits, name=name)
 

@@ -27,9 +27,8 @@ def cast_model(model, policy):
             "precision can be changed for Functional and Sequential models. "
             f"Received: {type(model).__name__} {model.name!r}; use float32 for it."
         )
-    outputs = {layer.name for layer in _output_layers(model)}
     config = copy.deepcopy(model.get_config())
-    _set_policy(config, policy, outputs)
+    _set_policy(config, policy, model, keep_outputs=True)
     rebuilt = type(model).from_config(config)
     if not rebuilt.built:
         rebuilt.build(model.input_shape)
@@ -43,10 +42,13 @@ def _output_layers(model):
     return [tensor._keras_history.layer for tensor in model.outputs]
 
 
-def _set_policy(config, policy, keep_float32):
-    for layer in config.get("layers", []):
+def _set_policy(config, policy, model, keep_outputs):
+    """Changes the config of `model`; its outputs may be those of a nested model."""
+    outputs = {layer.name for layer in _output_layers(model)} if keep_outputs else ()
+    for layer in config["layers"]:
         inner = layer["config"]
+        is_output = inner["name"] in outputs
         if "layers" in inner:
-            _set_policy(inner, policy, keep_float32)
+            _set_policy(inner, policy, model.get_layer(inner["name"]), is_output)
         elif "dtype" in inner and layer["class_name"] != "InputLayer":
-            inner["dtype"] = "float32" if inner["name"] in keep_float32 else policy
+            inner["dtype"] = "float32" if is_output else policy
