@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import importlib
-import json
 import os
 import pathlib
 import sys
@@ -21,7 +20,7 @@ _ROLES = {
     "quantize": "the stages that quantize",
     "export": "the stages that write .tflite files",
     "evaluate": "the stages that measure on the test images",
-    "report": "the stages that draw tables and plots",
+    "report": "the stages that draw tables and plots (or redraw a run's folder)",
 }
 
 _DESCRIPTION = """Makes image classifiers small: distills, prunes, quantizes, proves.
@@ -121,6 +120,9 @@ def _add_data_options(parser):
         "--image-size", type=int, metavar="PIXELS", help="of --dataset folder"
     )
     parser.add_argument(
+        "--seed", type=int, default=0, help="the seed that the data is split by (0)"
+    )
+    parser.add_argument(
         "--input-range",
         default="0,1",
         metavar="LOW,HIGH",
@@ -143,7 +145,6 @@ def _add_debug(parser):
 def _guarded(function, options):
     """Calls a command; a user's error becomes one line and exit status 2."""
     try:
-        _import_tensorflow_quietly()
         function(options)
         return 0
     except KeyboardInterrupt:
@@ -151,8 +152,12 @@ def _guarded(function, options):
             "\nstopped; run the same command again to go on from here", file=sys.stderr
         )
         return 130
-    except (ValueError, OSError) as error:
-        if options.debug:
+    except Exception as error:
+        # TensorFlow's own errors (no memory, no space) are neither of the two.
+        ours = isinstance(error, (ValueError, OSError)) or (
+            type(error).__module__.startswith("tensorflow.")
+        )
+        if options.debug or not ours:
             raise
         print(f"kdprune: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -175,10 +180,16 @@ def _import_tensorflow_quietly():
 
 
 def _run(options):
+    if options.role == "report" and pathlib.Path(options.recipe).is_dir():
+        from kdprune import report
+
+        print(f"report: {report.write_report(options.recipe)}")
+        return
     recipe = config.load_recipe(options.recipe, options.overrides)
     folder = pathlib.Path(options.output or f"runs/{recipe.name}")
     wanted = _wanted(options.role) if options.role else None
     until = getattr(options, "until", None)
+    _import_tensorflow_quietly()
     from kdprune import pipeline
 
     if options.dry_run:
@@ -210,9 +221,11 @@ def _wanted(role):
 
 
 def _evaluate(options):
+    _check_json(options.json)
+    test, description = _test_images(options)
+    _import_tensorflow_quietly()
     from kdprune import evaluate
 
-    test, description = _test_images(options)
     entries = []
     for path in options.files:
         entry = evaluate.evaluate_model(
@@ -231,9 +244,11 @@ def _evaluate(options):
 
 
 def _compare(options):
+    _check_json(options.json)
+    test, description = _test_images(options)
+    _import_tensorflow_quietly()
     from kdprune import evaluate
 
-    test, description = _test_images(options)
     scores = [
         evaluate.predict(
             path,
@@ -255,7 +270,9 @@ def _test_images(options):
 
     extra = {"path": options.data_path, "image_size": options.image_size}
     extra = {key: value for key, value in extra.items() if value is not None}
-    dataset = load_dataset(options.dataset, data_dir=options.data_dir, **extra)
+    dataset = load_dataset(
+        options.dataset, data_dir=options.data_dir, seed=options.seed, **extra
+    )
     return dataset.test, dataset.description
 
 
@@ -289,10 +306,16 @@ def _summary(entry):
     return "\n    ".join(parts)
 
 
+def _check_json(path):
+    """Finds out before an hour of measuring that the figures can't be written."""
+    if path and not pathlib.Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"--json {path}: its folder does not exist; make it")
+
+
 def _write(options, content):
     content = {"schema": records.SCHEMA, "command": records.command(), **content}
     content |= {"versions": records.versions(), "machine": records.machine()}
-    records.write_json(options.json, json.loads(json.dumps(content)))
+    records.write_json(options.json, content)
     print(f"written: {options.json}")
 
 

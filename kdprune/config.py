@@ -22,13 +22,13 @@ import yaml
 Share = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
 Weight = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, pydantic.Field(gt=0.0)]
-Count = Annotated[int, pydantic.Field(ge=1)]
-Seed = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+Count = Annotated[int, pydantic.Field(ge=1, strict=True)]
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**31, strict=True)]
 Name = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class _Settings(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(_Settings):
@@ -69,7 +69,7 @@ class Training(_Settings):
     ema: Annotated[float, pydantic.Field(gt=0.0, lt=1.0)] | None = None
     select: Literal["last", "best"] = "last"
     patience: Count | None = None
-    precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"
+    precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
     augment: Augment | None = None
     refit: bool = False
 
@@ -155,7 +155,7 @@ class SoftLabels(_Stage):
     teacher: Name
     views: Count = 1
     augment: Augment | None = None
-    precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"
+    precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
 
     @pydantic.model_validator(mode="after")
     def _views_differ(self):
@@ -183,6 +183,8 @@ class Distill(_Taught):
 class Prune(_Taught):
     """Zeroes the smallest weights while training goes on."""
 
+    training: Training
+
     kind: Literal["prune"]
     from_: Name = pydantic.Field(alias="from")
     sparsity: Share | None = None
@@ -197,6 +199,13 @@ class Prune(_Taught):
     def _one_target(self):
         if (self.sparsity is None) == (self.beta is None):
             raise ValueError("expected one of `sparsity` and `beta`")
+        chosen = self.training
+        if chosen.select == "best" or chosen.patience or chosen.refit:
+            # An epoch chosen for its accuracy is one before the zeros are there.
+            raise ValueError(
+                "`training` of a prune stage expects select: last, no patience and no "
+                "refit"
+            )
         if self.end <= self.begin:
             raise ValueError(f"expected begin < end, got {self.begin} and {self.end}")
         return self
@@ -212,6 +221,21 @@ class Quantize(_Taught):
     from_: Name = pydantic.Field(alias="from")
     method: Literal["ptq", "qat"] = "ptq"
     preserve_sparsity: bool | Literal["auto"] = "auto"
+
+    @pydantic.model_validator(mode="after")
+    def _trains_or_not(self):
+        given = {"training", "teacher", "soft_labels"} & self.model_fields_set
+        if self.method == "ptq" and given:
+            raise ValueError(
+                f"method ptq trains nothing, got `{sorted(given)[0]}`; remove it, or "
+                "set method: qat"
+            )
+        if self.method == "qat" and "training" not in given:
+            raise ValueError(
+                "method qat expects `training`, with a learning rate about a hundredth "
+                "of the one the model was trained with"
+            )
+        return self
 
     def parents(self):
         return [self.from_, *super().parents()]
@@ -263,6 +287,7 @@ KINDS = {
 
 _FLOAT = ("train", "load", "distill", "prune")
 _MODELS = (*_FLOAT, "quantize")
+_CELLS = (*_MODELS, "soft_labels", "export")
 # The kinds a stage may name under a key.
 _ACCEPTS = {
     "teacher": _FLOAT,
@@ -313,7 +338,7 @@ def load_recipe(path, overrides=()):
     if not path.is_file():
         raise FileNotFoundError(f"expected a recipe (YAML) at {path}: none there")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = " ".join(str(error).split())
         raise ValueError(f"{path} is not valid YAML: {where}") from error
@@ -323,6 +348,21 @@ def load_recipe(path, overrides=()):
     for override in overrides:
         _override(content, override)
     return parse_recipe(content)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key given twice, of which YAML would drop one in silence."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [
+            key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"
+        ]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.YAMLError(
+                f"the key {twice[0]!r} is given twice{node.start_mark}"
+            )
+        return super().construct_mapping(node, deep)
 
 
 def _unshared(content):
@@ -368,13 +408,16 @@ def _override(content, text):
     set_key(content, path, parsed)
 
 
-def stage_order(recipe):
-    """Stage names, each after the stages it needs.
+def stage_order(*recipes):
+    """Stage names, each after the stages it needs in any of the recipes.
 
     Raises:
         ValueError: If stages need each other in a circle.
     """
-    graph = {name: stage.parents() for name, stage in recipe.stages.items()}
+    graph = {name: [] for name in recipes[0].stages}
+    for recipe in recipes:
+        for name, stage in recipe.stages.items():
+            graph[name] += stage.parents()
     try:
         return list(graphlib.TopologicalSorter(graph).static_order())
     except graphlib.CycleError as error:
@@ -398,6 +441,58 @@ def _check_references(recipe):
     for name in recipe.keep:
         _check_reference(recipe, "keep", name, _FLOAT)
     stage_order(recipe)
+    _check_measured(recipe)
+    for key in recipe.matrix:
+        _check_axis(recipe, key)
+
+
+def _check_measured(recipe):
+    """What is named for the end of the run must be measured there, and once."""
+    for kind in ("evaluate", "report"):
+        names = [name for name, stage in recipe.stages.items() if stage.kind == kind]
+        if len(names) > 1:
+            raise ValueError(
+                f"stages.{names[1]}: expected one stage of kind {kind}, got "
+                f"{', '.join(names)}"
+            )
+    measured = {
+        other
+        for stage in recipe.stages.values()
+        if stage.kind == "evaluate"
+        for other in stage.parents()
+    }
+    exported = {
+        source
+        for name in measured
+        if recipe.stages[name].kind == "export"
+        for source in recipe.stages[name].parents()
+    }
+    named = [("baseline", recipe.baseline, measured)]
+    named += [("flagship", recipe.flagship, exported)]
+    named += [("keep", name, measured) for name in recipe.keep]
+    for key, name, reached in named:
+        if name and name not in reached:
+            raise ValueError(
+                f"{key}: expected a stage that the evaluate stage measures, got "
+                f"{name!r}; add it to the `from` of evaluate, or of its export stage"
+            )
+
+
+def _check_axis(recipe, key):
+    """A matrix axis must be a key that tells stages apart."""
+    root, *rest = key.split(".")
+    if root == "data":
+        raise ValueError(
+            f"matrix.{key}: expected no key of `data`, since all cells are measured on "
+            "the same test images; run a recipe for each"
+        )
+    if root == "stages" and rest:
+        _check_reference(recipe, f"matrix.{key}", rest[0], _CELLS)
+    elif key != "seed":
+        raise ValueError(
+            f"matrix.{key}: expected `seed` or a key of a stage, such as "
+            "stages.student.temperature"
+        )
 
 
 def _check_reference(recipe, key, name, accepted):
@@ -417,7 +512,9 @@ def _explain(error, content):
     location = [str(part) for part in first["loc"]]
     if len(location) > 2 and location[0] == "stages" and location[2] in KINDS:
         del location[2]  # The kind, which pydantic adds to the path.
-    location = [part for part in location if "[" not in part]
+    # Of a union, pydantic names the member it tried last, which is no key.
+    unions = ("bool", "constrained-int", "tuple", "float", "int", "str")
+    location = [p for p in location if "[" not in p and p not in unions]
     path = ".".join(location) or "the recipe"
     kind, received = first["type"], first["input"]
     more = len(error.errors()) - 1

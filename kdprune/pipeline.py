@@ -1,11 +1,15 @@
 """The stages' graph: their folders, skipping what is done, resuming what is not."""
 
+import contextlib
 import dataclasses
 import errno
+import fcntl
+import functools
 import itertools
 import json
 import os
 import pathlib
+import re
 import shutil
 import time
 from datetime import datetime, timezone
@@ -25,15 +29,13 @@ class Node:
         name: Its folder's name: the stage's, with the axes it depends on.
         stage: The stage's name in the recipe.
         settings: The stage's settings, its seed resolved.
-        data: The recipe's data settings.
-        parents: Nodes it needs, by the stage's name; several for a stage that
+            parents: Nodes it needs, by the stage's name; several for a stage that
             gathers all cells.
     """
 
     name: str
     stage: str
     settings: object
-    data: object
     parents: dict
 
     @property
@@ -52,7 +54,7 @@ def plan(recipe):
     """
     cells = [(cell, _with(recipe, cell)) for cell in _cells(recipe.matrix)]
     found, nodes = {}, {}
-    for stage in stage_order(recipe):
+    for stage in stage_order(*(resolved for _, resolved in cells)):
         same = {}
         for index, (cell, resolved) in enumerate(cells):
             key = _identity(resolved, stage, found, index)
@@ -71,7 +73,6 @@ def plan(recipe):
                 name=_folder_name(stage, cell, varying),
                 stage=stage,
                 settings=_seeded(resolved, stage),
-                data=resolved.data,
                 parents={
                     parent: [_member(nodes[parent], index)]
                     for parent in resolved.stages[stage].parents()
@@ -105,8 +106,7 @@ def _seeded(recipe, stage):
 def _identity(recipe, stage, found, index):
     settings = _seeded(recipe, stage).model_dump(mode="json", by_alias=True)
     parents = [found[name, index] for name in recipe.stages[stage].parents()]
-    data = recipe.data.model_dump(mode="json")
-    return json.dumps([settings, data, parents], sort_keys=True)
+    return json.dumps([settings, parents], sort_keys=True)
 
 
 def _varying(groups, matrix):
@@ -128,8 +128,11 @@ def _varying(groups, matrix):
 def _folder_name(stage, cell, varying):
     parts = [stage]
     for key in varying:
-        value = json.dumps(cell[key]).strip('"')
-        value = "".join(c if c.isalnum() or c in "._-" else "_" for c in value)
+        value = str(cell[key])
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,40}", value):
+            # Not fit for a folder's name, and not to be mixed up with another.
+            readable = re.sub(r"[^A-Za-z0-9._-]+", "_", value)[:30]
+            value = f"{readable}-{records.fingerprint(cell[key])[:6]}"
         parts.append(f"{key.rsplit('.', 1)[-1]}={value}")
     return "--".join(parts)
 
@@ -141,7 +144,7 @@ def _member(members, index):
 def _gather(recipe, stage, nodes):
     settings = _seeded(recipe, stage)
     parents = {name: [node for node, _ in nodes[name]] for name in settings.parents()}
-    return Node(stage, stage, settings, recipe.data, parents), {0}
+    return Node(stage, stage, settings, parents), {0}
 
 
 @dataclasses.dataclass
@@ -162,27 +165,27 @@ class Run:
 
     def __post_init__(self):
         self.folder = pathlib.Path(self.folder)
-        self._datasets = {}
+        self.nodes = plan(self.recipe)
         self._records = {}
 
-    def dataset(self, settings):
-        """The `data.Dataset` of a recipe's data settings, loaded once."""
+    @functools.cached_property
+    def dataset(self):
+        """The `data.Dataset` of the recipe, loaded once."""
         from kdprune.data import load_dataset
 
-        key = settings.model_dump_json()
-        if key not in self._datasets:
-            options = settings.model_dump(exclude_none=True, exclude={"dataset"})
-            self._datasets[key] = load_dataset(
-                settings.dataset, data_dir=self.data_dir, **options
-            )
-        return self._datasets[key]
+        settings = self.recipe.data
+        options = settings.model_dump(exclude_none=True, exclude={"dataset"})
+        return load_dataset(settings.dataset, data_dir=self.data_dir, **options)
 
     def record(self, node):
         """The record of a node that is done with its present inputs, else None."""
         if node.name not in self._records:
+            if not all(self.record(p) for p in itertools.chain(*node.parents.values())):
+                return None
             record = records.read_json(self.folder / node.name / "record.json")
-            current = record and self._fingerprint(node) == record.get("fingerprint")
-            if not current or not self._outputs_exist(node, record):
+            if not record or self._fingerprint(node) != record.get("fingerprint"):
+                return None
+            if not self._holds(node, record["outputs"]):
                 return None
             self._records[node.name] = record
         return self._records[node.name]
@@ -192,7 +195,8 @@ class Run:
         if self.record(node):
             print(f"{node.name}: done, skipped", flush=True)
             return
-        folder = self._prepare(node)
+        fingerprint = self._fingerprint(node)
+        folder = self._prepare(node, fingerprint)
         print(f"\n== {node.name} ({node.kind}) ==", flush=True)
         started, clock = datetime.now(timezone.utc), time.perf_counter()
         from kdprune import stages, training
@@ -208,11 +212,11 @@ class Run:
             "recipe": self.recipe.name,
             "command": self.command,
             "settings": node.settings.model_dump(mode="json", by_alias=True),
-            "fingerprint": self._fingerprint(node),
+            "fingerprint": fingerprint,
             "inputs": self._inputs(node),
             "outputs": records.describe_outputs(folder, outputs),
             "seed": node.settings.seed,
-            "data": self.dataset(node.data).description,
+            "data": self.dataset.description,
             "versions": records.versions(),
             "machine": records.machine(),
             "started": started.isoformat(timespec="seconds"),
@@ -220,20 +224,25 @@ class Run:
             "results": results,
         }
         records.write_json(folder / "record.json", record)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        for checkpoints in folder.rglob("checkpoints"):
+            shutil.rmtree(checkpoints)
         print(f"{node.name}: done in {record['seconds']:.0f} s", flush=True)
 
     def _fingerprint(self, node):
         """Hashes all that determines the result; not the machine."""
-        return records.fingerprint(
-            {
-                "schema": records.SCHEMA,
-                "settings": node.settings.model_dump(mode="json", by_alias=True),
-                "data": self.dataset(node.data).description["sha256"],
-                "inputs": self._inputs(node),
-                "files": [records.sha256(path) for path in node.settings.files()],
-            }
-        )
+        content = {
+            "schema": records.SCHEMA,
+            "settings": node.settings.model_dump(mode="json", by_alias=True),
+            "data": self.dataset.description["sha256"],
+            "inputs": self._inputs(node),
+            "files": [records.sha256(path) for path in node.settings.files()],
+        }
+        if node.kind == "evaluate":
+            named = ("name", "baseline", "flagship", "keep")
+            content["recipe"] = {key: getattr(self.recipe, key) for key in named}
+            content["nodes"] = [other.name for other in self.nodes]
+            content["test"] = self.dataset.test.sha256()
+        return records.fingerprint(content)
 
     def _inputs(self, node):
         """The content that each parent handed on, by the parent's name."""
@@ -244,24 +253,33 @@ class Run:
             inputs[parent.name] = {name: o["sha256"] for name, o in outputs.items()}
         return inputs
 
-    def _outputs_exist(self, node, record):
-        sizes = {name: o["bytes"] for name, o in record["outputs"].items()}
-        paths = {name: self.folder / node.name / name for name in sizes}
-        return all(
-            path.is_file() and path.stat().st_size == sizes[name]
-            for name, path in paths.items()
+    def _holds(self, node, outputs):
+        """Whether a node's files are there and are what its record says."""
+        folder = self.folder / node.name
+        return all((folder / name).is_file() for name in outputs) and (
+            records.describe_outputs(folder, outputs) == outputs
         )
 
-    def _prepare(self, node):
+    def half_done(self, node):
+        """Whether a node was begun with its present inputs and not ended."""
+        begun = records.read_json(self.folder / node.name / "begun.json") or {}
+        return begun.get("fingerprint") == self._fingerprint(node)
+
+    def _prepare(self, node, fingerprint):
         """The node's folder, emptied unless it was half done with these inputs."""
         folder = self.folder / node.name
-        current = self._fingerprint(node)
-        begun = records.read_json(folder / "begun.json")
-        if folder.exists() and (begun or {}).get("fingerprint") != current:
-            shutil.rmtree(folder)
-        (folder / "record.json").unlink(missing_ok=True)
+        ours = ("begun.json", "record.json")
+        if folder.exists():
+            if any(folder.iterdir()) and not any((folder / n).exists() for n in ours):
+                raise ValueError(
+                    f"expected {folder} to be a stage's folder or empty, got a folder "
+                    "of other files; choose another --output"
+                )
+            # A stage that was complete has nothing to resume, whatever it lost.
+            if (folder / "record.json").exists() or not self.half_done(node):
+                shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        records.write_json(folder / "begun.json", {"fingerprint": current})
+        records.write_json(folder / "begun.json", {"fingerprint": fingerprint})
         return folder
 
 
@@ -282,18 +300,19 @@ def run(recipe, folder, *, data_dir=None, until=None, wanted=None, command=""):
         OSError: If a file can't be read or written.
     """
     current = Run(recipe, folder, data_dir, command)
-    nodes = select(recipe, until=until, wanted=wanted)
+    nodes = select(current, until=until, wanted=wanted)
     _check_writable(current.folder)
     from kdprune import stages
 
-    stages.check(nodes, current)
-    for node in nodes:
-        current.execute(node)
+    with _only_run_of(current.folder):
+        stages.check(nodes, current)
+        for node in nodes:
+            current.execute(node)
 
 
-def select(recipe, until=None, wanted=None):
+def select(run, until=None, wanted=None):
     """The nodes to run: all, or those up to a stage, or those wanted."""
-    nodes = plan(recipe)
+    recipe, nodes = run.recipe, run.nodes
     if until is not None and until not in recipe.stages:
         raise ValueError(
             f"--until expects a stage out of {', '.join(recipe.stages)}. "
@@ -320,6 +339,20 @@ def select(recipe, until=None, wanted=None):
     return [node for node in nodes if node.name in needed]
 
 
+@contextlib.contextmanager
+def _only_run_of(folder):
+    """Keeps a second run out of a folder while one is under way."""
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OSError(
+                f"another run is under way in {folder}; wait for it, or choose another "
+                "--output"
+            ) from error
+        yield
+
+
 def _check_writable(folder):
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -339,8 +372,8 @@ def preview(recipe, folder, data_dir=None, until=None, wanted=None):
     import yaml
 
     current = Run(recipe, folder, data_dir)
-    nodes = select(recipe, until, wanted)
-    from kdprune import stages
+    nodes = select(current, until, wanted)
+    from kdprune import fitting, stages
 
     stages.check(nodes, current)
     content = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -350,9 +383,9 @@ def preview(recipe, folder, data_dir=None, until=None, wanted=None):
         if current.record(node):
             state = "done"
         else:
-            seconds = stages.estimate_seconds(node, current)
+            seconds = fitting.estimate_seconds(current, node)
             total += seconds
-            begun = (current.folder / node.name / "checkpoints").exists()
+            begun = current.half_done(node)
             state = f"{'half done' if begun else 'to do'}, {_duration(seconds)}"
         lines.append(f"  {node.name} ({node.kind}): {state}")
     lines.append(f"in all {_duration(total)} (a rough estimate for this machine)")

@@ -90,6 +90,38 @@ def test_what_is_not_a_model_is_refused_by_name(capsys, tmp_path, name, content)
     assert name in line
 
 
+def test_a_model_that_ends_in_softmax_is_no_teacher(capsys, tmp_path):
+    import tf_keras as keras
+
+    logits = build_model("article_student")
+    path = tmp_path / "softmax.keras"
+    save_model(keras.Sequential([logits, keras.layers.Softmax()]), path)
+    load = f"stages.teacher={{kind: load, file: {path}}}"
+    line = refused(capsys, "run", QUICKSTART, "--output", tmp_path / "o", "--set", load)
+    assert "expected a model that gives logits" in line
+
+
+def test_folders_of_other_files_are_left_alone(capsys, tmp_path):
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "thesis.txt").write_text("years of work")
+    line = refused(capsys, "run", QUICKSTART, "--output", tmp_path)
+    assert "got a folder of other files" in line
+    assert (tmp_path / "teacher" / "thesis.txt").read_text() == "years of work"
+
+
+def test_two_runs_do_not_share_a_folder(capsys, tmp_path):
+    import fcntl
+
+    with open(tmp_path / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        line = refused(capsys, "run", QUICKSTART, "--output", tmp_path)
+    assert "another run is under way" in line
+
+
+def test_a_report_is_drawn_again_from_a_folder_alone(capsys, tmp_path):
+    assert "metrics.json" in refused(capsys, "report", tmp_path)
+
+
 def test_an_unreadable_image_and_an_empty_class_are_named(capsys, images, model):
     arguments = ["evaluate", model, "--dataset", "folder", "--data-path", images]
     (images / "test" / "cat" / "0.png").write_bytes(b"not an image")
@@ -170,5 +202,5 @@ def test_a_script_runs_its_stage_and_what_that_needs(tmp_path):
         timeout=300,
         capture_output=True,
     )
-    made = {path.name for path in tmp_path.iterdir()}
+    made = {path.name for path in tmp_path.iterdir() if path.is_dir()}
     assert made == {"student_alone"}

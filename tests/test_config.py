@@ -14,7 +14,7 @@ stages:
   teacher: {kind: train, model: {name: resnet9, width: 16}, training: {epochs: 3}}
   soft: {kind: soft_labels, teacher: teacher}
   student: {kind: distill, soft_labels: soft, model: {name: resnet8}}
-  pruned: {kind: prune, from: student, sparsity: 0.5}
+  pruned: {kind: prune, from: student, sparsity: 0.5, training: {epochs: 2}}
   int8: {kind: quantize, from: pruned}
   files: {kind: export, from: [student, int8]}
   measured: {kind: evaluate, from: [teacher, files]}
@@ -80,6 +80,21 @@ def test_every_recipe_that_is_shipped_is_valid(path):
          "'shapes', got 'cifar'; did you mean 'cifar10'?"),
         ("dta", 1, "dta: unknown key; did you mean 'data'?"),
         ("flagship", "student", "flagship: expected a stage of kind quantize"),
+        ("seed", True, "seed: expected a valid integer"),
+        ("stages.teacher.training.learning_rate", float("inf"), "expected a finite"),
+        ("stages.pruned.training", {"select": "best"}, "stages.pruned: `training` of a "
+         "prune stage expects select: last"),
+        ("stages.int8.teacher", "teacher",
+         "stages.int8: method ptq trains nothing, got `teacher`"),
+        ("stages.int8.method", "qat", "stages.int8: method qat expects `training`"),
+        ("stages.page2", {"kind": "report", "from": "measured"},
+         "stages.page2: expected one stage of kind report"),
+        ("keep", ["pruned"], "keep: expected a stage that the evaluate stage measures"),
+        ("matrix", {"data.seed": [0, 1]},
+         "matrix.data.seed: expected no key of `data`"),
+        ("matrix", {"stages.studnt.seed": [0]}, "matrix.stages.studnt.seed: expected a "
+         "stage of kind"),
+        ("matrix", {"stages.measured.threads": [1]}, "of kind evaluate"),
         ("seed", -1, "seed: expected greater than or equal to 0"),
     ],
 )  # fmt: skip
@@ -104,6 +119,13 @@ def test_what_is_not_a_recipe_is_said_so(tmp_path, text):
     path = tmp_path / "broken.yaml"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match="broken.yaml"):
+        load_recipe(path)
+
+
+def test_a_key_given_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text(RECIPE + "  page: {kind: report, from: measured}\n")
+    with pytest.raises(ValueError, match="the key 'page' is given twice"):
         load_recipe(path)
 
 

@@ -31,9 +31,10 @@ MAY_IMPORT = {
     "records": set(),
     **ROOMS,
     # What each kind of stage does, put together from the rooms, for the pipeline.
-    "stages": {*ROOMS, "config", "records"},
-    "pipeline": {*ROOMS, "config", "records", "stages"},
-    "cli": {*ROOMS, "config", "records", "stages", "pipeline"},
+    "fitting": {*ROOMS, "config", "records"},
+    "stages": {*ROOMS, "config", "records", "fitting"},
+    "pipeline": {*ROOMS, "config", "records", "fitting", "stages"},
+    "cli": {*ROOMS, "config", "records", "fitting", "stages", "pipeline"},
     "__main__": {"cli"},
 }
 

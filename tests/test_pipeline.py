@@ -69,11 +69,27 @@ def test_each_cell_learns_from_its_own_parents():
     assert nodes["student--seed=2"].settings.seed == 2
 
 
+def test_an_axis_of_parents_orders_stages_by_all_of_them():
+    content = yaml.safe_load(RECIPE)
+    content["stages"]["other"] = {**content["stages"]["alone"], "seed": 9}
+    content["matrix"] = {"stages.soft.teacher": ["teacher", "other"]}
+    found = [node.name for node in pipeline.plan(parse_recipe(content))]
+    assert found.index("other") < found.index("soft--teacher=other")
+
+
+def test_values_that_are_no_folder_names_stay_apart():
+    arguments = [{"name": "dscnn", "width": 8}, {"name": "dscnn", "width": 16}]
+    found = names(matrix={"stages.student.model": arguments})
+    students = [name for name in found if name.startswith("student")]
+    assert len(set(students)) == 2 and all("/" not in name for name in students)
+
+
 def test_until_runs_a_stage_with_what_it_needs_and_no_more():
-    chosen = [node.name for node in pipeline.select(recipe(), until="student")]
+    run = pipeline.Run(recipe(), "unused")
+    chosen = [node.name for node in pipeline.select(run, until="student")]
     assert chosen == ["teacher", "soft", "student"]
     with pytest.raises(ValueError, match="--until expects a stage out of teacher"):
-        pipeline.select(recipe(), until="studnt")
+        pipeline.select(run, until="studnt")
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +166,9 @@ def test_a_damaged_output_is_made_again(finished):
     content = path.read_bytes()
     try:
         path.write_bytes(content[:-1])
-        student = next(n for n in pipeline.plan(recipe()) if n.name == "student")
-        assert pipeline.Run(recipe(), finished).record(student) is None
+        run = pipeline.Run(recipe(), finished)
+        student = next(node for node in run.nodes if node.name == "student")
+        assert run.record(student) is None
     finally:
         path.write_bytes(content)
 

@@ -35,7 +35,7 @@ stages:
     teacher: teacher
     sparsity: 0.6
     frequency: 3
-    training: {<<: *training, ema: null}
+    training: {<<: *training, select: last}
   int8: {kind: quantize, from: student}
   sparse: {kind: quantize, from: pruned, method: qat, teacher: teacher,
     training: {<<: *training, ema: null}}

@@ -257,10 +257,10 @@ def _root(path: str | os.PathLike | None, data_dir: str | os.PathLike | None) ->
 def _image_size(image_size: Sequence[int] | None) -> tuple[int, int] | None:
     if image_size is None:
         return None
-    size = tuple(image_size) if isinstance(image_size, Sequence) else (image_size,)
+    size = tuple(image_size) if isinstance(image_size, Sequence) else (image_size,) * 2
     if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
         raise ValueError(
-            "Expected image_size as two whole numbers, (height, width). "
+            "Expected image_size as whole numbers, one or (height, width). "
             f"Received: {image_size!r}."
         )
     return size

@@ -68,6 +68,11 @@ class Distiller(keras.Model):
             metrics: As in `keras.Model.compile`, of labels and logits.
             **options: Passed to `keras.Model.compile`.
         """
+        if "loss" in options:
+            raise ValueError(
+                "a Distiller has its own losses, set by temperature and soft_weight. "
+                f"Received: loss={options['loss']!r}; remove it."
+            )
         if not 0.0 <= soft_weight <= 1.0:
             raise ValueError(f"soft_weight must be in [0, 1]. Received: {soft_weight}")
         if not temperature > 0:

@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from kdprune.models.graph import ends_in_softmax
+
 DTYPES = ("float32", "float16", "int8", "uint8")
 
 
@@ -47,7 +49,7 @@ def convert_tflite(model, dtype="float32", calibration=None):
     _check_model(model, dtype)
     _check_plan(dtype, aware, calibration)
     images = None if calibration is None else _calibration_images(model, calibration)
-    logits = not _ends_in_softmax(model)
+    logits = not ends_in_softmax(model)
 
     # Autograph has nothing to translate here, and would leave files in /tmp.
     @tf.function(autograph=False)
@@ -170,22 +172,6 @@ def _check_plan(dtype, aware, calibration):
             "calibration images are for a float model and an 8-bit dtype. "
             f"Received: a {kind} model, dtype={dtype!r}"
         )
-
-
-def _ends_in_softmax(model):
-    if isinstance(model, keras.Sequential):
-        layer = model.layers[-1]
-    else:
-        layer = model.outputs[0]._keras_history.layer
-    if isinstance(layer, keras.Model):
-        return _ends_in_softmax(layer)
-    layer = getattr(layer, "layer", layer)  # Inside a quantization wrapper.
-    activation = getattr(layer, "activation", None)
-    activation = getattr(activation, "activation", activation)
-    return (
-        isinstance(layer, keras.layers.Softmax)
-        or getattr(activation, "__name__", "") == "softmax"
-    )
 
 
 @contextlib.contextmanager

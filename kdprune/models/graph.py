@@ -169,3 +169,20 @@ def _is_bookkeeping(layer):
 def _own(wrapper):
     """A wrapper's own variables carry its name; the wrapped layer's do not."""
     return [w for w in wrapper.weights if w.name.startswith(f"{wrapper.name}/")]
+
+
+def ends_in_softmax(model):
+    """Whether a model's output is probabilities already, wrapped or not."""
+    if isinstance(model, keras.Sequential):
+        layer = model.layers[-1]
+    else:
+        layer = model.outputs[0]._keras_history.layer
+    if isinstance(layer, keras.Model):
+        return ends_in_softmax(layer)
+    layer = getattr(layer, "layer", layer)  # Inside a quantization wrapper.
+    activation = getattr(layer, "activation", None)
+    activation = getattr(activation, "activation", activation)
+    return (
+        isinstance(layer, keras.layers.Softmax)
+        or getattr(activation, "__name__", "") == "softmax"
+    )

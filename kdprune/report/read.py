@@ -186,7 +186,11 @@ def read_run(run_folder: str | Path) -> Run:
             f"{shorten(entries)}. Measure again."
         )
     entries = [check_entry(entry, path) for entry in entries]
-    return Run(metrics, _group_models(entries, path), _read_stages(folder))
+    return Run(
+        metrics,
+        _group_models(entries, path),
+        _read_stages(folder, metrics.get("stages")),
+    )
 
 
 def split_cell(folder: str) -> tuple[str, str | None]:
@@ -268,10 +272,12 @@ def _tell_apart(models: list[Model], field: str) -> list[Model]:
     ]
 
 
-def _read_stages(folder: Path) -> tuple[Stage, ...]:
+def _read_stages(folder: Path, named: list[str] | None) -> tuple[Stage, ...]:
+    """Reads the stages that belong to the run; all there are if it names none."""
     cells = [
         Cell(path.parent.name, read_json(path), _read_history(path.parent))
         for path in sorted(folder.glob("*/record.json"))
+        if named is None or path.parent.name in named
     ]
     # ISO times sort as text; stages without one come last.
     cells.sort(key=lambda cell: str(cell.record.get("started") or "~"))

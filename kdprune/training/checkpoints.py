@@ -94,10 +94,6 @@ class Checkpoints:
                 weights = [kept[name] for name in kept.files]
         return _epoch(newest), state, weights
 
-    def clear(self):
-        """Removes all checkpoints, once the run's result is saved elsewhere."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _all(self):
         if not self.folder.exists():
             return []

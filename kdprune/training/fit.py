@@ -38,7 +38,8 @@ def fit(
     with the weights of an uninterrupted run.
 
     Args:
-        model: A compiled `keras.Model` that reports "accuracy".
+        model: A compiled `keras.Model` that reports "accuracy"; built after
+            `seed_everything` if it has Dropout.
         batches: Function of the first epoch to train, giving the stream of all
             batches from there on, `steps` for each epoch.
         validation: Batches of `(images, labels)` to choose by.
@@ -115,7 +116,10 @@ class _EpochKeeper(keras.callbacks.Callback):
         with model.distribute_strategy.scope():
             model.optimizer.build(model.trainable_variables)
         self._checkpoints = Checkpoints(
-            self._folder / "checkpoints", model=model, optimizer=model.optimizer
+            self._folder / "checkpoints",
+            model=model,
+            optimizer=model.optimizer,
+            random=_random_states(model),
         )
         found = self._checkpoints.restore()
         if found is None:
@@ -141,7 +145,7 @@ class _EpochKeeper(keras.callbacks.Callback):
                 # The last step of an epoch may have ruined the weights unseen.
                 raise _diverged("validation loss", values["loss"], optimizer)
             logs.update({f"val_{name}": value for name, value in values.items()})
-            rate = _learning_rate(optimizer, _steps_done(optimizer))
+            rate = _learning_rate(optimizer, _steps_done(optimizer) - 1)
             row = {name: float(value) for name, value in logs.items()}
             row |= {"epoch": epoch + 1, "learning_rate": rate, "seconds": seconds}
             self.history.append(row)
@@ -164,6 +168,13 @@ class _EpochKeeper(keras.callbacks.Callback):
     def _best_epoch(self):
         accuracies = [row["val_accuracy"] for row in self.history]
         return accuracies.index(max(accuracies))
+
+
+def _random_states(model):
+    """The generators of Dropout and the like, which Keras keeps from checkpoints."""
+    states = [getattr(layer, "_random_generator", None) for layer in model.submodules]
+    generators = [getattr(state, "_generator", None) for state in states]
+    return [generator for generator in generators if generator is not None]
 
 
 def write_history(path, history):

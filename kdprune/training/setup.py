@@ -1,6 +1,6 @@
 """What is settled before a model is built: random state, precision, devices."""
 
-import os
+import functools
 import pathlib
 
 import tensorflow as tf
@@ -12,8 +12,8 @@ def seed_everything(seed):
 
     Layer names and random streams count up within a process; without the reset
     a stage would depend on the stages that ran before it. Dropout and noise
-    layers made from now on keep their random state in a variable, which a
-    checkpoint holds; by default Keras hides it where it can't be saved.
+    layers made from now on keep their random state in a variable, which `fit`
+    saves; by default TensorFlow hides it where it can't be saved.
     """
     keras.backend.clear_session()
     keras.backend.experimental.enable_tf_random_generator()
@@ -39,13 +39,13 @@ def resolve_precision(precision="auto"):
 
 
 def strategy():
-    """The `tf.distribute` strategy for what this process can see.
-
-    Several hosts where `TF_CONFIG` names them, several GPUs where there are
-    several, else the default one of a single device.
-    """
-    if os.environ.get("TF_CONFIG"):
-        return tf.distribute.MultiWorkerMirroredStrategy()
+    """Mirrors training over all GPUs where there are several, else the default."""
     if len(tf.config.list_logical_devices("GPU")) > 1:
-        return tf.distribute.MirroredStrategy()
+        return _mirrored()
     return tf.distribute.get_strategy()
+
+
+@functools.cache
+def _mirrored():
+    # Two such strategies in one process mistake each other's messages.
+    return tf.distribute.MirroredStrategy()

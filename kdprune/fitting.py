@@ -1,0 +1,273 @@
+"""How a stage trains: the model it starts from, what teaches it, and how long."""
+
+import dataclasses
+import functools
+import os
+
+import numpy as np
+
+from kdprune import data, distill, quantize, training
+from kdprune.data import batches
+from kdprune.models import build_model, count_macs, load_model
+from kdprune.models.graph import ends_in_softmax
+from kdprune.models.precision import cast_model
+
+MODEL = "model.keras"
+
+# Multiply-accumulates a second for one core, forward and backward, as measured on
+# small convolutional nets; the estimate is for planning an evening, no more.
+_SPEED = {"float32": 25e9, "mixed_bfloat16": 50e9}
+
+
+def fit_stage(run, node, folder, make_model, callbacks=(), cast=True):
+    """Trains a model as the node's settings say; resumes what was half done.
+
+    Args:
+        run: The `pipeline.Run`.
+        node: A node with `training` settings.
+        folder: The node's folder.
+        make_model: Builds the float32 model to train, given the number of steps.
+        callbacks: More Keras callbacks.
+        cast: Whether the model may compute in the resolved precision; TFMOT's
+            wrappers can't.
+
+    Returns:
+        `(model, results)`: the trained float32 model, and figures.
+
+    Raises:
+        TrainingDiverged: If the loss is not finite, naming the stage.
+    """
+    settings = node.settings.training
+    policy = training.resolve_precision(settings.precision) if cast else "float32"
+    fitting = _Fitting(
+        stage=node.settings,
+        teaching=_teaching(run, node),
+        validation=run.dataset.validation,
+        policy=policy,
+        make_model=make_model,
+        callbacks=callbacks,
+    )
+    try:
+        model, history = fitting(
+            run.dataset.train,
+            settings.epochs,
+            folder,
+            select=settings.select,
+            patience=settings.patience,
+        )
+        best = max(history, key=lambda row: row["val_accuracy"])
+        chosen = best if settings.select == "best" else history[-1]
+        if settings.refit:
+            epochs = int(chosen["epoch"])
+            print(f"again, on train + validation, for {epochs} epochs", flush=True)
+            everything = _joined(run.dataset.train, run.dataset.validation)
+            model, _ = fitting(everything, epochs, folder / "refit")
+    except training.TrainingDiverged as error:
+        raise training.TrainingDiverged(f"stage {node.name}: {error}") from error
+    results = {
+        "precision": policy,
+        "epochs": len(history),
+        "best_epoch": int(best["epoch"]),
+        "val_accuracy": chosen["val_accuracy"],
+        "val_loss": chosen["val_loss"],
+        "training_seconds": round(sum(row["seconds"] for row in history), 1),
+    }
+    return model, results
+
+
+def new_model(run, node):
+    """The model a stage starts from: a factory's, or a file's with its weights."""
+    model = node.settings.model
+    if model.file:
+        return load_fitting(model.file, run.dataset)
+    classes = len(run.dataset.classes)
+    return build_model(
+        model.name, run.dataset.image_shape, classes, **model.model_extra
+    )
+
+
+def load_fitting(path, dataset):
+    """Loads a model file and checks that it takes these images to these classes.
+
+    Raises:
+        ValueError: If shape or classes differ, or if it gives probabilities.
+    """
+    model = load_model(path)
+    expected = (tuple(dataset.image_shape), len(dataset.classes))
+    received = (tuple(model.input_shape[1:]), model.output_shape[-1])
+    if received != expected:
+        raise ValueError(
+            f"{path}: expected a model from images {expected[0]} to {expected[1]} "
+            f"classes, as {dataset.name} has. Received: from {received[0]} to "
+            f"{received[1]} classes; use a model trained on this data."
+        )
+    if ends_in_softmax(model):
+        raise ValueError(
+            f"{path}: expected a model that gives logits. Received: one that ends in "
+            "softmax, whose probabilities would be taken for logits; save it with "
+            "activation=None in its last layer"
+        )
+    return model
+
+
+def load_node(run, node):
+    """The trained model of a node, quantization-aware if it is that."""
+    folder = run.folder / node.name
+    if node.kind == "quantize":
+        return quantize.load_quantized(folder)
+    return load_model(folder / MODEL)
+
+
+def parent_of(node, key):
+    """The node that a setting (`teacher`, `from_`, …) of this node names."""
+    return node.parents[getattr(node.settings, key)][0]
+
+
+def augment_of(settings):
+    """The augmentation of settings, as `data.batches` takes it."""
+    return settings.augment.model_dump() if settings.augment else None
+
+
+def estimate_seconds(run, node):
+    """Guesses how long a node will take, from MACs, images and epochs."""
+    settings = getattr(node.settings, "training", None)
+    images = len(run.dataset.train)
+    if node.kind == "soft_labels":
+        work = _macs(run, node) * images * node.settings.views
+    elif settings is None or getattr(node.settings, "method", None) == "ptq":
+        return 30.0
+    else:
+        # The backward pass takes twice the forward one; QAT three times in all.
+        factor = 9 if node.kind == "quantize" else 3
+        work = _macs(run, node) * images * settings.epochs * factor
+        if getattr(node.settings, "teacher", None):
+            teacher = _macs(run, parent_of(node, "teacher"))
+            work += teacher * images * settings.epochs
+    wrapped = node.kind in ("prune", "quantize")
+    precision = getattr(settings or node.settings, "precision", "auto")
+    policy = "float32" if wrapped else training.resolve_precision(precision)
+    return work / (_SPEED[policy] * (os.cpu_count() or 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Teaching:
+    """What a stage learns from beside labels."""
+
+    teacher: object = None
+    logits: np.ndarray | None = None
+    augment: dict | None = None
+
+    @property
+    def present(self):
+        return self.teacher is not None or self.logits is not None
+
+
+def _teaching(run, node):
+    settings = node.settings
+    if getattr(settings, "teacher", None):
+        teacher = load_node(run, parent_of(node, "teacher"))
+        precision = training.resolve_precision(settings.training.precision)
+        return _Teaching(teacher=cast_model(teacher, precision))
+    if getattr(settings, "soft_labels", None):
+        store = parent_of(node, "soft_labels")
+        logits = distill.load_soft_labels(run.folder / store.name)
+        augment = augment_of(store.settings)
+        if augment:
+            augment["seed"] = store.settings.seed
+        return _Teaching(logits=logits, augment=augment)
+    return _Teaching()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fitting:
+    """One stage's way of training, to be used on one or two sets of images."""
+
+    stage: object
+    teaching: _Teaching
+    validation: data.Split
+    policy: str
+    make_model: object
+    callbacks: tuple
+
+    def __call__(self, split, epochs, folder, select="last", patience=None):
+        """Trains a new model; returns it, in float32, and its history."""
+        folder.mkdir(exist_ok=True)
+        settings, teaching = self.stage.training, self.teaching
+        steps = batches.steps_per_epoch(split, settings.batch_size)
+        training.seed_everything(self.stage.seed)
+        with training.strategy().scope():
+            model = self.make_model(epochs * steps)
+            if self.policy != "float32":
+                model = cast_model(model, self.policy)
+            compiled = self._compile(model, epochs * steps)
+
+        def stream(start):
+            return batches.training_batches(
+                split,
+                settings.batch_size,
+                epochs=epochs,
+                seed=self.stage.seed,
+                start_epoch=start,
+                augment=teaching.augment or augment_of(settings),
+                soft_labels=teaching.logits,
+            )
+
+        history = training.fit(
+            compiled,
+            stream,
+            batches.evaluation_batches(self.validation),
+            epochs=epochs,
+            steps=steps,
+            folder=folder,
+            select=select,
+            patience=patience,
+            callbacks=self.callbacks,
+        )
+        if self.policy != "float32":
+            model = cast_model(model, "float32")
+        return model, history
+
+    def _compile(self, model, steps):
+        settings = self.stage.training
+        optimizer = training.build_optimizer(
+            settings.optimizer,
+            settings.learning_rate,
+            steps=steps,
+            schedule=settings.schedule,
+            warmup=settings.warmup,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            ema=settings.ema,
+        )
+        if self.teaching.present:
+            distiller = distill.Distiller(model, self.teaching.teacher)
+            distiller.compile(
+                optimizer,
+                temperature=self.stage.temperature,
+                soft_weight=self.stage.soft_weight,
+                label_smoothing=settings.label_smoothing,
+            )
+            return distiller
+        loss = functools.partial(
+            training.cross_entropy, label_smoothing=settings.label_smoothing
+        )
+        model.compile(optimizer, loss=lambda y, z: loss(y, z), metrics=["accuracy"])
+        return model
+
+
+def _macs(run, node):
+    if node.kind == "load":
+        return count_macs(load_model(node.settings.file))
+    if getattr(node.settings, "model", None):
+        return count_macs(new_model(run, node))
+    for key in ("from_", "teacher"):
+        if isinstance(getattr(node.settings, key, None), str):
+            return _macs(run, parent_of(node, key))
+    return 0
+
+
+def _joined(first, second):
+    return data.Split(
+        np.concatenate([first.images, second.images]),
+        np.concatenate([first.labels, second.labels]),
+    )
