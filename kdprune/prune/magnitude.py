@@ -68,7 +68,11 @@ def strip_pruning(model):
         # Averaged weights are not zero where a mask came late.
         for weight, mask, _ in getattr(layer, "pruning_vars", ()):
             weight.assign(weight.numpy() * mask.numpy())
-    return tfmot.sparsity.keras.strip_pruning(model)
+    stripped = tfmot.sparsity.keras.strip_pruning(model)
+    # Rebuilt, since its layers and their variables still bear the wrappers' names.
+    plain = keras.models.clone_model(stripped)
+    plain.set_weights(stripped.get_weights())
+    return plain
 
 
 def sparsity_below(model, beta):

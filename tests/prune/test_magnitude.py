@@ -1,0 +1,263 @@
+"""Magnitude pruning zeroes the smallest weights, as many and when it was asked to."""
+
+import numpy as np
+import pytest
+import tf_keras as keras
+
+from kdprune.models import build_model
+from kdprune.prune import (
+    layer_sparsity,
+    prune_magnitude,
+    pruning_callbacks,
+    sparsity_below,
+    strip_pruning,
+)
+
+layers = keras.layers
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    return rng.random((64, 8, 8, 3), np.float32), np.arange(64) % 4
+
+
+def branching_model():
+    """Every kind of layer that matters, on two paths."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 3))
+    x = layers.Rescaling(2.0, name="scale")(image)
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="conv")(x)
+    x = layers.ReLU(name="relu")(layers.BatchNormalization(name="bn")(x))
+    y = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
+    x = layers.Conv2D(8, 1, name="shortcut")(x)
+    x = layers.Add(name="add")([y, x])
+    x = layers.Conv2DTranspose(4, 2, name="transpose")(x)
+    x = layers.Flatten(name="flatten")(x)
+    return keras.Model(image, layers.Dense(4, name="logits")(x), name="branching")
+
+
+PRUNABLE = ["conv", "shortcut", "logits"]
+
+
+def train(model, data, steps, rate=0.05, callbacks=()):
+    """Trains for `steps` steps of 16 images, 4 to an epoch."""
+    model.compile(keras.optimizers.SGD(rate, momentum=0.9), LOSS)
+    images, labels = (np.tile(a, (-(-steps // 4), *[1] * (a.ndim - 1))) for a in data)
+    model.fit(
+        images[: 16 * steps],
+        labels[: 16 * steps],
+        batch_size=16,
+        verbose=0,
+        shuffle=False,
+        callbacks=[*pruning_callbacks(), *callbacks],
+    )
+    return model
+
+
+class Watch(keras.callbacks.Callback):
+    """Notes the share of the conv layer's mask that is zero, after each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.shares = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        layer = self.model.get_layer("prune_low_magnitude_conv")
+        ((_, mask, _),) = layer.pruning_vars
+        self.shares.append(float(np.mean(mask.numpy() == 0)))
+
+
+def test_each_layer_reaches_its_own_sparsity(data):
+    shares = {"conv": 0.25, "logits": 0.9}
+    wrapped = prune_magnitude(branching_model(), shares, end=8, frequency=2)
+    model = strip_pruning(train(wrapped, data, 12))
+    sparsity = layer_sparsity(model)
+    assert list(sparsity) == PRUNABLE
+    assert sparsity["conv"] == 54 / 216
+    assert sparsity["logits"] == pytest.approx(0.9, abs=1 / model.count_params())
+    assert sparsity["shortcut"] == 0
+    for name in ("depthwise", "transpose"):
+        assert all(np.all(w != 0) for w in model.get_layer(name).get_weights()[:1])
+
+
+@pytest.mark.parametrize(
+    "begin, end, frequency, updates",
+    [
+        (0, 8, 2, {2, 4, 6, 8}),
+        # What the frequency doesn't divide is waited for at the start.
+        (0, 8, 3, {5, 8}),
+        (3, 9, 2, {5, 7, 9}),
+        (0, 6, 100, {6}),
+        (5, 5, 100, {5}),
+    ],
+)
+def test_the_polynomial_schedule_reaches_the_sparsity_at_its_end(
+    data, begin, end, frequency, updates
+):
+    wrapped = prune_magnitude(
+        branching_model(), 0.5, begin=begin, end=end, frequency=frequency
+    )
+    watch = Watch()
+    train(wrapped, data, 12, callbacks=[watch])
+    shares = [0.0, *watch.shares]
+    changed = {step for step in range(1, 13) if shares[step] != shares[step - 1]}
+    assert changed == updates
+    assert shares[end] == shares[-1] == 0.5
+    assert sorted(shares) == shares
+    first = end - (end - min(begin, end - 1)) // frequency * frequency
+    for step in updates - {end}:
+        expected = 0.5 - 0.5 * (1 - (step - first) / (end - first)) ** 3
+        assert shares[step] == pytest.approx(expected, abs=0.51 / 216)
+
+
+@pytest.mark.parametrize("begin, first", [(0, 1), (3, 3)])
+def test_the_constant_schedule_prunes_all_at_its_begin(data, begin, first):
+    wrapped = prune_magnitude(
+        branching_model(), 0.5, schedule="constant", begin=begin, end=4
+    )
+    watch = Watch()
+    train(wrapped, data, 6, callbacks=[watch])
+    assert watch.shares == [0.0] * (first - 1) + [0.5] * (7 - first)
+
+
+def test_masks_hold_while_the_rest_goes_on_learning(data):
+    wrapped = prune_magnitude(
+        branching_model(), 0.5, schedule="constant", begin=1, end=1
+    )
+    train(wrapped, data, 1)
+    kernel = wrapped.get_layer("prune_low_magnitude_conv").layer.kernel
+    early = kernel.numpy()
+    train(wrapped, data, 12)
+    late = kernel.numpy()
+    np.testing.assert_array_equal(early == 0, late == 0)
+    assert (early == 0).mean() == 0.5
+    kept = early != 0
+    assert (early[kept] != late[kept]).mean() > 0.9
+
+
+def test_the_smallest_weights_go_and_the_others_stay(data):
+    model = branching_model()
+    kernel = model.get_layer("conv").kernel.numpy()
+    wrapped = prune_magnitude(model, 0.5, schedule="constant", end=1)
+    pruned = strip_pruning(train(wrapped, data, 1, rate=0.0))
+    small = np.abs(kernel) < np.median(np.abs(kernel))
+    expected = np.where(small, 0, kernel)
+    np.testing.assert_array_equal(pruned.get_layer("conv").kernel, expected)
+
+
+@pytest.mark.parametrize("beta", [0.05, 0.3, 0.7])
+def test_sparsity_below_gives_exactly_the_articles_rule(data, beta):
+    model = branching_model()
+    shares = sparsity_below(model, beta)
+    wrapped = prune_magnitude(model, shares, schedule="constant", end=1)
+    pruned = strip_pruning(train(wrapped, data, 1, rate=0.0))
+    for name in PRUNABLE:
+        kernel = model.get_layer(name).kernel.numpy()
+        below = np.abs(kernel) < beta * np.abs(kernel).max()
+        expected = np.where(below, 0, kernel)
+        np.testing.assert_array_equal(pruned.get_layer(name).kernel, expected)
+        assert shares[name] == below.mean() > 0
+
+
+def test_wrapping_and_stripping_change_no_prediction(data):
+    images = data[0]
+    model = branching_model()
+    model.get_layer("bn").set_weights(
+        [np.random.default_rng(0).uniform(0.5, 1.5, 8) for _ in range(4)]
+    )
+    before = model.predict(images, verbose=0)
+    weights = model.get_weights()
+    wrapped = prune_magnitude(model, 0.5, end=4)
+    np.testing.assert_allclose(wrapped.predict(images, verbose=0), before, atol=1e-5)
+    train(wrapped, data, 6)
+    trained = wrapped.predict(images, verbose=0)
+    stripped = strip_pruning(wrapped)
+    np.testing.assert_allclose(stripped.predict(images, verbose=0), trained, atol=1e-5)
+    assert type(stripped) is type(model)
+    assert [layer.name for layer in stripped.layers] == [x.name for x in model.layers]
+    assert [type(a) for a in stripped.layers] == [type(b) for b in model.layers]
+    assert stripped.count_params() == model.count_params()
+    # The model that was given is left as it was.
+    for old, new in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "dscnn", "whitened_cnn"])
+def test_every_weight_of_a_factorys_model_finds_its_place(name):
+    arguments = {"width": 4} if name != "resnet8" else {}
+    model = build_model(name, (16, 16, 3), **arguments)
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        weight.assign(rng.uniform(0.1, 1, weight.shape))
+    images = np.random.default_rng(0).random((4, 16, 16, 3), np.float32)
+    wrapped = prune_magnitude(model, 0.5, end=1)
+    np.testing.assert_allclose(wrapped(images), model(images), rtol=1e-5)
+    stripped = strip_pruning(wrapped)
+    assert list(layer_sparsity(stripped)) == list(layer_sparsity(model))
+    for old, new in zip(model.weights, stripped.weights, strict=True):
+        assert old.name == new.name
+        np.testing.assert_array_equal(old, new)
+
+
+def test_a_sequential_model_and_a_shared_layer_are_pruned(data):
+    keras.utils.set_random_seed(0)
+    shared = layers.Conv2D(3, 3, padding="same", name="conv")
+    image = keras.Input((8, 8, 3))
+    x = layers.Flatten()(shared(shared(image)))
+    twice = keras.Model(image, layers.Dense(4, name="logits")(x))
+    sequence = keras.Sequential(
+        [keras.Input((8, 8, 3)), layers.Conv2D(4, 3, name="conv"), layers.Flatten()]
+    )
+    for model in (twice, sequence):
+        wrapped = prune_magnitude(model, 0.5, schedule="constant", end=4)
+        stripped = strip_pruning(train(wrapped, data, 4))
+        assert type(stripped) is type(model)
+        assert layer_sparsity(stripped)["conv"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_excluded_layers_are_left_alone(data):
+    wrapped = prune_magnitude(
+        branching_model(), 0.5, schedule="constant", end=1, exclude=("conv", "logits")
+    )
+    sparsity = layer_sparsity(strip_pruning(train(wrapped, data, 2)))
+    assert sparsity == {"conv": 0, "shortcut": 0.5, "logits": 0}
+
+
+def test_layers_inside_a_nested_model_are_refused_unless_excluded(data):
+    inner = keras.Sequential([layers.Conv2D(4, 3)], name="backbone")
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, layers.Dense(4)(layers.Flatten()(inner(image))))
+    with pytest.raises(ValueError, match="nested model can't be .* backbone; exclude"):
+        prune_magnitude(model, 0.5, end=1)
+    wrapped = prune_magnitude(model, 0.5, end=1, exclude=["backbone"])
+    np.testing.assert_allclose(wrapped(data[0]), model(data[0]), atol=1e-5)
+    assert [layer.name for layer in wrapped.layers][1] == "backbone"
+
+
+def test_a_subclassed_model_is_refused():
+    class Subclassed(keras.Model):
+        pass
+
+    with pytest.raises(ValueError, match="unctional"):
+        prune_magnitude(Subclassed(), 0.5, end=1)
+
+
+def test_unknown_layers_and_impossible_values_are_named():
+    model = branching_model()
+    known = "layers to prune must be among conv, shortcut, logits. Received: "
+    for unknown in ({"sparsity": {"bn": 0.5}}, {"sparsity": 0.5, "exclude": ["bn"]}):
+        with pytest.raises(ValueError, match=f"{known}bn"):
+            prune_magnitude(model, **unknown, end=4)
+    for sparsity in (1.0, -0.1, {"conv": 2}, float("nan")):
+        with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\)"):
+            prune_magnitude(model, sparsity, end=4)
+    with pytest.raises(ValueError, match="'constant'. Received: 'linear'"):
+        prune_magnitude(model, 0.5, schedule="linear", end=4)
+    for steps in ({"begin": 5, "end": 4}, {"end": 0}, {"end": 4, "frequency": 0}):
+        with pytest.raises(ValueError, match="expected 0 <= begin <= end"):
+            prune_magnitude(model, 0.5, **steps)
+    for beta in (0.0, 1.0, -1):
+        with pytest.raises(ValueError, match=r"beta must be in \(0, 1\)"):
+            sparsity_below(model, beta)
