@@ -20,7 +20,7 @@ def cast_model(model, policy):
 
     Raises:
         ValueError: If the model is subclassed, so that its layers can't be
-            rebuilt from a config.
+            rebuilt from a config, or if a layer doesn't know the policy.
     """
     if not getattr(model, "_is_graph_network", False):
         raise ValueError(
@@ -29,7 +29,14 @@ def cast_model(model, policy):
         )
     config = copy.deepcopy(model.get_config())
     _set_policy(config, policy, model, keep_outputs=True)
-    rebuilt = type(model).from_config(config)
+    try:
+        rebuilt = type(model).from_config(config)
+    except (TypeError, ValueError) as error:
+        # A function of TensorFlow, say 2.0 * x, keeps its constants in float32.
+        raise ValueError(
+            f"model {model.name!r} can't compute in {policy}: "
+            f"{str(error).splitlines()[0]} Use precision float32 for it."
+        ) from error
     if not rebuilt.built:
         rebuilt.build(model.input_shape)
     rebuilt.set_weights(model.get_weights())
