@@ -1,0 +1,160 @@
+"""Every factory's model has its size, its shapes and its way to a file and back."""
+
+import numpy as np
+import pytest
+import tf_keras as keras
+
+from kdprune.models import MODELS, build_model, load_model, save_model
+from kdprune.models.factories import Dirac, whitening_filters
+from kdprune.models.precision import cast_model
+
+SMALL = {"resnet9": {"width": 8}, "dscnn": {"width": 8}, "whitened_cnn": {"width": 8}}
+
+
+def images(shape, count=3):
+    return np.random.default_rng(0).random((count, *shape), np.float32)
+
+
+@pytest.mark.parametrize(
+    "name, arguments, parameters",
+    [
+        ("article_teacher", {}, 122_570),
+        ("article_student", {}, 31_082),
+        ("resnet8", {}, 78_426),
+        ("resnet", {"depth": 20}, 273_754),
+        ("resnet9", {"width": 64}, 6_577_610),
+        ("resnet9", {"width": 32}, 1_648_362),
+        ("whitened_cnn", {"width": 64}, 1_975_106),
+        ("dscnn", {}, 21_290),
+    ],
+)
+def test_parameters_are_as_documented(name, arguments, parameters):
+    assert build_model(name, **arguments).count_params() == parameters
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (28, 28, 1), (64, 64, 3)])
+@pytest.mark.parametrize("name", MODELS)
+def test_any_shape_of_image_becomes_float32_logits(name, shape):
+    model = build_model(name, shape, 7, **SMALL.get(name, {}))
+    logits = model(images(shape))
+    assert logits.shape == (3, 7) and logits.dtype == "float32"
+    assert np.isfinite(logits).all()
+    # Logits, not probabilities.
+    assert np.abs(np.sum(logits, axis=1) - 1).max() > 1e-3
+    assert model.input_shape == (None, *shape) and model.name == name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_float32_under_mixed_precision(name):
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        model = build_model(name, **SMALL.get(name, {}))
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    assert model.layers[1].compute_dtype == "bfloat16"
+    assert model(images((32, 32, 3))).dtype == "float32"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_saved_in_any_precision_loads_as_the_float32_model(name, tmp_path):
+    model = build_model(name, classes=4, **SMALL.get(name, {}))
+    for policy in ("float32", "mixed_bfloat16"):
+        save_model(cast_model(model, policy), tmp_path / "model.keras")
+        loaded = load_model(tmp_path / "model.keras")
+        x = images((32, 32, 3))
+        np.testing.assert_array_equal(loaded(x), model(x))
+        assert [layer.name for layer in loaded.layers] == [
+            layer.name for layer in model.layers
+        ]
+        trainable = [w.name for w in loaded.trainable_weights]
+        assert trainable == [w.name for w in model.trainable_weights]
+
+
+def test_what_is_not_known_is_refused_with_what_is():
+    with pytest.raises(ValueError, match="one of article_teacher, .*, whitened_cnn. R"):
+        build_model("vgg")
+    with pytest.raises(ValueError, match="'resnet9' takes width. Received: depth"):
+        build_model("resnet9", depth=3)
+    with pytest.raises(ValueError, match="'resnet8' takes no arguments"):
+        build_model("resnet8", width=3)
+    with pytest.raises(ValueError, match="height, width, channels"):
+        build_model("resnet8", (32, 32))
+    with pytest.raises(ValueError, match="at least 2. Received: 1"):
+        build_model("resnet8", classes=1)
+
+
+@pytest.mark.parametrize(
+    "name", ["article_teacher", "article_student", "resnet9", "whitened_cnn"]
+)
+def test_images_that_are_too_small_are_refused_in_one_line(name):
+    with pytest.raises(ValueError, match=f"small for model '{name}'.* 4 x 4") as error:
+        build_model(name, (4, 4, 3))
+    assert "\n" not in str(error.value)
+
+
+def test_a_residual_net_has_as_many_weighted_layers_as_its_depth():
+    for depth, filters in ((8, (16, 32, 64)), (14, (4, 8)), (26, (4, 4, 8))):
+        model = build_model("resnet", depth=depth, filters=filters)
+        kinds = (keras.layers.Conv2D, keras.layers.Dense)
+        names = [x.name for x in model.layers if isinstance(x, kinds)]
+        assert len([n for n in names if not n.endswith("shortcut")]) == depth
+    for depth, filters in ((9, (16, 32, 64)), (2, (16, 32, 64)), (8, ())):
+        with pytest.raises(ValueError, match="depth must be 2"):
+            build_model("resnet", depth=depth, filters=filters)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_whitening_decorrelates_patches_of_natural_correlation(channels):
+    kernel, bias = whitening_filters(channels)
+    assert kernel.shape == (2, 2, channels, 8 * channels)
+    # Both signs of every filter, each blind to the assumed mean.
+    half = 4 * channels
+    np.testing.assert_array_equal(kernel[..., :half], -kernel[..., half:])
+    grey = np.full((1, 2, 2, channels), 0.473, np.float32)
+    np.testing.assert_allclose(np.tensordot(grey, kernel, 3) + bias, 0, atol=1e-3)
+    # Noise of the covariance that is claimed for images, drawn by its square root.
+    near, far = 0.95, 0.91
+    rows = [[1, near, near, far], [near, 1, far, near]]
+    space = np.array(rows + [row[::-1] for row in rows[::-1]])
+    steps = np.abs(np.subtract.outer(range(channels), range(channels)))
+    colour = np.choose(np.minimum(steps, 2), [1, 0.95, 0.86])
+    colour = colour if channels <= 3 else np.eye(channels)
+    covariance = np.kron(space, colour) / 16
+    rng = np.random.default_rng(0)
+    patches = rng.multivariate_normal(np.full(half, 0.473), covariance, 20_000)
+    seen = patches @ kernel.reshape(half, -1)[:, :half] + bias[:half]
+    after = np.cov(seen.T)
+    variances = np.diag(after)
+    # Axes below the floor of 3e-5 are damped, not blown up.
+    true = np.sort(np.linalg.eigvalsh(covariance))
+    np.testing.assert_allclose(np.sort(variances), true / (true + 3e-5), rtol=0.05)
+    assert np.abs(after - np.diag(variances)).max() < 0.05
+    before = np.corrcoef(patches.T)
+    assert np.abs(before - np.eye(half)).max() > 0.9
+
+
+def test_the_whitening_layer_is_not_trained():
+    model = build_model("whitened_cnn", width=4)
+    layer = model.get_layer("whitening")
+    kernel, bias = whitening_filters()
+    np.testing.assert_array_equal(layer.kernel, kernel)
+    np.testing.assert_array_equal(layer.bias, bias)
+    assert not layer.trainable_weights
+
+
+@pytest.mark.parametrize("fan_in, filters", [(4, 4), (3, 8), (8, 3)])
+def test_dirac_passes_the_first_channels_through(fan_in, filters):
+    keras.utils.set_random_seed(0)
+    initializer = keras.initializers.deserialize(keras.initializers.serialize(Dirac()))
+    assert type(initializer) is Dirac
+    convolution = keras.layers.Conv2D(
+        filters, 3, padding="same", use_bias=False, kernel_initializer=initializer
+    )
+    x = images((6, 6, fan_in))
+    shared = min(fan_in, filters)
+    np.testing.assert_allclose(convolution(x)[..., :shared], x[..., :shared], 1e-6)
+    rest = convolution.kernel.numpy()[..., shared:]
+    limit = 1 / np.sqrt(9 * fan_in)
+    assert np.abs(rest).max(initial=0) <= limit
+    if filters > fan_in:
+        assert rest.std() == pytest.approx(limit / np.sqrt(3), rel=0.1)
