@@ -1,14 +1,15 @@
 """Measures kdprune's training speed against a plain float32 `model.fit`.
 
-Both train the same model on the same generated images with the same batch, in
-turns (A B A B), so that a change of the machine's load meets both. Ours includes
-augmentation; the plain one feeds arrays to `fit` without any.
+All train the same model on the same generated images with the same batch, in turns
+(A B C A B C), so that a change of the machine's load meets all: ours with
+augmentation (crop, flip, cutout), ours without, and arrays fed to `fit`.
 
 Usage:
     python scripts/bench_training.py [--models resnet8 resnet9] [--json OUT]
 """
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -39,13 +40,27 @@ def main():
     precision = training.resolve_precision("auto")
     print(f"{records.machine()['processor']}, {precision} against float32")
     results = {}
+    print("images per second: ours augmented, ours not augmented, plain fit")
     for name in options.models:
-        ours, plain = _epochs(name, precision)
-        ours(), plain()  # The first epoch traces and fills caches.
-        speeds = [(ours(), plain()) for _ in range(options.rounds)]
-        fast, slow = (statistics.median(column) for column in zip(*speeds, strict=True))
-        results[name] = {"ours": fast, "plain": slow, "ratio": fast / slow}
-        print(f"{name:16} {fast:8.0f} {slow:8.0f} images/s  {fast / slow:5.2f}x")
+        epochs = _epochs(name, precision)
+        speeds = [[epoch() for epoch in epochs] for _ in range(options.rounds + 1)]
+        # The first round traces and fills caches.
+        medians = [
+            statistics.median(column) for column in zip(*speeds[1:], strict=True)
+        ]
+        ours, bare, plain = medians
+        results[name] = {
+            "ours": ours,
+            "ours_not_augmented": bare,
+            "plain_fit": plain,
+            "ratio": ours / plain,
+            "augmented_epoch_costs": bare / ours,
+        }
+        print(
+            f"{name:16} {ours:7.0f} {bare:7.0f} {plain:7.0f}   {ours / plain:.2f}x plain "
+            f"fit; an augmented epoch costs {bare / ours:.2f} of one without",
+            flush=True,
+        )
     if options.json:
         content = {"command": records.command(), "precision": precision}
         content |= {"images_per_second": results, "machine": records.machine()}
@@ -55,7 +70,7 @@ def main():
 
 
 def _epochs(name, precision):
-    """Two functions, each training one epoch and returning images per second."""
+    """Three functions, each training one epoch and returning images per second."""
     setting = SETTINGS[name]
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (setting["images"], 32, 32, 3), dtype=np.uint8)
@@ -71,21 +86,24 @@ def _epochs(name, precision):
         model.compile(optimizer, loss=lambda y, z: training.cross_entropy(y, z))
         return model
 
-    ours, plain = build(precision), build("float32")
-    stream = iter(batches.training_batches(
-        split, setting["batch"], epochs=10_000, seed=0, augment=augment
-    ))  # fmt: skip
     steps = batches.steps_per_epoch(split, setting["batch"])
 
     def timed(model, *arguments, **options):
         started = time.perf_counter()
         model.fit(*arguments, verbose=0, **options)
-        return setting["images"] / (time.perf_counter() - started)
+        return steps * setting["batch"] / (time.perf_counter() - started)
 
-    return (
-        lambda: timed(ours, stream, steps_per_epoch=steps),
-        lambda: timed(plain, floats, split.labels, batch_size=setting["batch"]),
+    def ours(augment):
+        model = build(precision)
+        stream = batches.training_batches(
+            split, setting["batch"], epochs=10_000, seed=0, augment=augment
+        )
+        return functools.partial(timed, model, iter(stream), steps_per_epoch=steps)
+
+    plain = functools.partial(
+        timed, build("float32"), floats, split.labels, batch_size=setting["batch"]
     )
+    return ours(augment), ours(None), plain
 
 
 if __name__ == "__main__":
