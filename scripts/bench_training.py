@@ -57,8 +57,8 @@ def main():
             "augmented_epoch_costs": bare / ours,
         }
         print(
-            f"{name:16} {ours:7.0f} {bare:7.0f} {plain:7.0f}   {ours / plain:.2f}x plain "
-            f"fit; an augmented epoch costs {bare / ours:.2f} of one without",
+            f"{name:16} {ours:7.0f} {bare:7.0f} {plain:7.0f}   {ours / plain:.2f}x "
+            f"plain fit; an augmented epoch costs {bare / ours:.2f} of one without",
             flush=True,
         )
     if options.json:
