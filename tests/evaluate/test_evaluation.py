@@ -10,7 +10,7 @@ from kdprune.evaluate import compare_predictions, describe_file, evaluate_model,
 from kdprune.models.io import save_model
 
 KEYS = """
-    name stage format path accuracy accuracy_ci test_images bytes bytes_gzip
+    name stage format dtype path accuracy accuracy_ci test_images bytes bytes_gzip
     parameters nonzero_parameters macs latency_ms_p50 latency_ms_p90 threads
     resolver agreement agreement_with ece per_class confusion sparsity_by_layer
 """.split()

@@ -390,16 +390,10 @@ def test_the_drop_is_judged_by_its_lower_confidence_bound(files):
         figures(1.4)
 
 
-def test_few_images_do_not_make_a_file_bad(files):
-    """3 of 50 differ, 6 %: shares from 2.4 % to 14 % are compatible with that."""
-    figures = check_tflite(files["ptq int8"], *scores_with(50, 3))
-    assert figures["disagreement"] == 0.06
-    # Where a share lies 1.645 of its own standard deviations below 6 %.
-    bound = figures["disagreement_bound"]
-    deviation = np.sqrt(bound * (1 - bound) / 50)
-    assert bound + 1.645 * deviation == pytest.approx(0.06, abs=1e-5)
-    with pytest.raises(ValueError, match="disagree on 20.0% of 50 images"):
-        check_tflite(files["ptq int8"], *scores_with(50, 10))
+def test_disagreement_beyond_its_share_is_refused(files):
+    assert check_tflite(files["ptq int8"], *scores_with(100, 5))["disagreement"] == 0.05
+    with pytest.raises(ValueError, match="disagree on 6.0% of 100 images"):
+        check_tflite(files["ptq int8"], *scores_with(100, 6))
 
 
 def test_a_perfect_file_has_a_record_of_plain_numbers(files):
@@ -407,7 +401,7 @@ def test_a_perfect_file_has_a_record_of_plain_numbers(files):
 
     figures = check_tflite(files["ptq int8"], *scores_with(50, 0))
     assert figures["drop_interval"] == [0, 0]
-    assert figures["disagreement_bound"] == 0
+    assert figures["disagreement"] == 0
     assert json.loads(json.dumps(figures)) == figures
 
 
