@@ -214,7 +214,7 @@ def pruned_distiller():
         (with_dropout, "last"),
         pytest.param(adam, "last", marks=pytest.mark.slow),
         pytest.param(bfloat16, "last", marks=pytest.mark.slow),
-        (pruned_distiller, "last"),
+        pytest.param(pruned_distiller, "last", marks=pytest.mark.slow),
         pytest.param(pruned_distiller, "best", marks=pytest.mark.slow),
     ],
 )
