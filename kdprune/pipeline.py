@@ -268,9 +268,10 @@ class Run:
     def _prepare(self, node, fingerprint):
         """The node's folder, emptied unless it was half done with these inputs."""
         folder = self.folder / node.name
-        ours = ("begun.json", "record.json")
+        ours = {"begun.json", "begun.json.partial", "record.json"}
         if folder.exists():
-            if any(folder.iterdir()) and not any((folder / n).exists() for n in ours):
+            found = {path.name for path in folder.iterdir()}
+            if found and not found & ours:
                 raise ValueError(
                     f"expected {folder} to be a stage's folder or empty, got a folder "
                     "of other files; choose another --output"
