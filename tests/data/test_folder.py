@@ -1,6 +1,5 @@
 """Class-per-folder image sets."""
 
-
 import numpy as np
 import pytest
 from PIL import Image
