@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 
@@ -144,14 +145,10 @@ def _add_debug(parser):
 
 def _guarded(function, options):
     """Calls a command; a user's error becomes one line and exit status 2."""
+    before = signal.signal(signal.SIGINT, _stop)
     try:
         function(options)
         return 0
-    except KeyboardInterrupt:
-        print(
-            "\nstopped; run the same command again to go on from here", file=sys.stderr
-        )
-        return 130
     except Exception as error:
         # TensorFlow's own errors (no memory, no space) are neither of the two.
         ours = isinstance(error, (ValueError, OSError)) or (
@@ -161,6 +158,19 @@ def _guarded(function, options):
             raise
         print(f"kdprune: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _stop(*_):
+    """Ends the process at Ctrl-C, at once.
+
+    Nothing is lost, as nothing is by SIGKILL. A KeyboardInterrupt instead would be
+    swallowed where TensorFlow calls back into Python.
+    """
+    message = "\nstopped; run the same command again to go on from here\n"
+    os.write(sys.stderr.fileno(), message.encode())
+    os._exit(130)
 
 
 def _import_tensorflow_quietly():
