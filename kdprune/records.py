@@ -85,11 +85,15 @@ def read_json(path):
 
 
 def command():
-    """The command line of this process, as a user would type it."""
+    """The command line of this process, without the places of one machine."""
     program = pathlib.Path(sys.argv[0]).name
     if program in ("__main__.py", "cli.py"):
         program = "kdprune"
-    return shlex.join([program, *sys.argv[1:]])
+    arguments = list(sys.argv[1:])
+    for index, argument in enumerate(arguments[:-1]):
+        if argument in ("--data-dir", "--output", "--data-path"):
+            arguments[index + 1] = "DIR"
+    return shlex.join([program, *arguments])
 
 
 def sha256(path):
