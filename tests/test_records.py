@@ -1,0 +1,26 @@
+"""Records: the same on every machine, whole or not there."""
+
+import sys
+
+from kdprune import records
+
+
+def test_a_command_is_kept_without_the_places_of_a_machine(monkeypatch):
+    typed = ["kdprune", "run", "a.yaml", "--data-dir", "/home/me/data", "--output", "x"]
+    monkeypatch.setattr(sys, "argv", typed)
+    assert records.command() == "kdprune run a.yaml --data-dir DIR --output DIR"
+
+
+def test_a_fingerprint_does_not_depend_on_the_order_of_keys():
+    there = records.fingerprint({"a": 1, "b": 2})
+    assert records.fingerprint({"b": 2, "a": 1}) == there
+    assert records.fingerprint({"a": 1, "b": 3}) != there
+
+
+def test_a_broken_record_counts_as_none(tmp_path):
+    path = tmp_path / "record.json"
+    records.write_json(path, {"done": True})
+    assert records.read_json(path) == {"done": True}
+    path.write_text('{"done": tr')
+    assert records.read_json(path) is None
+    assert records.read_json(tmp_path / "absent.json") is None
