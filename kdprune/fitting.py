@@ -38,46 +38,47 @@ def fit_stage(run, node, folder, make_model, callbacks=(), cast=True):
         TrainingDiverged: If the loss is not finite, naming the stage.
     """
     settings = node.settings.training
+    held_out = settings.images == "train"
+    images, validation = run.dataset.train, run.dataset.validation
+    if not held_out:
+        images, validation = _joined(images, validation), None
     policy = training.resolve_precision(settings.precision) if cast else "float32"
     fitting = _Fitting(
         stage=node.settings,
         teaching=_teaching(run, node),
-        validation=run.dataset.validation,
+        validation=validation,
         policy=policy,
         make_model=make_model,
         callbacks=callbacks,
     )
     try:
         model, history = fitting(
-            run.dataset.train,
+            images,
             settings.epochs,
             folder,
             select=settings.select,
             patience=settings.patience,
         )
-        best = max(history, key=lambda row: row["val_accuracy"])
-        chosen = best if settings.select == "best" else history[-1]
-        if settings.refit:
-            epochs = int(chosen["epoch"])
-            print(f"again, on train + validation, for {epochs} epochs", flush=True)
-            everything = _joined(run.dataset.train, run.dataset.validation)
-            model, _ = fitting(everything, epochs, folder / "refit")
     except training.TrainingDiverged as error:
         raise training.TrainingDiverged(f"stage {node.name}: {error}") from error
     results = {
         "precision": policy,
         "epochs": len(history),
-        "best_epoch": int(best["epoch"]),
-        "val_accuracy": chosen["val_accuracy"],
-        "val_loss": chosen["val_loss"],
         "training_seconds": round(sum(row["seconds"] for row in history), 1),
     }
+    if held_out:
+        best = max(history, key=lambda row: row["val_accuracy"])
+        chosen = best if settings.select == "best" else history[-1]
+        results["best_epoch"] = int(best["epoch"])
+        results |= {key: chosen[key] for key in ("val_accuracy", "val_loss")}
     return model, results
 
 
 def new_model(run, node):
-    """The model a stage starts from: a factory's, or a file's with its weights."""
+    """The model a stage starts from: a stage's, a file's, or a factory's new one."""
     model = node.settings.model
+    if model is None:
+        return load_node(run, parent_of(node, "from_"))
     if model.file:
         return load_fitting(model.file, run.dataset)
     classes = len(run.dataset.classes)
@@ -180,11 +181,11 @@ def _teaching(run, node):
 
 @dataclasses.dataclass(frozen=True)
 class _Fitting:
-    """One stage's way of training, to be used on one or two sets of images."""
+    """One stage's way of training."""
 
     stage: object
     teaching: _Teaching
-    validation: data.Split
+    validation: data.Split | None
     policy: str
     make_model: object
     callbacks: tuple
@@ -215,7 +216,7 @@ class _Fitting:
         history = training.fit(
             compiled,
             stream,
-            batches.evaluation_batches(self.validation),
+            self.validation and batches.evaluation_batches(self.validation),
             epochs=epochs,
             steps=steps,
             folder=folder,

@@ -95,6 +95,11 @@ def test_every_recipe_that_is_shipped_is_valid(path):
         ("matrix", {"stages.studnt.seed": [0]}, "matrix.stages.studnt.seed: expected a "
          "stage of kind"),
         ("matrix", {"stages.measured.threads": [1]}, "of kind evaluate"),
+        ("stages.teacher.from", "student", "stages.teacher: expected either `model`"),
+        ("stages.teacher.training",
+         {"images": "train+validation", "select": "best"}, "leaves none to choose"),
+        ("stages.student.training.images", "train+validation",
+         "stages.student: `training.images` beyond train need a live `teacher`"),
         ("seed", -1, "seed: expected greater than or equal to 0"),
     ],
 )  # fmt: skip

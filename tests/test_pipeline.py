@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 import yaml
 
 from kdprune import pipeline, records
 from kdprune.config import parse_recipe
+from kdprune.models import load_model
 
 RECIPE = """
 name: small
@@ -159,6 +161,29 @@ def test_a_change_runs_that_stage_again_and_what_follows(finished, tmp_path, cap
     assert states["teacher (train)"] == states["files (export)"] == "done"
     assert states["alone (train)"].startswith("to do")
     assert states["measured (evaluate)"].startswith("to do")
+
+
+def test_a_trained_model_goes_on_from_its_weights_on_all_images(finished):
+    content = yaml.safe_load(RECIPE)
+    teacher = content["stages"]["teacher"]["training"]
+    further = {**teacher, "learning_rate": 1e-9, "images": "train+validation"}
+    content["stages"]["further"] = {
+        "kind": "train",
+        "from": "teacher",
+        "training": further,
+    }
+    pipeline.run(parse_recipe(content), finished, until="further")
+    record = json.loads((finished / "further" / "record.json").read_text())
+    # 180 + 20 images: nothing is left to choose by, and nothing is said of it.
+    assert "val_accuracy" not in record["results"]
+    history = (finished / "further" / "history.csv").read_text()
+    assert "accuracy" in history and "val_" not in history
+    before, after = (
+        load_model(finished / name / "model.keras").get_weights()
+        for name in ("teacher", "further")
+    )
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_allclose(old, new, atol=1e-5)
 
 
 def test_a_damaged_output_is_made_again(finished):

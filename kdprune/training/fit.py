@@ -6,6 +6,7 @@ import os
 import sys
 import time
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
@@ -42,7 +43,8 @@ def fit(
             `seed_everything` if it has Dropout.
         batches: Function of the first epoch to train, giving the stream of all
             batches from there on, `steps` for each epoch.
-        validation: Batches of `(images, labels)` to choose by.
+        validation: Batches of `(images, labels)` to choose by, or None to train
+            without: the history then has no "val_" values.
         epochs: Number of epochs in all.
         steps: Batches in an epoch.
         folder: `pathlib.Path` for checkpoints, `history.csv` and TensorBoard
@@ -58,13 +60,18 @@ def fit(
         fractions, "learning_rate", "seconds".
 
     Raises:
-        ValueError: If `select` is neither, or the checkpoint in `folder` is of
-            another model or optimizer.
+        ValueError: If `select` is neither, if there is nothing to choose by, or the
+            checkpoint in `folder` is of another model or optimizer.
         TrainingDiverged: If the loss is not finite. The last checkpoint stays.
         OSError: If a checkpoint can't be written. The last one stays.
     """
     if select not in ("last", "best"):
         raise ValueError(f"select must be 'last' or 'best'. Received: {select!r}")
+    if validation is None and (select == "best" or patience):
+        raise ValueError(
+            "select='best' and patience need validation images. Received: None; give "
+            "them, or train for a fixed number of epochs."
+        )
     keeper = _EpochKeeper(validation, folder, select, patience)
     done = keeper.restore(model)
     if done < epochs and not keeper.out_of_patience():
@@ -140,11 +147,7 @@ class _EpochKeeper(keras.callbacks.Callback):
         # Measured before validation, which is not part of training's speed.
         seconds = time.perf_counter() - self._started
         with averaged_weights(self.model):
-            values = self.model.evaluate(self._validation, verbose=0, return_dict=True)
-            if not math.isfinite(values["loss"]):
-                # The last step of an epoch may have ruined the weights unseen.
-                raise _diverged("validation loss", values["loss"], optimizer)
-            logs.update({f"val_{name}": value for name, value in values.items()})
+            logs.update(self._validate(optimizer))
             rate = _learning_rate(optimizer, _steps_done(optimizer) - 1)
             row = {name: float(value) for name, value in logs.items()}
             row |= {"epoch": epoch + 1, "learning_rate": rate, "seconds": seconds}
@@ -157,6 +160,18 @@ class _EpochKeeper(keras.callbacks.Callback):
             self._checkpoints.save(epoch + 1, self.history, self._best)
         if self.out_of_patience():
             self.model.stop_training = True
+
+    def _validate(self, optimizer):
+        # The last step of an epoch may have ruined the weights unseen.
+        if self._validation is None:
+            for variable in self.model.trainable_variables:
+                if not np.isfinite(variable.numpy()).all():
+                    raise _diverged(f"weight {variable.name}", "infinite", optimizer)
+            return {}
+        values = self.model.evaluate(self._validation, verbose=0, return_dict=True)
+        if not math.isfinite(values["loss"]):
+            raise _diverged("validation loss", values["loss"], optimizer)
+        return {f"val_{name}": value for name, value in values.items()}
 
     def finish(self, model):
         """Leaves the model with the weights that were asked for."""

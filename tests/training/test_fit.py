@@ -279,6 +279,23 @@ def test_weights_ruined_by_the_last_step_of_an_epoch_do_not_replace_the_checkpoi
     assert checkpoints(tmp_path) == ["epoch-1"]
 
 
+def test_without_validation_images_training_is_watched_all_the_same(tmp_path):
+    seed_everything(0)
+
+    def train_unseen(model, **arguments):
+        return fit(model, stream, None, epochs=2, steps=STEPS, **arguments)
+
+    history = train_unseen(compiled(small_model(), sgd()))
+    assert len(history) == 2 and not any("val_" in name for name in history[0])
+    for choice in ({"select": "best"}, {"patience": 1}):
+        with pytest.raises(ValueError, match="need validation images"):
+            train_unseen(compiled(small_model(), sgd()), **choice)
+    ruined = compiled(small_model(), rates(2 * STEPS - 1, 0.01, float("inf")))
+    with pytest.raises(TrainingDiverged, match="the weight .* at step 8"):
+        train_unseen(ruined, folder=tmp_path)
+    assert checkpoints(tmp_path) == ["epoch-1"]
+
+
 def test_a_checkpoint_of_another_model_or_optimizer_is_refused_in_one_line(tmp_path):
     train(compiled(small_model(), sgd()), 1, folder=tmp_path)
     others = {

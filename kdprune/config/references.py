@@ -1,0 +1,118 @@
+"""What a recipe's stages say of each other: names, kinds, order."""
+
+import graphlib
+
+from kdprune.config.messages import nearest
+
+_FLOAT = ("train", "load", "distill", "prune")
+_MODELS = (*_FLOAT, "quantize")
+_CELLS = (*_MODELS, "soft_labels", "export")
+# The kinds a stage may name under a key.
+_ACCEPTS = {
+    "teacher": _FLOAT,
+    "soft_labels": ("soft_labels",),
+    ("train", "from"): _FLOAT,
+    ("prune", "from"): _FLOAT,
+    ("quantize", "from"): _FLOAT,
+    ("export", "from"): _MODELS,
+    ("evaluate", "from"): (*_FLOAT, "export"),
+    ("report", "from"): ("evaluate",),
+}
+
+
+def check_references(recipe):
+    for name, stage in recipe.stages.items():
+        values = stage.model_dump(by_alias=True)
+        for key in ("from", "teacher", "soft_labels"):
+            named = values.get(key) or ()
+            for other in [named] if isinstance(named, str) else named:
+                accepted = _ACCEPTS.get((stage.kind, key)) or _ACCEPTS[key]
+                _check_reference(recipe, f"stages.{name}.{key}", other, accepted)
+    for key, accepted in (("baseline", _FLOAT), ("flagship", ("quantize",))):
+        if getattr(recipe, key):
+            _check_reference(recipe, key, getattr(recipe, key), accepted)
+    for name in recipe.keep:
+        _check_reference(recipe, "keep", name, _FLOAT)
+    stage_order(recipe)
+    _check_measured(recipe)
+    for key in recipe.matrix:
+        _check_axis(recipe, key)
+
+
+def _check_measured(recipe):
+    """What is named for the end of the run must be measured there, and once."""
+    for kind in ("evaluate", "report"):
+        names = [name for name, stage in recipe.stages.items() if stage.kind == kind]
+        if len(names) > 1:
+            raise ValueError(
+                f"stages.{names[1]}: expected one stage of kind {kind}, got "
+                f"{', '.join(names)}"
+            )
+    measured = {
+        other
+        for stage in recipe.stages.values()
+        if stage.kind == "evaluate"
+        for other in stage.parents()
+    }
+    exported = {
+        source
+        for name in measured
+        if recipe.stages[name].kind == "export"
+        for source in recipe.stages[name].parents()
+    }
+    named = [("baseline", recipe.baseline, measured)]
+    named += [("flagship", recipe.flagship, exported)]
+    named += [("keep", name, measured) for name in recipe.keep]
+    for key, name, reached in named:
+        if name and name not in reached:
+            raise ValueError(
+                f"{key}: expected a stage that the evaluate stage measures, got "
+                f"{name!r}; add it to the `from` of evaluate, or of its export stage"
+            )
+
+
+def _check_axis(recipe, key):
+    """A matrix axis must be a key that tells stages apart."""
+    root, *rest = key.split(".")
+    if root == "data":
+        raise ValueError(
+            f"matrix.{key}: expected no key of `data`, since all cells are measured on "
+            "the same test images; run a recipe for each"
+        )
+    if root == "stages" and rest:
+        _check_reference(recipe, f"matrix.{key}", rest[0], _CELLS)
+    elif key != "seed":
+        raise ValueError(
+            f"matrix.{key}: expected `seed` or a key of a stage, such as "
+            "stages.student.temperature"
+        )
+
+
+def _check_reference(recipe, key, name, accepted):
+    candidates = [n for n, s in recipe.stages.items() if s.kind in accepted]
+    if name not in candidates:
+        there = name in recipe.stages
+        got = f"{name!r}, of kind {recipe.stages[name].kind}" if there else repr(name)
+        raise ValueError(
+            f"{key}: expected a stage of kind {' or '.join(accepted)}, got {got}"
+            f"{nearest(name, candidates)}"
+        )
+
+
+def stage_order(*recipes):
+    """Stage names, each after the stages it needs in any of the recipes.
+
+    Raises:
+        ValueError: If stages need each other in a circle.
+    """
+    graph = {name: [] for name in recipes[0].stages}
+    for recipe in recipes:
+        for name, stage in recipe.stages.items():
+            graph[name] += stage.parents()
+    try:
+        return list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        circle = " -> ".join(reversed(error.args[1]))
+        raise ValueError(
+            f"stages: expected no circle, got {circle}; change one `from` of them"
+        ) from None
