@@ -1,0 +1,7 @@
+"""Channel pruning: smaller models, cut along the channels that go together."""
+
+from kdprune.prune.channels.cut import prune_channels
+from kdprune.prune.channels.importance import IMPORTANCES
+from kdprune.prune.channels.plan import ChannelPlan, plan_channels
+
+__all__ = ["ChannelPlan", "IMPORTANCES", "plan_channels", "prune_channels"]

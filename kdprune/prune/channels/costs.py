@@ -1,0 +1,57 @@
+"""What is left of a model's costs without some of its channels, by arithmetic."""
+
+import math
+
+from kdprune.models.graph import count_parameters, kernels, layer_macs
+from kdprune.prune.channels.surgery import Kept, rebuild
+
+
+class Costs:
+    """Foretells the costs of a model once channels are removed.
+
+    Args:
+        graph: The `ChannelGraph` of the model.
+        measure_bytes: `measure_bytes(model)`, the size of its converted file.
+    """
+
+    def __init__(self, graph, measure_bytes=None):
+        self.graph = graph
+        self.measure_bytes = measure_bytes
+        self._macs = None
+
+    def parameters(self, removed=()):
+        """The number that `count_parameters` will give."""
+        kept = Kept(self.graph, removed)
+        weights = [w for f in self.graph.followed.values() for w in f.trace.weights]
+        saved = (
+            math.prod(w.variable.shape) - math.prod(kept.shape(w)) for w in weights
+        )
+        return count_parameters(self.graph.model) - sum(saved)
+
+    def macs(self, removed=()):
+        """The number that `count_macs` will give.
+
+        Raises:
+            ValueError: If the model's multiplications cannot be counted.
+        """
+        if self._macs is None:
+            self._macs = layer_macs(self.graph.model)
+        kept = Kept(self.graph, removed)
+        saved = 0
+        for followed in self.graph.followed.values():
+            multiplied = {id(kernel) for kernel in kernels(followed.layer)}
+            cut = [w for w in followed.trace.weights if id(w.variable) in multiplied]
+            if cut:
+                before = sum(math.prod(w.variable.shape) for w in cut)
+                after = sum(math.prod(kept.shape(w)) for w in cut)
+                saved += self._macs[followed.path] // before * (before - after)
+        return sum(self._macs.values()) - saved
+
+    def bytes(self, removed=()):
+        """The size of the smaller model's file, really converted."""
+        if self.measure_bytes is None:
+            raise ValueError(
+                "target_bytes is checked by converting: give measure_bytes, a function "
+                "of a model that returns the bytes of its file. Received: None"
+            )
+        return self.measure_bytes(rebuild(self.graph, removed))

@@ -1,0 +1,239 @@
+"""Planning which channels go, and what is left, before anything is cut."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from kdprune.prune.channels.choice import (
+    Target,
+    check_round_to,
+    choose,
+    one_target,
+    rank,
+)
+from kdprune.prune.channels.costs import Costs
+from kdprune.prune.channels.evidence import Evidence
+from kdprune.prune.channels.graph import ChannelGraph, follow_channels
+from kdprune.prune.channels.groups import find_groups
+from kdprune.prune.channels.importance import find_importance
+from kdprune.prune.channels.surgery import rebuild
+
+SCOPES = ("global", "local")
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """What happens to one coupled group.
+
+    Attributes:
+        name: The first layer whose filters make the channels.
+        layers: All layers whose filters make them.
+        before: Filters of the first layer that belong to the group.
+        after: How many of them are left.
+        removed: The roots of the channels that go.
+    """
+
+    name: str
+    layers: tuple
+    before: int
+    after: int
+    removed: np.ndarray
+
+
+@dataclass(frozen=True)
+class ChannelPlan:
+    """A plan of which channels go; printed, it is the dry run.
+
+    Attributes:
+        graph: The `ChannelGraph` of the model.
+        groups: A `GroupPlan` for each coupled group.
+    """
+
+    graph: ChannelGraph
+    groups: tuple
+
+    @cached_property
+    def removed(self):
+        """The roots of all channels that go."""
+        return np.concatenate(
+            [np.empty(0, np.int64), *(g.removed for g in self.groups)]
+        )
+
+    @cached_property
+    def uncut(self):
+        """`{layer: why}` of the layers with channels that must stay."""
+        return _uncut(self.graph)
+
+    @cached_property
+    def parameters(self):
+        """The parameters before and after, as `count_parameters` counts them."""
+        costs = Costs(self.graph)
+        return costs.parameters(), costs.parameters(self.removed)
+
+    @cached_property
+    def macs(self):
+        """The multiplications before and after, as `count_macs` counts them.
+
+        Raises:
+            ValueError: If the model's cannot be counted (no fixed image size).
+        """
+        costs = Costs(self.graph)
+        return costs.macs(), costs.macs(self.removed)
+
+    def apply(self):
+        """Builds the smaller model; see `prune_channels`."""
+        return rebuild(self.graph, self.removed)
+
+    def __str__(self):
+        return "\n".join(
+            [
+                f"{'channels':>14}  group",
+                *(_group_line(group) for group in self.groups),
+                *(f"{'kept whole':>14}  {n}: {why}" for n, why in self.uncut.items()),
+                f"{_change(*self.parameters)} parameters",
+                _macs_line(self),
+            ]
+        )
+
+
+def plan_channels(
+    model,
+    ratio=None,
+    importance="l2",
+    scope="global",
+    round_to=8,
+    ignore=(),
+    data=None,
+    measure_bytes=None,
+    **target,
+):
+    """Plans which channels to remove, without touching the model.
+
+    The coupled channels are found from the graph: those that meet in additions,
+    depthwise convolutions and so on go together. What cannot be followed (a layer
+    that mixes channels, an unknown layer) keeps its channels, and `plan.uncut`
+    says so. The inputs and outputs of the model never change.
+
+    Args:
+        model: A built Functional or Sequential model with its weights.
+        ratio: The share of channels to remove, in (0, 1). Under the global scope
+            at least that share of all of them; under the local scope that share
+            of each group, to the nearest rounded width.
+        importance: A name in `IMPORTANCES` or a function of a group and evidence.
+        scope: `"global"`: the least important channels of the model go first;
+            `"local"`: all groups lose the same share.
+        round_to: Channels are left in multiples of this, which the runtime's
+            kernels are made for; 1 for no rounding. Narrower layers stay.
+        ignore: Names or patterns of layers whose output channels are all kept.
+        data: For the importances that need it: float images, or
+            `(images, labels)`, as arrays or an iterable of batches.
+        measure_bytes: For `target_bytes`: `measure_bytes(model)` converts the
+            model and returns the size of its file.
+        **target: In place of `ratio`, one of `target_macs`, `target_parameters`,
+            `target_bytes` (upper bounds, met within one rounding step) and
+            `threshold` (channels that score below it go).
+
+    Returns:
+        A `ChannelPlan`.
+
+    Raises:
+        ValueError: If the model, a name, the data or the target is of no use; a
+            target that cannot be reached is told with what can.
+    """
+    wanted = one_target(ratio, target)
+    settings = {"importance": importance, "scope": scope, "round_to": round_to}
+    settings |= {"ignore": ignore, "data": data, "measure_bytes": measure_bytes}
+    return plan_target(model, wanted, **settings)[0]
+
+
+def plan_target(
+    model,
+    target: Target,
+    *,
+    importance="l2",
+    scope="global",
+    round_to=8,
+    ignore=(),
+    data=None,
+    measure_bytes=None,
+):
+    """Plans for a `Target`; returns the plan and the target as it has begun."""
+    check_round_to(round_to)
+    if scope not in SCOPES:
+        raise ValueError(f"scope must be 'global' or 'local'. Received: {scope!r}")
+    importance = find_importance(importance)
+    graph = follow_channels(model, ignore)
+    groups = find_groups(graph)
+    if not groups:
+        reasons = "; ".join(f"{name}: {why}" for name, why in _uncut(graph).items())
+        raise ValueError(f"no channels of this model can be removed: {reasons}")
+    evidence = Evidence(graph, data)
+    rankings = [rank(g, importance(g, evidence), round_to) for g in groups]
+
+    def removed(kept):
+        """The roots that go from each group."""
+        chosen = zip(groups, rankings, kept, strict=True)
+        return [g.roots[r.order[: len(r.order) - count]] for g, r, count in chosen]
+
+    costs = Costs(graph, measure_bytes)
+    if target.kind == "ratio":
+        cost = _channels(rankings)
+        begun = target.begun([ranking.channels for ranking in rankings])
+    elif target.kind == "threshold":
+        cost, begun = None, target
+    else:
+        measure = getattr(costs, target.kind)
+        begun = target.begun(measure())
+
+        def cost(kept):
+            return measure(np.concatenate(removed(kept)))
+
+    kept = choose(rankings, begun, scope, cost)
+    gone = zip(groups, rankings, kept, removed(kept), strict=True)
+    return ChannelPlan(graph, tuple(_planned(*one) for one in gone)), begun
+
+
+def _planned(group, ranking, kept, removed):
+    after = kept * ranking.width
+    return GroupPlan(group.name, group.layers, ranking.channels, after, removed)
+
+
+def _channels(rankings):
+    """The cost that a ratio limits: how many channels are left."""
+    widths = [ranking.width for ranking in rankings]
+    return lambda kept: sum(k * width for k, width in zip(kept, widths, strict=True))
+
+
+def _uncut(graph):
+    uncut = {}
+    for followed in graph.followed.values():
+        for weight in followed.trace.weights:
+            if weight.makes is not None:
+                roots = graph.roots[weight.axes[weight.makes]].tolist()
+                why = next((graph.pinned[r] for r in roots if r in graph.pinned), None)
+                if why is not None:
+                    uncut[followed.path] = _because(followed, *why)
+    return uncut
+
+
+def _because(followed, layer, reason):
+    own = layer in (followed.path, followed.layer.name)
+    return reason if own else f"coupled with {layer}: {reason}"
+
+
+def _group_line(group):
+    others = len(group.layers) - 1
+    more = f" and {others} coupled with it" if others else ""
+    return f"{f'{group.before} -> {group.after}':>14}  {group.name}{more}"
+
+
+def _change(before, after):
+    return f"{before:,} -> {after:,} ({after / before:.0%})"
+
+
+def _macs_line(plan):
+    try:
+        return f"{_change(*plan.macs)} MACs"
+    except ValueError as error:
+        return f"MACs not counted: {error}"

@@ -1,0 +1,148 @@
+"""Rebuilding a model without some of its channels."""
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from kdprune.prune.walk import is_graph_model, walk
+
+
+class Kept:
+    """Tells which of the channels with given ids stay.
+
+    Args:
+        graph: A `ChannelGraph`.
+        removed: The roots of the channels to remove.
+    """
+
+    def __init__(self, graph, removed):
+        stays = np.ones(len(graph.roots), bool)
+        stays[np.asarray(removed, np.int64)] = False
+        self._kept = stays[graph.roots]
+
+    def __call__(self, ids):
+        return self._kept[ids]
+
+    def shape(self, weight):
+        """The shape that is left of a `Weight`."""
+        shape = list(weight.variable.shape)
+        for axis, ids in weight.axes.items():
+            shape[axis] = int(self(ids).sum())
+        return tuple(shape)
+
+    def values(self, weight):
+        """What is left of a `Weight`'s numbers."""
+        values = weight.variable.numpy()
+        for axis, ids in weight.axes.items():
+            values = np.compress(self(ids), values, axis)
+        return values
+
+
+def rebuild(graph, removed):
+    """Builds the model anew without the channels removed, weights carried over.
+
+    Args:
+        graph: A `ChannelGraph`.
+        removed: The roots of the channels to remove.
+
+    Returns:
+        A new `keras.Model` of the same layer names; Sequential if the model was.
+        It is not compiled. The model it was made from is left as it is.
+
+    Raises:
+        ValueError: If a layer cannot be made again from its configuration.
+    """
+    return _Rebuilder(graph, Kept(graph, removed)).model(graph.model)
+
+
+class _Rebuilder:
+    def __init__(self, graph, kept):
+        self.graph = graph
+        self.kept = kept
+        self.made = {}
+
+    def model(self, model):
+        inputs = [self._input(tensor) for tensor in model.inputs]
+        made = {}
+
+        def call(node, args, kwargs):
+            layer = node.layer
+            if id(layer) not in made:
+                made[id(layer)] = self._layer(layer)
+            return made[id(layer)](*args, **kwargs)
+
+        if isinstance(model, keras.Sequential):
+            layers = [layer for layer in model.layers if not _is_input(layer)]
+            start = inputs[0]._keras_history.layer
+            copy = keras.Sequential(
+                [start, *(self._layer(layer) for layer in layers)], name=model.name
+            )
+            made.update(zip(map(id, layers), copy.layers, strict=True))
+        else:
+            outputs = walk(model, inputs, call)
+            copy = keras.Model(
+                _packed(model, "_nested_inputs", inputs),
+                _packed(model, "_nested_outputs", outputs),
+                name=model.name,
+            )
+        self._check_complete(model, copy)
+        for layer in model.layers:
+            if id(layer) in made and not is_graph_model(layer):
+                self._carry_weights(layer, made[id(layer)])
+        return copy
+
+    def _input(self, tensor):
+        layer = tensor._keras_history.layer
+        return keras.layers.InputLayer(**self._config(layer)).output
+
+    def _layer(self, layer):
+        if is_graph_model(layer):
+            return self.model(layer)
+        try:
+            return type(layer).from_config(self._config(layer))
+        except (NotImplementedError, TypeError) as error:
+            raise ValueError(
+                f"layer {layer.name!r} ({type(layer).__name__}) cannot be made again "
+                "from its configuration; give it get_config and from_config "
+                f"({str(error).strip().splitlines()[0][:200]})"
+            ) from error
+
+    def _config(self, layer):
+        config = layer.get_config()
+        followed = self.graph.followed.get(id(layer))
+        if followed is not None and followed.trace.config is not None:
+            config.update(followed.trace.config(self.kept))
+        return config
+
+    def _carry_weights(self, old, new):
+        followed = self.graph.followed.get(id(old))
+        cut = {id(w.variable): w for w in followed.trace.weights} if followed else {}
+        new.set_weights(
+            [
+                self.kept.values(cut[id(variable)])
+                if id(variable) in cut
+                else variable.numpy()
+                for variable in old.weights
+            ]
+        )
+        if hasattr(new, "finalize_state"):
+            new.finalize_state()  # Normalization computes with copies.
+
+    @staticmethod
+    def _check_complete(model, copy):
+        lost = {x.name for x in model.layers} - {x.name for x in copy.layers}
+        if lost:
+            raise ValueError(
+                f"layers {sorted(lost)} of {model.name!r} are not on the way to its "
+                "outputs (losses or metrics added to the model?); build the model "
+                "without them"
+            )
+
+
+def _is_input(layer):
+    return isinstance(layer, keras.layers.InputLayer)
+
+
+def _packed(model, attribute, tensors):
+    """The tensors nested (a dict, a list, a single one) as the model's own are."""
+    return tf.nest.pack_sequence_as(getattr(model, attribute), tensors)
