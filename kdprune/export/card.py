@@ -158,9 +158,11 @@ def _describe_figures(facts):
     timed = next((e for e in metrics["models"] if e.get("latency_ms_p50")), None)
     note = "Accuracy in brackets: its 95 % interval. gzip is what a download costs."
     if timed:
+        threads = timed.get("threads", 1)
         note += (
-            f" Latency: one image, wall time of the interpreter's invoke(), "
-            f"{timed.get('threads')} thread(s), {timed.get('resolver')} kernels, on "
+            " Latency: one image, wall time of the interpreter's invoke(), "
+            f"{threads} thread{'' if threads == 1 else 's'}, "
+            f"{timed.get('resolver')} kernels, on "
             f"{escape(machine.get('processor', 'an unknown machine'))}."
         )
     parts.append(note)

@@ -138,7 +138,10 @@ def _inspect(content, dtype):
         for end, (index,) in (("input", graph.inputs), ("output", graph.outputs)):
             found[end]["name"] = graph.tensors[index].name.decode()
     except _DAMAGE as error:
-        raise ValueError(f"the {dtype} model's file is damaged: {error}") from error
+        raise ValueError(
+            f"the {dtype} model's file, {len(content):,} bytes, is damaged or cut "
+            "short: convert it again"
+        ) from error
     except ValueError as error:
         raise ValueError(f"the {dtype} model: {error}") from error
     return found

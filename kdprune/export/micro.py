@@ -43,8 +43,8 @@ def measure_arena(data):
             failure = error
     found = re.search(rb"Arena allocation total (\d+) bytes", said[0])
     if failure is not None or found is None:
-        lines = said[0].decode(errors="replace").split("\n")
-        reason = next((line for line in lines if line.strip()), failure)
+        lines = map(str.strip, said[0].decode(errors="replace").splitlines())
+        reason = next(filter(None, lines), failure)
         raise ValueError(f"TFLite Micro does not run this model: {reason}")
     return int(found[1])
 
