@@ -99,13 +99,12 @@ class _Rebuilder:
         if is_graph_model(layer):
             return self.model(layer)
         try:
-            return type(layer).from_config(self._config(layer))
+            made = type(layer).from_config(self._config(layer))
         except (NotImplementedError, TypeError) as error:
-            raise ValueError(
-                f"layer {layer.name!r} ({type(layer).__name__}) cannot be made again "
-                "from its configuration; give it get_config and from_config "
-                f"({str(error).strip().splitlines()[0][:200]})"
-            ) from error
+            raise ValueError(_unmade(layer, error)) from error
+        if made.name != layer.name:
+            raise ValueError(_unmade(layer, "its name is not in it"))
+        return made
 
     def _config(self, layer):
         config = layer.get_config()
@@ -137,6 +136,14 @@ class _Rebuilder:
                 "outputs (losses or metrics added to the model?); build the model "
                 "without them"
             )
+
+
+def _unmade(layer, problem):
+    return (
+        f"layer {layer.name!r} ({type(layer).__name__}) cannot be made again from its "
+        "configuration; give it get_config and from_config "
+        f"({str(problem).strip().splitlines()[0][:200]})"
+    )
 
 
 def _is_input(layer):
