@@ -1,0 +1,383 @@
+"""Losses between the feature maps of a teacher and a student.
+
+The formulas are functions of one pair of tensors. The layers in `FEATURE_LOSSES`
+apply them to lists of tapped maps, and own what has to be learned for that.
+"""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+# Vectors shorter than this have no direction. Their gradient is zero, where that
+# of `x / |x|` would be infinite.
+_SHORTEST = 1e-12
+
+
+def hint_loss(teacher, student):
+    """Measures the mean squared difference of two feature maps.
+
+    If the maps differ in height or width, the bigger is averaged over areas down
+    to the smaller.
+
+    Reference: Romero et al., 2015 (FitNets), https://arxiv.org/abs/1412.6550,
+    section 2.2, equation 3, whose sum and factor 1/2 are a mean here, so that the
+    weight of the loss does not depend on the size of the map.
+
+    Args:
+        teacher: Features, shape `(batch, height, width, channels)`.
+        student: Features of as many channels; see `HintLoss` for others.
+
+    Returns:
+        Loss per example, float32, shape `(batch,)`.
+
+    Raises:
+        ValueError: If the numbers of channels differ.
+    """
+    teacher, student = _float32(teacher), _float32(student)
+    if teacher.shape[-1] != student.shape[-1]:
+        raise ValueError(
+            "hints need as many channels of the student as of the teacher: project "
+            f"them, as HintLoss does. Received: teacher {teacher.shape}, student "
+            f"{student.shape}"
+        )
+    teacher, student = _pooled_alike(teacher, student)
+    return tf.reduce_mean(tf.square(teacher - student), axis=[1, 2, 3])
+
+
+def attention_loss(teacher, student):
+    """Measures how differently two feature maps spread over the image.
+
+    The attention map `Q` is the mean over channels of the squared features, as a
+    vector over positions; the loss is `sum((Q_t / |Q_t| - Q_s / |Q_s|)**2)`, in
+    [0, 2]. Channels may differ. If height or width differ, the bigger attention map
+    is averaged over areas down to the smaller. A map of zeros attends to nothing:
+    its normalized attention is zero.
+
+    Reference: Zagoruyko & Komodakis, 2017, https://arxiv.org/abs/1612.03928,
+    section 3.1, equation 2, with the squared distance of the authors' code.
+
+    Args:
+        teacher: Features, shape `(batch, height, width, channels)`.
+        student: Features, shape `(batch, height, width, channels)`.
+
+    Returns:
+        Loss per example, float32, shape `(batch,)`.
+    """
+    maps = (
+        tf.reduce_mean(tf.square(_float32(features)), axis=-1, keepdims=True)
+        for features in (teacher, student)
+    )
+    teacher, student = (
+        _unit(tf.reshape(pooled, [-1, pooled.shape[1] * pooled.shape[2]]))
+        for pooled in _pooled_alike(*maps)
+    )
+    return tf.reduce_sum(tf.square(teacher - student), axis=-1)
+
+
+def relational_loss(teacher, student, distance_weight=1.0, angle_weight=2.0):
+    """Measures how differently two networks arrange the examples of a batch.
+
+    Compares, by the Huber loss (delta 1), the distance of every two examples, in
+    units of the batch's mean distance, and the cosine of the angle at the second of
+    every three; each is averaged over all pairs or triples of distinct examples.
+    Neither depends on the scale, the rotation or the width of the embeddings. A
+    batch of one has no pair and one of two no triple: these parts are zero.
+
+    Time and memory grow with the cube of the batch; a few hundred examples are
+    the most that is practical.
+
+    Reference: Park et al., 2019 (RKD), https://arxiv.org/abs/1904.05068, sections
+    3.2.1 and 3.2.2; weights 1 : 2 as in its section 4.
+
+    Args:
+        teacher: Embeddings, shape `(batch, width)`.
+        student: Embeddings, shape `(batch, other width)`.
+        distance_weight: Weight of the distances, at least 0.
+        angle_weight: Weight of the angles, at least 0.
+
+    Returns:
+        The batch's loss once for each example, float32, shape `(batch,)`.
+    """
+    teacher_distances, teacher_cosines = _relations(_float32(teacher))
+    student_distances, student_cosines = _relations(_float32(student))
+    count = tf.shape(student)[0]
+    size = tf.cast(count, tf.float32)
+    # An example's distance to itself is zero in both, and so is the cosine where
+    # the vertex is an end. That of an end and itself is 1, or 0 if both coincide
+    # with the vertex.
+    two_ends = 1.0 - tf.eye(count)
+    distance = tf.reduce_sum(_huber(teacher_distances - student_distances))
+    angle = tf.reduce_sum(two_ends * _huber(teacher_cosines - student_cosines))
+    pairs = size * (size - 1.0)
+    loss = distance_weight * tf.math.divide_no_nan(distance, pairs)
+    loss += angle_weight * tf.math.divide_no_nan(angle, pairs * (size - 2.0))
+    return tf.fill([count], loss)
+
+
+def info_nce_loss(teacher, student, temperature=0.1):
+    """Measures how well the teacher's embedding of an image is told by the student's.
+
+    The cross-entropy of picking, by cosine similarity to the student's embedding of
+    an image, the teacher's embedding of that image out of those of the batch. A
+    batch of one leaves no choice: its loss is zero.
+
+    Reference: van den Oord et al., 2018 (InfoNCE), https://arxiv.org/abs/1807.03748,
+    section 2.3; between teacher and student as in Tian et al., 2020 (CRD),
+    https://arxiv.org/abs/1910.10699, section 3.1, whose negatives come from a memory
+    of the data set instead of the batch.
+
+    Args:
+        teacher: Embeddings, shape `(batch, width)`.
+        student: Embeddings, same shape.
+        temperature: Divides the cosines; above 0.
+
+    Returns:
+        Loss per example in nats, float32, shape `(batch,)`; `log(batch)` by chance.
+
+    Raises:
+        ValueError: If `temperature` is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0. Received: {temperature}")
+    teacher, student = _unit(_float32(teacher)), _unit(_float32(student))
+    scores = tf.matmul(student, teacher, transpose_b=True) / temperature
+    return -tf.linalg.diag_part(tf.nn.log_softmax(scores))
+
+
+class FeatureLoss(keras.layers.Layer):
+    """A loss between lists of feature maps; the base of those in `FEATURE_LOSSES`.
+
+    Called with a teacher's and a student's maps, it gives the mean loss over the
+    pairs, per example, float32, shape `(batch,)`; in float32 whatever the features'
+    type. No gradient goes to the teacher.
+
+    Some kinds learn a mapping between the two networks. These weights exist from
+    the start, as the layer's own: to be trained with the student's and dropped
+    with the layer.
+
+    Args:
+        teacher_shapes: For each tap, `(batch, height, width, channels)`; only
+            `batch` may be None.
+        student_shapes: As many, in the same order.
+
+    Raises:
+        ValueError: If the numbers of taps differ or are zero, or if a shape isn't
+            that of a feature map of known size.
+
+    Example:
+        >>> teacher_taps, student_taps = match_taps(teacher, student)
+        >>> teacher_maps = tap(teacher, teacher_taps)
+        >>> student_maps = tap(student, student_taps)
+        >>> loss = HintLoss(
+        ...     [output.shape for output in teacher_maps.outputs[1:]],
+        ...     [output.shape for output in student_maps.outputs[1:]],
+        ... )
+        >>> loss(teacher_maps(images)[1:], student_maps(images)[1:]).shape
+        TensorShape([128])
+    """
+
+    # Relations between examples are read off the last features only.
+    last_only = False
+
+    def __init__(self, teacher_shapes, student_shapes, name=None):
+        super().__init__(name=name, dtype="float32")
+        pairs = _checked(teacher_shapes, student_shapes)
+        self._used = slice(-1, None) if self.last_only else slice(None)
+        self._prepare(pairs[self._used])
+
+    def call(self, teacher_features, student_features):
+        pairs = list(zip(teacher_features, student_features, strict=True))
+        losses = [
+            self._pair_loss(index, tf.stop_gradient(_float32(teacher)), student)
+            for index, (teacher, student) in enumerate(pairs[self._used])
+        ]
+        return tf.add_n(losses) / len(losses)
+
+    def _prepare(self, pairs):
+        """Checks the pairs of shapes, and makes the layers they need, if any."""
+
+    def _pair_loss(self, index, teacher, student):
+        raise NotImplementedError
+
+
+class HintLoss(FeatureLoss):
+    """`hint_loss` of every pair of maps.
+
+    Where a student's map has other channels than the teacher's, a learned 1x1
+    convolution projects it onto them first (FitNets, section 2.2; their regressor
+    has bigger kernels).
+    """
+
+    def _prepare(self, pairs):
+        self.projectors = [
+            _projector(teacher, student, f"projector_{index}")
+            for index, (teacher, student) in enumerate(pairs)
+        ]
+
+    def _pair_loss(self, index, teacher, student):
+        return hint_loss(teacher, self.projectors[index](_float32(student)))
+
+
+class AttentionLoss(FeatureLoss):
+    """`attention_loss` of every pair of maps; nothing is learned.
+
+    Raises:
+        ValueError: If a map has a single position, where there is nothing to
+            attend to, besides the errors of `FeatureLoss`.
+    """
+
+    def _prepare(self, pairs):
+        for shape in (shape for pair in pairs for shape in pair):
+            if shape[1] * shape[2] == 1:
+                raise ValueError(
+                    "attention needs feature maps of more than one position. "
+                    f"Received: shape {shape}; tap an earlier layer."
+                )
+
+    def _pair_loss(self, index, teacher, student):
+        return attention_loss(teacher, student)
+
+
+class RelationalLoss(FeatureLoss):
+    """`relational_loss` of the last pair of maps, averaged over positions.
+
+    Nothing is learned.
+    """
+
+    last_only = True
+
+    def _pair_loss(self, index, teacher, student):
+        return relational_loss(_embedding(teacher), _embedding(student))
+
+
+class ContrastiveLoss(FeatureLoss):
+    """`info_nce_loss` of the last pair of maps, averaged over positions.
+
+    A learned linear head for each network maps its features to 128 values
+    (CRD, section 4).
+    """
+
+    last_only = True
+
+    def _prepare(self, pairs):
+        ((teacher, student),) = pairs
+        self.teacher_head = _head(teacher[-1], "teacher_head")
+        self.student_head = _head(student[-1], "student_head")
+
+    def _pair_loss(self, index, teacher, student):
+        return info_nce_loss(
+            self.teacher_head(_embedding(teacher)),
+            self.student_head(_embedding(student)),
+        )
+
+
+FEATURE_LOSSES = {
+    "hint": HintLoss,
+    "attention": AttentionLoss,
+    "relational": RelationalLoss,
+    "contrastive": ContrastiveLoss,
+}
+
+
+def _checked(teacher_shapes, student_shapes):
+    """Pairs of shapes as tuples."""
+    teachers, students = (
+        [tuple(shape) for shape in shapes]
+        for shapes in (teacher_shapes, student_shapes)
+    )
+    if len(teachers) != len(students) or not teachers:
+        raise ValueError(
+            "a feature loss needs as many taps of the student as of the teacher, at "
+            f"least one. Received: {len(teachers)} of the teacher, {len(students)} of "
+            "the student"
+        )
+    for shape in (*teachers, *students):
+        if len(shape) != 4 or None in shape[1:]:
+            raise ValueError(
+                "a feature loss needs maps of known size (batch, height, width, "
+                f"channels). Received: shape {shape}; build the model for one image "
+                "size and tap layers of feature_maps(model)."
+            )
+    return list(zip(teachers, students, strict=True))
+
+
+def _projector(teacher_shape, student_shape, name):
+    if teacher_shape[-1] == student_shape[-1]:
+        return keras.layers.Activation("linear", name=name, dtype="float32")
+    layer = keras.layers.Conv2D(teacher_shape[-1], 1, name=name, dtype="float32")
+    return _built(layer, student_shape)
+
+
+def _head(channels, name):
+    return _built(keras.layers.Dense(128, name=name, dtype="float32"), (None, channels))
+
+
+def _built(layer, shape):
+    with tf.name_scope(layer.name):
+        layer.build(shape)
+    return layer
+
+
+def _float32(features):
+    return tf.cast(features, tf.float32)
+
+
+def _embedding(features):
+    return tf.reduce_mean(_float32(features), axis=[1, 2])
+
+
+def _pooled_alike(*maps):
+    """Averages maps over areas down to their least height and width."""
+    height = min(features.shape[1] for features in maps)
+    width = min(features.shape[2] for features in maps)
+    return [_pooled(features, height, width) for features in maps]
+
+
+def _pooled(features, height, width):
+    # `tf.image.resize(method="area")` has no gradient.
+    if features.shape[1] != height:
+        rows = _area_weights(features.shape[1], height)
+        features = tf.einsum("oh,bhwc->bowc", rows, features)
+    if features.shape[2] != width:
+        columns = _area_weights(features.shape[2], width)
+        features = tf.einsum("ow,bhwc->bhoc", columns, features)
+    return features
+
+
+@functools.cache
+def _area_weights(size, target):
+    """The share that each of `size` cells has in each of `target` <= `size`."""
+    edges = np.arange(target + 1)[:, None] * size / target
+    cells = np.arange(size)
+    overlap = np.minimum(edges[1:], cells + 1) - np.maximum(edges[:-1], cells)
+    return (overlap.clip(0) * target / size).astype("float32")
+
+
+def _relations(embeddings):
+    """Relative distances (i, j) and cosines (vertex, i, j), `n**2` and `n**3`."""
+    differences = embeddings[:, None] - embeddings[None]
+    lengths = _length(differences)
+    size = tf.cast(tf.shape(embeddings)[0], tf.float32)
+    mean = tf.math.divide_no_nan(tf.reduce_sum(lengths), size * (size - 1.0))
+    directions = _unit(differences)
+    cosines = tf.matmul(directions, directions, transpose_b=True)
+    return tf.math.divide_no_nan(lengths, mean), cosines
+
+
+def _huber(error):
+    size = tf.abs(error)
+    return tf.where(size <= 1.0, 0.5 * tf.square(error), size - 0.5)
+
+
+def _unit(vectors):
+    """Vectors of length 1, or 0 where they are too short to have a direction."""
+    return tf.math.divide_no_nan(vectors, _length(vectors)[..., None])
+
+
+def _length(vectors):
+    squares = tf.reduce_sum(tf.square(vectors), axis=-1)
+    long = squares > _SHORTEST**2
+    # The inner choice keeps an infinite slope at 0 out of the gradient.
+    return tf.where(long, tf.sqrt(tf.where(long, squares, 1.0)), 0.0)

@@ -1,0 +1,233 @@
+"""Feature maps, by the names of the layers that give them."""
+
+import difflib
+
+import tf_keras as keras
+
+# Their outputs are images still, at most with a rim of zeros around them.
+_NOT_FEATURES = (keras.layers.InputLayer, keras.layers.ZeroPadding2D)
+
+
+def feature_maps(model):
+    """Lists the layers of a model that can be tapped.
+
+    These are the layers with one output of shape `(batch, height, width,
+    channels)`, except inputs and zero padding, which hold no features, and layers
+    that the model calls more than once, whose name means no single output.
+
+    Args:
+        model: A built Functional or Sequential `keras.Model`, plain, or wrapped for
+            pruning or quantization-aware training. Wrapped layers go by their own
+            name, so that a student keeps its names from stage to stage. A model
+            inside the model is one layer.
+
+    Returns:
+        Tuple of layer names in the order of execution; empty if there are none.
+
+    Raises:
+        ValueError: If the model has no layer graph.
+    """
+    return tuple(_maps(model))
+
+
+def default_taps(model):
+    """Names the last feature map of each resolution, the finest first.
+
+    The features of one resolution are a stage of the network; its last map is what
+    the next stage builds on (Zagoruyko & Komodakis, 2017, arXiv:1612.03928,
+    section 4, tap the same places). Maps of a single position, such as those of
+    squeeze-and-excitation blocks, are not counted.
+
+    Args:
+        model: As for `feature_maps`, built for one image size.
+
+    Returns:
+        Tuple of layer names, at least one.
+
+    Raises:
+        ValueError: If the model has no layer graph, no feature map or no fixed
+            image size.
+
+    Example:
+        >>> default_taps(build_model("resnet8"))
+        ('stage1_block1_relu', 'stage2_block1_relu', 'stage3_block1_relu')
+    """
+    return tuple(_last_maps(model).values())
+
+
+def match_taps(teacher, student):
+    """Pairs the default taps of a teacher with those of a student.
+
+    The last maps of both form a pair, whatever their resolutions are. Before it
+    come the other maps of equal resolution. What has no partner is left out.
+
+    Args:
+        teacher: As for `default_taps`.
+        student: As for `default_taps`, for images of the same size.
+
+    Returns:
+        `(teacher's names, student's names)`, tuples of one length, at least one.
+
+    Raises:
+        ValueError: As `default_taps`.
+
+    Example:
+        >>> match_taps(build_model("resnet9"), build_model("resnet8"))
+        (('stage1_relu', 'stage2_relu', 'residual3_add'),
+         ('stage1_block1_relu', 'stage2_block1_relu', 'stage3_block1_relu'))
+    """
+    teachers, students = _last_maps(teacher), _last_maps(student)
+    last = teachers.popitem()[1], students.popitem()[1]
+    finer = [(teachers[size], students[size]) for size in teachers if size in students]
+    return tuple(zip(*finer, last, strict=True))
+
+
+def tap(model, names):
+    """Builds a model that gives feature maps beside its outputs.
+
+    It shares all layers and weights with `model`: a forward pass of it is one of
+    `model`, BatchNorm statistics and pruning masks included, and a training step
+    through it trains `model`.
+
+    Args:
+        model: As for `feature_maps`.
+        names: Names of layers, out of `feature_maps(model)`.
+
+    Returns:
+        A `keras.Model` of the same inputs whose outputs are the list
+        `[*model.outputs, *maps]`, maps in the order of `names`.
+
+    Raises:
+        ValueError: If a name is not that of a feature map, with the nearest one and
+            all there are, or if the model has no layer graph.
+
+    Example:
+        >>> tapped = tap(student, default_taps(student))
+        >>> logits, *features = tapped(images, training=True)
+    """
+    if isinstance(names, str) or not names:
+        raise ValueError(
+            f"tap needs a list of one layer name or more. Received: {names!r}"
+        )
+    maps = _maps(model)
+    for name in names:
+        if name not in maps:
+            raise ValueError(f"{_explain(model, name)}{_candidates(name, maps)}")
+    outputs = [*model.outputs, *(maps[name] for name in names)]
+    return keras.Model(model.inputs, outputs, name=f"{model.name}_tapped")
+
+
+def _maps(model):
+    """The feature maps by layer name, in the order of execution."""
+    return {
+        name: nodes[0].outputs
+        for name, nodes in _calls(model).items()
+        if len(nodes) == 1
+        and not isinstance(nodes[0].layer, _NOT_FEATURES)
+        and getattr(getattr(nodes[0].outputs, "shape", None), "rank", None) == 4
+    }
+
+
+def _last_maps(model):
+    """`{(height, width): name}` of the last map of each resolution, finest first."""
+    last = {}
+    for name, tensor in _maps(model).items():
+        size = tuple(tensor.shape[1:3])
+        if None in size:
+            raise ValueError(
+                "default taps need a model built for one image size, such as "
+                f"input_shape=(32, 32, 3). Received: model {model.name!r}, whose "
+                f"layer {name!r} gives {tuple(tensor.shape)}; name the taps."
+            )
+        if size != (1, 1):
+            last[size] = name
+    if not last:
+        raise ValueError(
+            f"model {model.name!r} has no feature map (batch, height, width, channels) "
+            "of more than one position; losses on logits work with it."
+        )
+    finest_first = sorted(last, key=lambda size: size[0] * size[1], reverse=True)
+    return {size: last[size] for size in finest_first}
+
+
+def _calls(model):
+    """The graph's nodes by the name of their layer, in the order of execution."""
+    _check_graph(model)
+    calls = {}
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            layer = _inner(node.layer)
+            if layer is not None:
+                calls.setdefault(layer.name, []).append(node)
+    return calls
+
+
+def _inner(layer):
+    """The layer inside a wrapper of TensorFlow Model Optimization.
+
+    None for the layer with which quantization starts, since it wraps nothing.
+    """
+    module = type(layer).__module__
+    wrapped = module.startswith("tensorflow_model_optimization.")
+    return getattr(layer, "layer", None) if wrapped else layer
+
+
+def _check_graph(model):
+    if not isinstance(model, keras.Model):
+        kind = f"{type(model).__module__}.{type(model).__name__}"
+        raise ValueError(f"expected a tf_keras (Keras 2) model. Received: {kind}")
+    if model._is_graph_network:
+        return
+    name = f"{type(model).__name__} {model.name!r}"
+    if isinstance(model, keras.Sequential):
+        raise ValueError(
+            "feature maps are tapped in a built model: give it a keras.Input. "
+            f"Received: {name}, not built"
+        )
+    raise ValueError(
+        "feature maps are tapped in a layer graph, which a subclassed model hides in "
+        "its Python code: build it as Functional or Sequential, or use losses on "
+        f"logits, which take any model. Received: the subclassed {name}"
+    )
+
+
+def _explain(model, name):
+    """Says why this is not the name of a feature map."""
+    nodes = _calls(model).get(name)
+    if nodes is None:
+        nested = _nested_with(model, name)
+        if nested is not None:
+            return (
+                f"layer {name!r} is inside the model {nested.name!r}, itself a layer "
+                f"of {model.name!r}, and can't be tapped from outside: build the model "
+                "without models inside it."
+            )
+        return f"model {model.name!r} has no layer {name!r}."
+    if len(nodes) > 1:
+        return (
+            f"layer {name!r} is called {len(nodes)} times in model {model.name!r}, so "
+            "that its name means no single output: tap a layer beside it."
+        )
+    return (
+        f"layer {name!r} of model {model.name!r} gives no feature map (batch, height, "
+        f"width, channels). Received: a {type(_inner(nodes[0].layer)).__name__} of "
+        f"output shape {nodes[0].output_shapes}."
+    )
+
+
+def _nested_with(model, name):
+    """The innermost model inside this one that has a layer of that name."""
+    for nested in model.layers:
+        if isinstance(nested, keras.Model):
+            found = _nested_with(nested, name)
+            if found is not None:
+                return found
+            if name in (layer.name for layer in nested.layers):
+                return nested
+    return None
+
+
+def _candidates(name, maps):
+    near = difflib.get_close_matches(name, maps, n=1, cutoff=0.5)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{guess} Feature maps: {', '.join(maps) or 'none'}."
