@@ -119,9 +119,23 @@ def load_node(run, node):
     return load_model(folder / MODEL)
 
 
+def parents_of(node, key):
+    """The nodes that a setting (`teacher`, `from_`, …) of this node names."""
+    named = getattr(node.settings, key)
+    names = [named] if isinstance(named, str) else named
+    return [node.parents[name][0] for name in names]
+
+
 def parent_of(node, key):
-    """The node that a setting (`teacher`, `from_`, …) of this node names."""
-    return node.parents[getattr(node.settings, key)][0]
+    """The only node that a setting of this node names."""
+    (parent,) = parents_of(node, key)
+    return parent
+
+
+def soft_losses_of(settings):
+    """The soft losses of settings, as `distill.Distiller` takes them."""
+    losses = getattr(settings, "losses", ())
+    return [loss.model_dump(exclude_none=True) for loss in losses]
 
 
 def augment_of(settings):
@@ -142,8 +156,8 @@ def estimate_seconds(run, node):
         factor = 9 if node.kind == "quantize" else 3
         work = _macs(run, node) * images * settings.epochs * factor
         if getattr(node.settings, "teacher", None):
-            teacher = _macs(run, parent_of(node, "teacher"))
-            work += teacher * images * settings.epochs
+            teachers = sum(_macs(run, other) for other in parents_of(node, "teacher"))
+            work += teachers * images * settings.epochs
     wrapped = node.kind in ("prune", "quantize")
     precision = getattr(settings or node.settings, "precision", "auto")
     policy = "float32" if wrapped else training.resolve_precision(precision)
@@ -154,21 +168,21 @@ def estimate_seconds(run, node):
 class _Teaching:
     """What a stage learns from beside labels."""
 
-    teacher: object = None
-    logits: np.ndarray | None = None
+    teachers: tuple = ()
+    logits: list | None = None
     augment: dict | None = None
 
     @property
     def present(self):
-        return self.teacher is not None or self.logits is not None
+        return bool(self.teachers) or self.logits is not None
 
 
 def _teaching(run, node):
     settings = node.settings
     if getattr(settings, "teacher", None):
-        teacher = load_node(run, parent_of(node, "teacher"))
+        teachers = [load_node(run, parent) for parent in parents_of(node, "teacher")]
         precision = training.resolve_precision(settings.training.precision)
-        return _Teaching(teacher=cast_model(teacher, precision))
+        return _Teaching(tuple(cast_model(model, precision) for model in teachers))
     if getattr(settings, "soft_labels", None):
         store = parent_of(node, "soft_labels")
         logits = distill.load_soft_labels(run.folder / store.name)
@@ -241,11 +255,14 @@ class _Fitting:
             ema=settings.ema,
         )
         if self.teaching.present:
-            distiller = distill.Distiller(model, self.teaching.teacher)
+            distiller = distill.Distiller(
+                model, self.teaching.teachers, soft_losses_of(self.stage)
+            )
             distiller.compile(
                 optimizer,
                 temperature=self.stage.temperature,
                 soft_weight=self.stage.soft_weight,
+                steps=steps,
                 label_smoothing=settings.label_smoothing,
             )
             return distiller
@@ -262,8 +279,8 @@ def _macs(run, node):
     if getattr(node.settings, "model", None):
         return count_macs(new_model(run, node))
     for key in ("from_", "teacher"):
-        if isinstance(getattr(node.settings, key, None), str):
-            return _macs(run, parent_of(node, key))
+        if getattr(node.settings, key, None):
+            return sum(_macs(run, parent) for parent in parents_of(node, key))
     return 0
 
 

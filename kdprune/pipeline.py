@@ -55,16 +55,18 @@ def plan(recipe):
     cells = [(cell, _with(recipe, cell)) for cell in _cells(recipe.matrix)]
     found, nodes = {}, {}
     for stage in stage_order(*(resolved for _, resolved in cells)):
-        same = {}
-        for index, (cell, resolved) in enumerate(cells):
-            key = _identity(resolved, stage, found, index)
-            found[stage, index] = key
-            same.setdefault(key, []).append((index, cell, resolved))
         if recipe.stages[stage].kind in GATHERING:
             nodes[stage] = [_gather(recipe, stage, nodes)]
             for index in range(len(cells)):
                 found[stage, index] = stage
             continue
+        same = {}
+        for index, (cell, resolved) in enumerate(cells):
+            if not _exists(recipe, stage, index, cell, found):
+                continue
+            key = _identity(resolved, stage, found, index)
+            found[stage, index] = key
+            same.setdefault(key, []).append((index, cell, resolved))
         varying = _varying(same.values(), recipe.matrix)
         nodes[stage] = []
         for members in same.values():
@@ -82,6 +84,14 @@ def plan(recipe):
     return [node for stage in nodes for node, _ in nodes[stage]]
 
 
+def _exists(recipe, stage, index, cell, found):
+    """Whether a cell has this stage: not if it is beyond the seeds of what it needs."""
+    if stage in recipe.seeds:
+        if recipe.matrix["seed"].index(cell["seed"]) >= recipe.seeds[stage]:
+            return False
+    return all((parent, index) in found for parent in recipe.stages[stage].parents())
+
+
 def _cells(matrix):
     axes = [[(key, value) for value in values] for key, values in matrix.items()]
     return [dict(cell) for cell in itertools.product(*axes)]
@@ -90,7 +100,7 @@ def _cells(matrix):
 def _with(recipe, cell):
     """The recipe of one cell, checked like any other."""
     content = recipe.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    content["matrix"] = {}
+    content["matrix"], content["seeds"] = {}, {}
     for key, value in cell.items():
         set_key(content, key, value)
     return parse_recipe(content)

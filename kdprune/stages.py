@@ -21,6 +21,8 @@ from kdprune.fitting import (
     load_node,
     new_model,
     parent_of,
+    parents_of,
+    soft_losses_of,
 )
 from kdprune.models import count_macs, count_parameters, load_model, save_model
 from kdprune.models.factories import check_model_arguments
@@ -46,18 +48,24 @@ def soft_labels(run, node, folder):
     """Stores the teacher's logits of every view of the training images."""
     settings, split = node.settings, run.dataset.train
     precision = training.resolve_precision(settings.precision)
-    teacher = cast_model(load_node(run, parent_of(node, "teacher")), precision)
+    teachers = [load_node(run, parent) for parent in parents_of(node, "teacher")]
+    key = distill.store_key(
+        teachers, split, augment=augment_of(settings), seed=settings.seed
+    )
+    teachers = [cast_model(teacher, precision) for teacher in teachers]
 
     def read_view(view):
         return batches.view_batches(
             split, 500, view=view, seed=settings.seed, augment=augment_of(settings)
         )
 
-    distill.write_soft_labels(teacher, read_view, folder, views=settings.views)
-    logits = distill.load_soft_labels(folder)
-    right = (logits.argmax(axis=2) == split.labels).mean(axis=1)
+    distill.write_soft_labels(
+        teachers, read_view, folder, views=settings.views, key=key
+    )
+    views = distill.load_soft_labels(folder, key)
+    right = [float((view.argmax(axis=1) == split.labels).mean()) for view in views]
     names = sorted(path.name for path in folder.glob("view-*.npy"))
-    return {"train_accuracy_by_view": right.tolist()}, names
+    return {"train_accuracy_by_view": right}, ["store.json", *names]
 
 
 def prune_weights(run, node, folder):
@@ -210,6 +218,16 @@ def check(nodes, run):
                     f"{key}: expected a model at {path}: none there"
                 )
             load_fitting(path, run.dataset)
+        try:
+            losses = distill.as_soft_losses(soft_losses_of(node.settings))
+        except ValueError as error:
+            raise ValueError(f"{key}.losses: {error}") from error
+        teachers = getattr(node.settings, "teacher", None)
+        if any(loss.of_features for loss in losses) and not isinstance(teachers, str):
+            raise ValueError(
+                f"{key}.losses: losses of features need one `teacher` in the loop, "
+                f"since only logits are averaged or stored, got {teachers or 'none'}"
+            )
 
 
 def _pass_gate(run, node, path, content, keras_scores):

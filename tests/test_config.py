@@ -100,6 +100,11 @@ def test_every_recipe_that_is_shipped_is_valid(path):
          {"images": "train+validation", "select": "best"}, "leaves none to choose"),
         ("stages.student.training.images", "train+validation",
          "stages.student: `training.images` beyond train need a live `teacher`"),
+        ("seeds", {"studnt": 2}, "seeds.studnt: expected a stage of kind"),
+        ("seeds", {"student": 2}, "seeds.student: expected a matrix of seeds"),
+        ("stages.student.losses", [{"weight": 2}], "stages.student.losses"),
+        ("stages.student.temperature", [[0, 4], [1, -1]], "stages.student.temperature"),
+        ("stages.pruned.temperature", 2, "stages.pruned: `temperature` needs a `teac"),
         ("seed", -1, "seed: expected greater than or equal to 0"),
     ],
 )  # fmt: skip

@@ -53,6 +53,16 @@ def test_cells_share_what_does_not_depend_on_their_axis():
     assert len(found) == len(set(found)) == 2 + 4 * 2 + 2
 
 
+def test_a_stage_may_have_fewer_seeds_than_the_others():
+    found = names(matrix={"seed": [7, 8, 9]}, seeds={"student": 2})
+    assert {"student--seed=7", "student--seed=8", "alone--seed=9"} <= set(found)
+    # What builds on it has no more either.
+    assert {"student--seed=9", "int8--seed=9", "files--seed=9"}.isdisjoint(found)
+    measured = pipeline.plan(recipe(matrix={"seed": [7, 8, 9]}, seeds={"student": 2}))
+    (measured,) = (node for node in measured if node.stage == "measured")
+    assert [len(measured.parents[name]) for name in ("alone", "student")] == [3, 2]
+
+
 def test_two_axes_name_only_those_a_stage_depends_on():
     found = names(matrix={"seed": [1, 2], "stages.student.temperature": [1, 4, 8]})
     assert "alone--seed=1" in found and "alone--seed=1--temperature=4" not in found

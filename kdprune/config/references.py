@@ -3,6 +3,7 @@
 import graphlib
 
 from kdprune.config.messages import nearest
+from kdprune.config.schema import names
 
 _FLOAT = ("train", "load", "distill", "prune")
 _MODELS = (*_FLOAT, "quantize")
@@ -24,8 +25,7 @@ def check_references(recipe):
     for name, stage in recipe.stages.items():
         values = stage.model_dump(by_alias=True)
         for key in ("from", "teacher", "soft_labels"):
-            named = values.get(key) or ()
-            for other in [named] if isinstance(named, str) else named:
+            for other in names(values.get(key)):
                 accepted = _ACCEPTS.get((stage.kind, key)) or _ACCEPTS[key]
                 _check_reference(recipe, f"stages.{name}.{key}", other, accepted)
     for key, accepted in (("baseline", _FLOAT), ("flagship", ("quantize",))):
@@ -37,6 +37,10 @@ def check_references(recipe):
     _check_measured(recipe)
     for key in recipe.matrix:
         _check_axis(recipe, key)
+    for name in recipe.seeds:
+        _check_reference(recipe, f"seeds.{name}", name, _CELLS)
+        if "seed" not in recipe.matrix:
+            raise ValueError(f"seeds.{name}: expected a matrix of seeds, got none")
 
 
 def _check_measured(recipe):

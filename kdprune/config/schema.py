@@ -9,6 +9,8 @@ Weight = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, pydantic.Field(gt=0.0)]
 Count = Annotated[int, pydantic.Field(ge=1, strict=True)]
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**31, strict=True)]
+# Points (share of training, value), between which a value moves in straight lines.
+Place = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
 Name = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
@@ -99,19 +101,42 @@ class _Stage(_Settings):
         return [path for path in paths if path]
 
 
-class _Taught(_Stage):
-    """A stage that may learn from a teacher, live or by stored soft labels."""
+def names(value):
+    """A list of the names that a key holds: none, one or several."""
+    return [value] if isinstance(value, str) else list(value or ())
 
-    teacher: Name | None = None
+
+class SoftLoss(pydantic.BaseModel):
+    """A loss by which a student learns from its teacher, with its own arguments."""
+
+    model_config = pydantic.ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    weight: Positive = 1.0
+    teacher_layers: tuple[str, ...] | None = None
+    student_layers: tuple[str, ...] | None = None
+
+
+class _Taught(_Stage):
+    """A stage that may learn from teachers, live or by stored soft labels."""
+
+    teacher: Name | tuple[Name, ...] | None = None
     soft_labels: Name | None = None
-    temperature: Positive = 4.0
-    soft_weight: Weight = 0.9
+    losses: tuple[SoftLoss, ...] = ()
+    temperature: Positive | tuple[tuple[Place, Positive], ...] = 4.0
+    soft_weight: Weight | tuple[tuple[Place, Weight], ...] = 0.9
     training: Training = Training()
 
     @pydantic.model_validator(mode="after")
     def _one_teacher(self):
         if self.teacher and self.soft_labels:
             raise ValueError("expected one of `teacher` and `soft_labels`, got both")
+        unused = {"losses", "temperature", "soft_weight"} & self.model_fields_set
+        if unused and not (self.teacher or self.soft_labels):
+            raise ValueError(
+                f"`{sorted(unused)[0]}` needs a `teacher` or `soft_labels`; expected "
+                "one of them, or the key removed"
+            )
         if self.soft_labels and self.training.images != "train":
             raise ValueError(
                 "`training.images` beyond train need a live `teacher`: soft labels are "
@@ -124,7 +149,7 @@ class _Taught(_Stage):
         return self
 
     def parents(self):
-        return [name for name in (self.teacher, self.soft_labels) if name]
+        return [*names(self.teacher), *names(self.soft_labels)]
 
 
 class Train(_Stage):
@@ -159,7 +184,7 @@ class SoftLabels(_Stage):
     """Stores a teacher's logits for augmentation views of the training images."""
 
     kind: Literal["soft_labels"]
-    teacher: Name
+    teacher: Name | tuple[Name, ...]
     views: Count = 1
     augment: Augment | None = None
     precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
@@ -171,7 +196,7 @@ class SoftLabels(_Stage):
         return self
 
     def parents(self):
-        return [self.teacher]
+        return names(self.teacher)
 
 
 class Distill(_Taught):
@@ -297,7 +322,9 @@ class Recipe(_Settings):
 
     `baseline` is the stage that others are held against; `flagship` the quantize
     stage whose int8 and uint8 files are copied to the run's top, and `keep` the
-    models that are saved there in half precision, all named beforehand.
+    models that are saved there in half precision, all named beforehand. A stage in
+    `seeds` is run with only the first so many seeds of the matrix, and so is what
+    builds on it.
     """
 
     name: Name
@@ -306,5 +333,6 @@ class Recipe(_Settings):
     baseline: Name | None = None
     flagship: Name | None = None
     keep: tuple[Name, ...] = ()
+    seeds: dict[Name, Count] = {}
     matrix: dict[str, Annotated[list[Any], pydantic.Field(min_length=1)]] = {}
     stages: dict[Name, Stage] = pydantic.Field(min_length=1)

@@ -27,9 +27,10 @@ def training_batches(
         augment: Arguments of `augment_batch`'s parameters: `crop` (pixels),
             `flip` (False, True or "alternating"), `cutout` (pixels). None for
             plain images.
-        soft_labels: Teacher logits `(views, n, classes)`. Epoch e then shows
-            view e mod views of the augmentation seeded `augment["seed"]`, with
-            the logits the teacher gave to those very pixels.
+        soft_labels: Teacher logits, an array `(n, classes)` for each view. Epoch e
+            then shows view e mod views of the augmentation seeded
+            `augment["seed"]`, with the logits the teacher gave to those very
+            pixels; one view at a time is in memory.
 
     Returns:
         A `tf.data.Dataset` of `(images, labels)`, images float32 in [0, 1], or of
@@ -45,12 +46,18 @@ def training_batches(
     _check_crop(augment, split)
     views = len(soft_labels) if soft_labels is not None else None
     if views:
-        if soft_labels.shape[1] != count:
+        if len(soft_labels[0]) != count:
             raise ValueError(
                 f"expected soft labels of the {count} training images. Received: "
-                f"{soft_labels.shape[1]}; store them for this data again."
+                f"{len(soft_labels[0])}; store them for this data again."
             )
-        logits = tf.constant(np.asarray(soft_labels).reshape(views * count, -1))
+        shape = np.shape(soft_labels[0])
+
+    def logits_of(view):
+        logits = tf.numpy_function(
+            lambda view: np.asarray(soft_labels[view], np.float16), [view], tf.float16
+        )
+        return tf.ensure_shape(logits, shape)
 
     def epoch_indices(epoch):
         order = tf.random.experimental.stateless_shuffle(
@@ -60,7 +67,7 @@ def training_batches(
         draws = _draw(count, view, augment or {}, seed)
         rows = {"index": order, **{k: tf.gather(v, order) for k, v in draws.items()}}
         if views:
-            rows["logits"] = tf.cast(view, tf.int32) * count + order
+            rows["logits"] = tf.gather(logits_of(view), order)
         return tf.data.Dataset.from_tensor_slices(rows).batch(
             batch_size, drop_remainder=True
         )
@@ -70,7 +77,7 @@ def training_batches(
         labels = tf.gather(store.labels, rows["index"])
         if not views:
             return images, labels
-        return images, (labels, tf.cast(tf.gather(logits, rows["logits"]), tf.float32))
+        return images, (labels, tf.cast(rows["logits"], tf.float32))
 
     return (
         tf.data.Dataset.range(start_epoch, epochs)

@@ -1,7 +1,21 @@
 """Distillation: losses, the `Distiller`, stored soft labels."""
 
 from kdprune.distill.distiller import Distiller
-from kdprune.distill.losses import distillation_loss
-from kdprune.distill.soft_labels import load_soft_labels, write_soft_labels
+from kdprune.distill.losses import LOGIT_LOSSES, distillation_loss
+from kdprune.distill.objective import SOFT_LOSSES, SoftLoss, as_soft_losses
+from kdprune.distill.soft_labels import load_soft_labels, store_key, write_soft_labels
+from kdprune.distill.taps import default_taps, feature_maps
 
-__all__ = ["Distiller", "distillation_loss", "load_soft_labels", "write_soft_labels"]
+__all__ = [
+    "LOGIT_LOSSES",
+    "SOFT_LOSSES",
+    "Distiller",
+    "SoftLoss",
+    "as_soft_losses",
+    "default_taps",
+    "distillation_loss",
+    "feature_maps",
+    "load_soft_labels",
+    "store_key",
+    "write_soft_labels",
+]

@@ -1,29 +1,43 @@
-"""The `Distiller`: a student that learns from labels and from a teacher."""
+"""The Distiller: a Keras model that trains a student on labels and on teachers."""
 
 import tensorflow as tf
 import tf_keras as keras
 
-from kdprune.distill.losses import distillation_loss
+from kdprune.distill.features import FEATURE_LOSSES
+from kdprune.distill.objective import Schedule, as_soft_losses
+from kdprune.distill.taps import match_taps, tap
+from kdprune.models.graph import ends_in_softmax
 from kdprune.training.losses import cross_entropy
+
+_PROBABILITIES = "expected logits, got probabilities"
 
 
 class Distiller(keras.Model):
-    """Trains a student on hard labels and on a teacher's logits.
+    """Trains a student on hard labels and on a teacher.
 
-    Compiled, fitted, evaluated and used like the student alone: predictions,
-    weights, checkpoints and saved files are the student's. The teacher runs in
-    inference mode (its BatchNorm statistics stay) and receives no gradient.
+    Compiled, fitted, evaluated and used like the student alone: predictions and
+    saved files are the student's. Teachers run in inference mode (their BatchNorm
+    statistics stay) and receive no gradient. What a feature loss learns beside the
+    student is trained and checkpointed with it, and never saved.
 
-    Targets in `fit` are class indices `(batch,)`, which need a teacher here, or a
-    pair of them and stored teacher logits `(batch, classes)`, which do not.
+    Targets in `fit` are class indices `(batch,)`, or None where there are no labels,
+    which need a teacher here; or a pair of class indices and stored teacher logits
+    `(batch, classes)`, which needs none. An index of -1 is a label that is missing:
+    such an example teaches by the soft losses alone.
 
     Args:
-        student: The `keras.Model` to train; logits out.
-        teacher: A trained `keras.Model`; logits out. None if every batch brings
-            the teacher's logits.
+        student: The `keras.Model` to train; logits out. Subclassed, or wrapped for
+            pruning or quantization-aware training, as well.
+        teacher: A trained `keras.Model`; logits out. Several, in a list, teach by
+            the mean of their logits. None if every batch brings the logits.
+        losses: What the student learns from the teacher: names, dicts or `SoftLoss`
+            objects, each once; "kl" unless said. Losses of features need layer
+            graphs and one teacher.
 
     Raises:
-        ValueError: If teacher and student differ in their number of classes.
+        ValueError: If teacher and student differ in classes or images, share
+            weights, or give probabilities; if a loss is not known, or needs a
+            teacher or layers that are not there.
 
     Example:
         >>> distiller = Distiller(student, teacher)
@@ -32,21 +46,61 @@ class Distiller(keras.Model):
         >>> student.save("student.keras")
     """
 
-    def __init__(self, student, teacher=None, name="distiller"):
+    def __init__(self, student, teacher=None, losses=None, name="distiller"):
         super().__init__(name=name)
-        if teacher is not None:
-            _check_classes(teacher, student)
+        given = teacher if isinstance(teacher, list | tuple) else [teacher]
+        teachers = [model for model in given if model is not None]
+        for model in teachers:
+            _check_pair(model, student)
+        for model in (student, *teachers):
+            _check_logits_out(model)
         self.student = student
-        self._hide(teacher)
+        self.feature_losses = []
+        self._hide(teachers, as_soft_losses(losses))
         if student.built:
             self.built = True
 
     @tf.__internal__.tracking.no_automatic_dependency_tracking
-    def _hide(self, teacher):
+    def _hide(self, teachers, losses):
         """Keeps from Keras what must not be trained, counted, checkpointed, saved."""
-        self.teacher = teacher
-        names = ("loss", "soft_loss", "hard_loss")
+        self.teachers = teachers
+        self.soft_losses = losses
+        names = ["loss", "soft_loss", "hard_loss"]
+        if len(losses) > 1:
+            names += [f"{loss.name}_loss" for loss in losses]
         self._loss_means = {name: keras.metrics.Mean(name) for name in names}
+        self._tapped_student, self._tapped_teacher = self.student, None
+        self._feature_slices = []
+        if any(loss.of_features for loss in losses):
+            self._tap()
+
+    def _tap(self):
+        """Makes both models give the features that the losses compare."""
+        if len(self.teachers) != 1:
+            raise ValueError(
+                "losses of features need one teacher in the loop, since only logits "
+                f"are averaged or stored. Received: {len(self.teachers)} teachers"
+            )
+        (teacher,) = self.teachers
+        layers = ([], [])
+        for loss in self.soft_losses:
+            if not loss.of_features:
+                continue
+            pairs = _layers_of(loss, teacher, self.student)
+            start = len(layers[0])
+            for tapped, names in zip(layers, pairs, strict=True):
+                tapped.extend(names)
+            self._feature_slices.append(slice(start, len(layers[0])))
+        self._tapped_teacher = tap(teacher, layers[0])
+        self._tapped_student = tap(self.student, layers[1])
+        shapes = [
+            [output.shape for output in model.outputs[1:]]
+            for model in (self._tapped_teacher, self._tapped_student)
+        ]
+        named = [loss.name for loss in self.soft_losses if loss.of_features]
+        for name, part in zip(named, self._feature_slices, strict=True):
+            made = FEATURE_LOSSES[name](shapes[0][part], shapes[1][part], name=name)
+            self.feature_losses.append(made)
 
     def compile(
         self,
@@ -54,33 +108,42 @@ class Distiller(keras.Model):
         *,
         temperature=4.0,
         soft_weight=0.9,
+        steps=None,
         label_smoothing=0.0,
         metrics=("accuracy",),
         **options,
     ):
         """Configures the losses: `soft_weight * soft + (1 - soft_weight) * hard`.
 
+        `soft` is the sum of the soft losses, each times its own weight.
+
         Args:
             optimizer: As in `keras.Model.compile`.
-            temperature: T > 0 of `distillation_loss`.
-            soft_weight: Share of the soft loss, in [0, 1].
+            temperature: T > 0 of the losses of logits: a number, or points
+                `(share of training, value)` between which it moves in straight
+                lines.
+            soft_weight: Weight in [0, 1] of the soft losses; a number or points. Two
+                phases, first soft then hard labels, are
+                `[(0, 1), (0.5, 1), (0.5, 0), (1, 0)]`.
+            steps: Optimizer steps of the whole training; needed for points.
             label_smoothing: Of the hard loss, in [0, 1).
             metrics: As in `keras.Model.compile`, of labels and logits.
             **options: Passed to `keras.Model.compile`.
+
+        Raises:
+            ValueError: If a value is out of range.
         """
         if "loss" in options:
             raise ValueError(
                 "a Distiller has its own losses, set by temperature and soft_weight. "
                 f"Received: loss={options['loss']!r}; remove it."
             )
-        if not 0.0 <= soft_weight <= 1.0:
-            raise ValueError(f"soft_weight must be in [0, 1]. Received: {soft_weight}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0. Received: {temperature}")
-        super().compile(optimizer=optimizer, metrics=list(metrics), **options)
-        self._temperature = temperature
-        self._soft_weight = soft_weight
+        self._temperature = Schedule(
+            temperature, steps, name="temperature", closed=False
+        )
+        self._soft_weight = Schedule(soft_weight, steps, name="soft_weight", high=1.0)
         self._label_smoothing = label_smoothing
+        super().compile(optimizer=optimizer, metrics=list(metrics), **options)
 
     def call(self, inputs, training=None):
         return self.student(inputs, training=training)
@@ -89,23 +152,49 @@ class Distiller(keras.Model):
     def metrics(self):
         return [*self._loss_means.values(), *super().metrics]
 
+    def fit(self, *arguments, **options):
+        """Trains the student; see `keras.Model.fit`."""
+        try:
+            return super().fit(*arguments, **options)
+        except tf.errors.InvalidArgumentError as error:
+            if _PROBABILITIES not in str(error):
+                raise
+            raise ValueError(_without_softmax("a model or the stored labels")) from None
+
     def train_step(self, data):
         images, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        labels, teacher_logits = self._targets(images, targets)
+        labels, teaching = self._teaching(images, targets)
+        known = tf.cast(labels >= 0, tf.float32)
+        step = self.optimizer.iterations
+        soft_weight = self._soft_weight.at(step)
         with tf.GradientTape() as tape:
-            logits = self.student(images, training=True)
-            soft = distillation_loss(teacher_logits, logits, self._temperature)
-            hard = cross_entropy(labels, logits, self._label_smoothing)
-            mixed = self._soft_weight * soft + (1.0 - self._soft_weight) * hard
+            logits, *features = _as_list(self._tapped_student(images, training=True))
+            logits = self._logits(logits, [self.student])
+            terms = self._soft_terms(labels, teaching, (logits, features), step)
+            soft = tf.add_n(list(terms.values()))
+            hard = known * cross_entropy(
+                tf.maximum(labels, 0), logits, self._label_smoothing
+            )
+            mixed = soft_weight * soft + (1.0 - soft_weight) * hard
             loss = _mean(mixed, sample_weight)
             loss += tf.add_n([tf.zeros([]), *_float32(self.student.losses)])
             # Gradients are summed over replicas, so that each brings its share.
             share = loss / tf.distribute.get_strategy().num_replicas_in_sync
-        self.optimizer.minimize(share, self.student.trainable_variables, tape=tape)
-        self._record("loss", loss, images)
-        self._record("soft_loss", _mean(soft, sample_weight), images)
-        self._record("hard_loss", _mean(hard, sample_weight), images)
-        self.compiled_metrics.update_state(labels, logits, sample_weight)
+        self.optimizer.minimize(share, self.trainable_variables, tape=tape)
+        count = tf.cast(tf.shape(images)[0], tf.float32)
+        self._record("loss", loss, count)
+        self._record("soft_loss", _mean(soft, sample_weight), count)
+        labelled = known if sample_weight is None else known * _flat(sample_weight)
+        self._record("hard_loss", hard, labelled)
+        for name, term in terms.items() if len(terms) > 1 else ():
+            self._record(f"{name}_loss", _mean(term, sample_weight), count)
+        # No metric is asked of a label that is missing.
+        rows = tf.where(labels >= 0)[:, 0]
+        shown = [labels, logits, sample_weight]
+        shown = [
+            None if values is None else tf.gather(values, rows) for values in shown
+        ]
+        self.compiled_metrics.update_state(*shown)
         return {metric.name: metric.result() for metric in self.metrics}
 
     def test_step(self, data):
@@ -115,45 +204,146 @@ class Distiller(keras.Model):
             labels, _ = labels
         logits = self.student(images, training=False)
         hard = cross_entropy(labels, logits)
-        self._record("loss", _mean(hard, sample_weight), images)
+        count = tf.cast(tf.shape(images)[0], tf.float32)
+        self._record("loss", _mean(hard, sample_weight), count)
         self.compiled_metrics.update_state(labels, logits, sample_weight)
-        skipped = ("soft_loss", "hard_loss")
-        return {m.name: m.result() for m in self.metrics if m.name not in skipped}
+        only_training = set(self._loss_means) - {"loss"}
+        return {m.name: m.result() for m in self.metrics if m.name not in only_training}
 
     def save(self, filepath, **options):
         """Saves the student."""
         self.student.save(filepath, **options)
 
-    def _record(self, name, mean, images):
+    def _record(self, name, mean, weight):
         # Weighted by its size, so that a smaller last batch counts for less.
-        self._loss_means[name].update_state(mean, tf.shape(images)[0])
+        self._loss_means[name].update_state(mean, weight)
 
-    def _targets(self, images, targets):
+    def _teaching(self, images, targets):
+        """Labels, -1 where there is none, and the teacher's `(logits, features)`."""
         if isinstance(targets, tuple):
-            return targets
-        if self.teacher is None:
+            labels, logits = targets
+            stored = self._logits(logits, [])
+            if self._tapped_teacher is None:
+                return _flat(tf.cast(labels, tf.int32)), (stored, [])
+            raise ValueError(
+                "losses of features need the teacher in the loop. Received: stored "
+                "logits; give labels alone, so that the teacher is asked."
+            )
+        if not self.teachers:
             raise ValueError(
                 "a Distiller without a teacher needs targets (labels, teacher_logits). "
                 "Received: labels only; give it a teacher or stored logits."
             )
-        return targets, tf.stop_gradient(self.teacher(images, training=False))
+        if targets is None:
+            if set(self._soft_weight.values) != {1.0}:
+                raise ValueError(
+                    "images without labels can be learned from with soft_weight=1 "
+                    f"only. Received: soft_weight={self._soft_weight.values}"
+                )
+            targets = tf.fill([tf.shape(images)[0]], -1)
+        labels = _flat(tf.cast(targets, tf.int32))
+        if self._tapped_teacher is not None:
+            logits, *features = self._tapped_teacher(images, training=False)
+            logits, features = tf.nest.map_structure(
+                tf.stop_gradient, (tf.cast(logits, tf.float32), features)
+            )
+            return labels, (logits, features)
+        outputs = [_one(model(images, training=False)) for model in self.teachers]
+        mean = tf.add_n(_float32(outputs)) / len(outputs)
+        return labels, (tf.stop_gradient(self._logits(mean, self.teachers)), [])
+
+    def _soft_terms(self, labels, teaching, student, step):
+        """Each soft loss by its name, times its weight, per example."""
+        (teacher_logits, teacher_maps), (logits, maps) = teaching, student
+        temperature = self._temperature.at(step)
+        of_features = zip(self.feature_losses, self._feature_slices, strict=True)
+        terms = {}
+        for loss in self.soft_losses:
+            if loss.of_features:
+                measure, part = next(of_features)
+                value = measure(teacher_maps[part], maps[part])
+            else:
+                value = loss.of_logits(labels, teacher_logits, logits, temperature)
+            terms[loss.name] = loss.weight * value
+        return terms
+
+    def _logits(self, values, models):
+        """Checks what no graph shows: that stored or hidden outputs are logits."""
+        values = tf.cast(values, tf.float32)
+        if models and all(model._is_graph_network for model in models):
+            return values
+        ones = tf.abs(tf.reduce_sum(values, axis=1) - 1.0) < 1e-2
+        probabilities = tf.reduce_all(ones) & tf.reduce_all(values >= 0.0)
+        check = tf.debugging.Assert(~probabilities, [_PROBABILITIES])
+        with tf.control_dependencies([check] if check is not None else []):
+            return tf.identity(values)
 
 
-def _check_classes(teacher, student):
+def _check_pair(teacher, student):
     # A subclassed model has no shape before its first call; the loss checks then.
-    shapes = [getattr(model, "output_shape", None) for model in (teacher, student)]
-    if None not in shapes and shapes[0][-1] != shapes[1][-1]:
+    for what, key in (("classes", "output_shape"), ("images", "input_shape")):
+        shapes = [getattr(model, key, None) for model in (teacher, student)]
+        if any(not isinstance(shape, tuple) for shape in shapes):
+            continue
+        cut = slice(-1, None) if what == "classes" else slice(1, None)
+        first, second = (", ".join(map(str, shape[cut])) for shape in shapes)
+        if first != second:
+            raise ValueError(
+                f"teacher and student must have the same {what}. Received: a teacher "
+                f"of {first} and a student of {second}; train a teacher on this data."
+            )
+    shared = {id(variable) for variable in teacher.variables}
+    for layer in student.submodules:
+        for variable in getattr(layer, "variables", ()):
+            if id(variable) in shared:
+                raise ValueError(
+                    "teacher and student must not share weights, or the teacher "
+                    f"changes as it teaches. Received: both have {variable.name!r}; "
+                    "copy the teacher (keras.models.clone_model, set_weights)."
+                )
+
+
+def _check_logits_out(model):
+    if getattr(model, "_is_graph_network", False) and ends_in_softmax(model):
+        raise ValueError(_without_softmax(f"model {model.name!r}"))
+
+
+def _without_softmax(who):
+    return (
+        f"expected logits. Received: {who} giving probabilities, whose softmax would "
+        "be taken twice; build the model with activation=None in its last layer."
+    )
+
+
+def _layers_of(loss, teacher, student):
+    """Names of the teacher's and of the student's layers that a loss compares."""
+    given = loss.teacher_layers, loss.student_layers
+    if None not in given:
+        return given
+    if given != (None, None):
         raise ValueError(
-            f"teacher and student must have the same classes. Received: a teacher of "
-            f"{shapes[0][-1]} and a student of {shapes[1][-1]}; train a teacher on "
-            "this data."
+            f"{loss.name}: expected both teacher_layers and student_layers, or "
+            "neither. Received: only one of them"
         )
+    return match_taps(teacher, student)
+
+
+def _as_list(outputs):
+    return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
+
+
+def _one(output):
+    return output[0] if isinstance(output, list | tuple) else output
+
+
+def _flat(values):
+    return tf.reshape(values, [-1])
 
 
 def _mean(values, weight):
     if weight is None:
         return tf.reduce_mean(values)
-    return tf.reduce_mean(values * tf.cast(tf.reshape(weight, [-1]), values.dtype))
+    return tf.reduce_mean(values * tf.cast(_flat(weight), values.dtype))
 
 
 def _float32(values):

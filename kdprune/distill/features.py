@@ -243,34 +243,49 @@ class AttentionLoss(FeatureLoss):
 class RelationalLoss(FeatureLoss):
     """`relational_loss` of the last pair of maps, averaged over positions.
 
-    Nothing is learned.
+    Nothing is learned. Takes the function's weights besides the shapes.
     """
 
     last_only = True
 
+    def __init__(
+        self,
+        teacher_shapes,
+        student_shapes,
+        distance_weight=1.0,
+        angle_weight=2.0,
+        name=None,
+    ):
+        super().__init__(teacher_shapes, student_shapes, name)
+        self._weights = distance_weight, angle_weight
+
     def _pair_loss(self, index, teacher, student):
-        return relational_loss(_embedding(teacher), _embedding(student))
+        teacher, student = _embedding(teacher), _embedding(student)
+        return relational_loss(teacher, student, *self._weights)
 
 
 class ContrastiveLoss(FeatureLoss):
     """`info_nce_loss` of the last pair of maps, averaged over positions.
 
     A learned linear head for each network maps its features to 128 values
-    (CRD, section 4).
+    (CRD, section 4). Takes the function's temperature besides the shapes.
     """
 
     last_only = True
 
+    def __init__(self, teacher_shapes, student_shapes, temperature=0.1, name=None):
+        super().__init__(teacher_shapes, student_shapes, name)
+        self._temperature = temperature
+
     def _prepare(self, pairs):
         ((teacher, student),) = pairs
-        self.teacher_head = _head(teacher[-1], "teacher_head")
-        self.student_head = _head(student[-1], "student_head")
+        self.teacher_head = _head(teacher, "teacher_head")
+        self.student_head = _head(student, "student_head")
 
     def _pair_loss(self, index, teacher, student):
-        return info_nce_loss(
-            self.teacher_head(_embedding(teacher)),
-            self.student_head(_embedding(student)),
-        )
+        teacher = self.teacher_head(_embedding(teacher))
+        student = self.student_head(_embedding(student))
+        return info_nce_loss(teacher, student, self._temperature)
 
 
 FEATURE_LOSSES = {
@@ -310,8 +325,8 @@ def _projector(teacher_shape, student_shape, name):
     return _built(layer, student_shape)
 
 
-def _head(channels, name):
-    return _built(keras.layers.Dense(128, name=name, dtype="float32"), (None, channels))
+def _head(shape, name):
+    return _built(keras.layers.Dense(128, name=name, dtype="float32"), shape)
 
 
 def _built(layer, shape):

@@ -135,12 +135,12 @@ def test_training_leaves_the_teacher_alone(data):
 def test_evaluate_and_predict_change_no_variable(data):
     made = distiller()
     fit(made, *data)
-    before = values(made.student), values(made.teacher), values(made.optimizer)
+    before = values(made.student), values(made.teachers[0]), values(made.optimizer)
     made.evaluate(*data, verbose=0)
     made.predict(data[0], verbose=0)
     made(data[0])
     assert_same(before[0], values(made.student))
-    assert_same(before[1], values(made.teacher))
+    assert_same(before[1], values(made.teachers[0]))
     for old, new in zip(before[2], values(made.optimizer), strict=True):
         np.testing.assert_array_equal(old, new)
 

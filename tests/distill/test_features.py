@@ -200,6 +200,9 @@ def test_info_nce_of_the_same_for_all_is_chance():
 def test_info_nce_needs_a_positive_temperature():
     with pytest.raises(ValueError, match="above 0. Received: 0"):
         info_nce_loss(embeddings(0), embeddings(1), 0)
+    loss = ContrastiveLoss(TEACHER, STUDENT, temperature=-1)
+    with pytest.raises(ValueError, match="above 0. Received: -1"):
+        loss(maps(0, TEACHER), maps(10, STUDENT))
 
 
 def test_hints_of_other_channels_are_refused():
@@ -234,6 +237,18 @@ def test_a_layer_gives_its_formula_averaged_over_the_pairs(kind):
     result = loss(teacher, student)
     assert result.shape == (5,) and result.dtype == tf.float32
     np.testing.assert_allclose(result, np.mean(expected, axis=0), rtol=2e-5)
+
+
+def test_a_layer_passes_its_arguments_on():
+    teacher, student = maps(0, TEACHER), maps(10, STUDENT)
+    last = teacher[1].mean(axis=(1, 2)), student[1].mean(axis=(1, 2))
+    loss = RelationalLoss(TEACHER, STUDENT, distance_weight=3.0, angle_weight=0.5)
+    expected = relational_loss(*last, 3.0, 0.5)
+    np.testing.assert_allclose(loss(teacher, student), expected, rtol=1e-5)
+    loss = ContrastiveLoss(TEACHER, STUDENT, temperature=0.5)
+    embedded = loss.teacher_head(last[0]), loss.student_head(last[1])
+    expected = info_nce_loss(*embedded, 0.5)
+    np.testing.assert_allclose(loss(teacher, student), expected, rtol=1e-4)
 
 
 @KINDS

@@ -1,0 +1,272 @@
+"""What a Distiller can learn from beside one teacher's logits and all labels."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from kdprune.distill import Distiller, distillation_loss
+from kdprune.models.precision import cast_model
+from kdprune.prune import prune_magnitude, pruning_callbacks
+from kdprune.quantize import quantize_model
+from kdprune.training import build_optimizer, cross_entropy, fit, seed_everything
+
+layers = keras.layers
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    labels = np.arange(64) % 4
+    images = rng.random((64, 8, 8, 3), np.float32) * 0.5
+    images += labels[:, None, None, None].astype(np.float32) / 8
+    return images, labels
+
+
+def network(width=4, classes=4, seed=0, activation=None):
+    keras.utils.set_random_seed(seed)
+    image = keras.Input((8, 8, 3))
+    x = image
+    for index in range(2):
+        x = layers.Conv2D(width, 3, strides=2, padding="same", name=f"conv{index}")(x)
+        x = layers.BatchNormalization(momentum=0.5, name=f"bn{index}")(x)
+        x = layers.ReLU(name=f"relu{index}")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    logits = layers.Dense(classes, activation=activation, name="logits")(x)
+    return keras.Model(image, logits)
+
+
+class Subclassed(keras.Model):
+    """A network without a graph."""
+
+    def __init__(self, activation=None):
+        super().__init__()
+        self.flatten = layers.Flatten()
+        self.head = layers.Dense(4, activation=activation)
+
+    def call(self, inputs, training=None):
+        return self.head(self.flatten(inputs))
+
+
+def distiller(student=None, teacher=None, losses=None, **options):
+    teacher = network(6, seed=1) if teacher is None else teacher
+    made = Distiller(network() if student is None else student, teacher, losses)
+    made.compile("sgd", **options)
+    return made
+
+
+def step(made, images, targets, **options):
+    return made.train_on_batch(images, targets, return_dict=True, **options)
+
+
+def values(model):
+    return [variable.numpy() for variable in model.variables]
+
+
+def assert_same(first, second, **tolerance):
+    assert len(first) == len(second)
+    for one, two in zip(first, second, strict=True):
+        np.testing.assert_allclose(one, two, **{"rtol": 0, "atol": 0, **tolerance})
+
+
+def test_losses_add_up_with_their_weights(data):
+    losses = [{"name": "kl", "weight": 0.5}, {"name": "hint", "weight": 3.0}]
+    result = step(distiller(losses=losses, soft_weight=0.6), *data)
+    assert result["kl_loss"] > 0 and result["hint_loss"] > 0
+    soft = result["kl_loss"] + result["hint_loss"]
+    assert result["soft_loss"] == pytest.approx(soft, rel=1e-5)
+    loss = 0.6 * soft + 0.4 * result["hard_loss"]
+    assert result["loss"] == pytest.approx(loss, rel=1e-5)
+    # The weights are those given: alone, the loss is a third or twice of it.
+    alone = step(distiller(losses=["hint"]), *data)
+    seed_everything(0)
+    assert alone["soft_loss"] == pytest.approx(result["hint_loss"] / 3, rel=0.5)
+    plain = step(distiller(losses=["kl"]), *data)
+    assert plain["soft_loss"] == pytest.approx(2 * result["kl_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["hint", "attention", "relational", "contrastive"])
+def test_each_loss_of_features_trains_the_student_alone(data, name):
+    images, labels = data
+    teacher = network(6, seed=1)
+    before = values(teacher)
+    made = distiller(teacher=teacher, losses=[name], soft_weight=1.0)
+    made.compile(keras.optimizers.Adam(0.01), soft_weight=1.0)
+    first = made.evaluate(images, labels, verbose=0, return_dict=True)
+    history = made.fit(images, labels, 16, epochs=8, verbose=0).history
+    assert history["soft_loss"][-1] < history["soft_loss"][0]
+    assert_same(before, values(teacher))
+    assert set(first) == {"loss", "accuracy"}
+    # What the loss learns is trained, and no part of the student.
+    learned = sum(len(loss.trainable_weights) for loss in made.feature_losses)
+    assert (learned > 0) == (name in ("hint", "contrastive"))
+    own = len(made.student.trainable_variables)
+    assert len(made.trainable_variables) == own + learned
+    assert made.predict(images, verbose=0).shape == (64, 4)
+
+
+def test_what_a_hint_learns_is_not_saved_with_the_student(data, tmp_path):
+    made = distiller(losses=["hint"])
+    made.fit(*data, verbose=0)
+    made.save(tmp_path / "student.keras")
+    loaded = keras.models.load_model(tmp_path / "student.keras", compile=False)
+    assert_same(loaded.get_weights(), made.student.get_weights())
+    np.testing.assert_array_equal(loaded(data[0]), made.predict(data[0], verbose=0))
+
+
+def test_layers_to_compare_can_be_named(data):
+    loss = {"name": "hint", "teacher_layers": ["relu0"], "student_layers": ["bn0"]}
+    assert step(distiller(losses=[loss]), *data)["soft_loss"] > 0
+    with pytest.raises(ValueError, match="has no layer 'relu7'. Did you mean 'relu"):
+        distiller(losses=[{**loss, "teacher_layers": ["relu7"]}])
+    with pytest.raises(ValueError, match="both teacher_layers and student_layers"):
+        distiller(losses=[{"name": "hint", "teacher_layers": ["relu0"]}])
+
+
+@pytest.mark.parametrize("wrap", ["prune", "qat", "bfloat16"])
+def test_wrapped_students_learn_from_logits_and_features(data, wrap):
+    images, labels = data
+    student, callbacks = network(), []
+    if wrap == "prune":
+        student = prune_magnitude(student, 0.5, end=4, frequency=1)
+        callbacks = pruning_callbacks()
+    elif wrap == "qat":
+        student = quantize_model(student, calibration=(images * 255).astype(np.uint8))
+    else:
+        student = cast_model(student, "mixed_bfloat16")
+    made = distiller(student, losses=["kl", "hint", "attention"])
+    made.compile(keras.optimizers.SGD(0.05), soft_weight=0.9)
+    history = made.fit(
+        images, labels, 16, epochs=3, verbose=0, callbacks=callbacks
+    ).history
+    assert history["loss"][-1] < history["loss"][0]
+    assert np.isfinite(history["loss"]).all()
+
+
+def test_several_teachers_teach_by_the_mean_of_their_logits(data):
+    images, labels = data
+    teachers = [network(6, seed=1), network(5, seed=2)]
+    mean = sum(teacher(images) for teacher in teachers) / 2
+    result = step(distiller(teacher=teachers), images, labels)
+    stored = Distiller(network())
+    stored.compile("sgd")
+    expected = step(stored, images, (labels, mean.numpy()))
+    assert result["soft_loss"] == pytest.approx(expected["soft_loss"], rel=1e-5)
+    with pytest.raises(ValueError, match="one teacher in the loop.*2 teachers"):
+        distiller(teacher=teachers, losses=["hint"])
+
+
+def test_images_without_labels_teach_by_the_soft_loss(data):
+    images, labels = data
+    made, usual = distiller(soft_weight=1.0), distiller(soft_weight=1.0)
+    made.fit(images, batch_size=64, verbose=0)
+    usual.fit(images, labels, 64, verbose=0)
+    assert_same(values(made.student), values(usual.student))
+    with pytest.raises(ValueError, match="soft_weight=1 only.*0.9"):
+        distiller().fit(images, verbose=0)
+
+
+def test_a_missing_label_leaves_the_hard_loss_out(data):
+    images, labels = data
+    partly = np.where(np.arange(64) < 16, labels, -1)
+    student, teacher = network(), network(6, seed=1)
+    copy = keras.models.clone_model(student)
+    copy.set_weights(student.get_weights())
+    logits = copy(images, training=True)
+    soft = distillation_loss(teacher(images), logits, 4.0).numpy()
+    hard = cross_entropy(np.maximum(partly, 0), logits).numpy() * (partly >= 0)
+    right = (logits.numpy().argmax(1) == labels)[:16].mean()
+    result = step(distiller(student, teacher, soft_weight=0.5), images, partly)
+    expected = (0.5 * soft + 0.5 * hard).mean()
+    assert result["loss"] == pytest.approx(expected, rel=1e-5)
+    # The mean over the labelled ones is what is shown.
+    assert result["hard_loss"] == pytest.approx(hard[:16].mean(), rel=1e-5)
+    assert result["accuracy"] == pytest.approx(right)
+
+
+def test_weight_and_temperature_change_over_training(data):
+    images, labels = data
+    made = Distiller(network(), network(6, seed=1))
+    made.compile("sgd", soft_weight=[(0, 1), (0.5, 1), (0.5, 0), (1, 0)], steps=4)
+    shown = [step(made, images, labels) for _ in range(4)]
+    for result in shown[:2]:
+        made.reset_metrics()
+        assert result["loss"] == pytest.approx(result["soft_loss"], rel=1e-5)
+    made = Distiller(network(), network(6, seed=1))
+    made.compile(keras.optimizers.SGD(0.0), temperature=[(0, 4), (1, 1)], steps=2)
+    made.reset_metrics()
+    hot = step(made, images, labels)["soft_loss"]
+    made.reset_metrics()
+    cooler = step(made, images, labels)["soft_loss"]
+    assert hot != pytest.approx(cooler, rel=1e-3)
+
+
+def test_a_subclassed_teacher_and_student_learn_by_logits_only(data):
+    made = distiller(Subclassed(), Subclassed())
+    made.teachers[0](data[0])
+    assert step(made, *data)["soft_loss"] > 0
+    with pytest.raises(ValueError, match="subclassed model hides in its Python code"):
+        distiller(Subclassed(), losses=["hint"])
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+@pytest.mark.parametrize("kind", ["graph", "subclassed"])
+def test_probabilities_are_not_taken_for_logits(data, role, kind):
+    wrong = network(activation="softmax") if kind == "graph" else Subclassed("softmax")
+    with pytest.raises(ValueError, match="expected logits.*activation=None") as error:
+        distiller(**{role: wrong}).fit(*data, verbose=0)
+    assert "\n" not in str(error.value)
+
+
+def test_stored_probabilities_are_not_taken_for_logits(data):
+    images, labels = data
+    made = Distiller(network())
+    made.compile("sgd")
+    stored = np.full((64, 4), 0.25, np.float32)
+    with pytest.raises(ValueError, match="expected logits.*stored labels"):
+        made.fit(images, (labels, stored), verbose=0)
+
+
+def test_a_student_that_shares_weights_with_its_teacher_is_refused():
+    teacher = network()
+    body = keras.Model(teacher.input, teacher.get_layer("pool").output)
+    student = keras.Sequential([keras.Input((8, 8, 3)), body, layers.Dense(4)])
+    for shared in (teacher, student):
+        with pytest.raises(ValueError, match="must not share weights"):
+            Distiller(shared, teacher)
+
+
+def test_images_of_another_size_are_refused():
+    image = keras.Input((16, 16, 3))
+    big = keras.Model(image, layers.Dense(4)(layers.GlobalAveragePooling2D()(image)))
+    with pytest.raises(ValueError, match="same images.*of 16, 16, 3.*of 8, 8, 3"):
+        Distiller(network(), big)
+
+
+def test_losses_of_features_need_the_teacher_in_the_loop(data):
+    images, labels = data
+    with pytest.raises(ValueError, match="one teacher in the loop.*0 teachers"):
+        Distiller(network(), None, ["hint"])
+    made = distiller(losses=["hint"])
+    with pytest.raises(ValueError, match="Received: stored logits"):
+        step(made, images, (labels, np.zeros((64, 4), np.float32)))
+
+
+def test_training_with_hints_resumes_bit_equal(data, tmp_path):
+    images, labels = data
+
+    def stream(start):
+        return tf.data.Dataset.from_tensor_slices((images, labels)).batch(16).repeat()
+
+    def trained(epochs, folder, length=4):
+        seed_everything(0)
+        made = Distiller(network(), network(6, seed=1), ["kl", "hint"])
+        optimizer = build_optimizer("sgd", 0.1, steps=4 * length)
+        made.compile(optimizer)
+        validation = tf.data.Dataset.from_tensor_slices((images, labels)).batch(32)
+        fit(made, stream, validation, epochs=epochs, steps=4, folder=folder)
+        return values(made)
+
+    whole = trained(4, tmp_path / "whole")
+    trained(2, tmp_path / "parts")
+    assert_same(whole, trained(4, tmp_path / "parts"))
