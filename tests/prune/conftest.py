@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
 from kdprune.models import count_macs, count_parameters
 from kdprune.prune import plan_channels, recalibrate_batch_norm
@@ -31,6 +32,9 @@ def randomize(model, images, seed=0):
         else:
             values = generator.normal(0, 0.3, shape)
         variable.assign(values.astype(variable.dtype.name))
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # It computes with copies of its weights.
     tf.config.run_functions_eagerly(True)  # Tracing would take longer.
     recalibrate_batch_norm(model, [(images, None)])
     tf.config.run_functions_eagerly(False)

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 
 from kdprune.prune import plan_channels, prune_channels
@@ -73,6 +74,25 @@ def test_what_cannot_be_followed_stays_and_is_named(layer, reason, check_invaria
     assert why.startswith("coupled with mixing: ")
     assert re.search(reason, why)
     assert why in str(plan)
+
+
+@pytest.mark.parametrize(
+    "combine",
+    [
+        lambda x: x * np.arange(8, dtype=np.float32),
+        lambda x: x * [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
+        lambda x: tf.clip_by_value(x, 0.0, tf.range(8.0)),
+        lambda x: layers.Add()([x, tf.ones((1, 6, 6, 8))]),
+        lambda x: layers.Concatenate()([x, tf.ones((1, 6, 6, 8))]),
+        lambda x: layers.Dropout(0.5, noise_shape=(None, 1, 1, 8))(x),
+        lambda x: tf.reduce_mean(x, axis=[2, 3], keepdims=True) * x,
+        lambda x: tf.reverse(x, axis=[3]),
+    ],
+)
+def test_constant_arrays_are_not_followed(combine):
+    plan = plan_channels(model_with(combine), 0.5, round_to=1)
+    assert [group.name for group in plan.groups] == ["second"]
+    assert "coupled with" in plan.uncut["first"]
 
 
 def test_constants_and_other_axes_are_not_followed():

@@ -23,7 +23,7 @@ class Call:
         ids: Where new ids come from.
         inputs: The id vector of each input tensor, `None` for a tensor without a
             channel axis of known size.
-        arguments: All arguments of the call, flat, with id vectors for tensors.
+        arguments: All arguments of the call, with id vectors for tensors.
         keywords: The keyword arguments of the call.
         input_shapes: One shape, a tuple, for each input tensor.
         output_shape: The shape of the output tensor.
@@ -36,6 +36,18 @@ class Call:
     keywords: dict
     input_shapes: list
     output_shape: tuple
+
+    @property
+    def has_constant_arrays(self):
+        """Whether the layer is called on numbers for each channel, too."""
+        tensors = {id(vector) for vector in self.inputs}
+        constants = [a for a in self.arguments if id(a) not in tensors]
+        return any(
+            any(id(item) not in tensors for item in constant)
+            if isinstance(constant, (list, tuple))
+            else np.ndim(constant) and np.shape(constant)[-1] != 1
+            for constant in constants
+        )
 
     def pin(self, ids, reason):
         self.ids.pin(ids, self.layer.name, reason)

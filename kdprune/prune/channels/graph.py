@@ -102,12 +102,12 @@ class _Follower:
 
     def _call(self, node, args, kwargs, prefix):
         layer, path = node.layer, prefix + node.layer.name
-        arguments = tf.nest.flatten((args, kwargs))
+        values = tf.nest.flatten((args, kwargs))
         originals = tf.nest.flatten((node.call_args, node.call_kwargs))
         tensors = {id(tensor) for tensor in node.keras_inputs}
         inputs = [
             ids
-            for ids, tensor in zip(arguments, originals, strict=True)
+            for ids, tensor in zip(values, originals, strict=True)
             if id(tensor) in tensors
         ]
         if is_graph_model(layer):
@@ -117,7 +117,7 @@ class _Follower:
                 layer,
                 self.ids,
                 inputs,
-                arguments,
+                [*args, *kwargs.values()],
                 kwargs,
                 [tuple(tensor.shape) for tensor in node.keras_inputs],
                 tuple(tf.nest.flatten(node.outputs)[0].shape),

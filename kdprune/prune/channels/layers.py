@@ -207,12 +207,23 @@ def _permute(call):
     return Trace(call.inputs[0])
 
 
+def _dropout(call):
+    shape = call.layer.noise_shape
+    if shape is not None and shape[-1] not in (None, 1):
+        raise CannotFollow("its noise_shape is of a fixed number of channels")
+    return Trace(call.inputs[0])
+
+
 def _merge(call):
+    if call.has_constant_arrays:
+        raise CannotFollow("it combines channels with a constant array")
     return Trace(broadcast(call.ids, call.inputs))
 
 
 def _concatenate(call):
     rank = len(call.output_shape)
+    if call.has_constant_arrays:
+        raise CannotFollow("it combines channels with a constant array")
     if call.layer.axis % rank == rank - 1:
         return Trace(np.concatenate(call.inputs))
     for other in call.inputs[1:]:
@@ -228,8 +239,8 @@ def _known(size):
 
 _CHANNELWISE = (
     *ACTIVATION_LAYERS,
-    *(layers.Dropout, layers.SpatialDropout2D, layers.AlphaDropout),
-    *(layers.GaussianDropout, layers.GaussianNoise, layers.ActivityRegularization),
+    *(layers.SpatialDropout2D, layers.GaussianDropout),
+    *(layers.GaussianNoise, layers.ActivityRegularization),
     *(layers.MaxPooling2D, layers.AveragePooling2D),
     *(layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D),
     *(layers.GlobalAveragePooling1D, layers.GlobalMaxPooling1D),
@@ -254,6 +265,8 @@ HANDLERS = {
     layers.Normalization: _normalization,
     layers.Rescaling: _rescaling,
     layers.Activation: _activation,
+    layers.Dropout: _dropout,
+    layers.AlphaDropout: _dropout,
     layers.Flatten: _flatten,
     layers.Reshape: _reshape,
     layers.Permute: _permute,
