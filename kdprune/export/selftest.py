@@ -18,10 +18,11 @@ REFERENCE_LIMIT = 1  # Steps of 1/256 between machines, on the same plain kernel
 def main():
     folder = pathlib.Path(__file__).resolve().parent
     problems = find_damage(folder)
-    if not problems:
-        results = check_scores(folder)
-        print(*(f"ok      {what}" for what, good in results if good), sep="\n")
-        problems = [what for what, good in results if not good]
+    for what, good in check_scores(folder) if not problems else ():
+        if good:
+            print(f"ok      {what}")
+        else:
+            problems.append(what)
     for problem in problems:
         print(f"FAILED  {problem}")
     if not problems:

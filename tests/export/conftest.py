@@ -17,7 +17,7 @@ def shape_images():
 
 @pytest.fixture(scope="session")
 def pair():
-    """A narrow ResNet-8 that was shown some shapes: int8 and uint8 files, calibrated."""
+    """A narrow ResNet-8 that was shown some shapes, as calibrated 8-bit files."""
     keras.utils.set_random_seed(0)
     split = shapes.generate(500, 32, seed=0, stream=shapes.TRAIN)
     model = build_model("resnet", filters=(8, 16, 32))

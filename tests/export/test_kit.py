@@ -277,7 +277,7 @@ def test_a_manifest_that_is_none_is_named(copy, text):
 def test_models_that_score_otherwise_fail_the_self_test(copy):
     with np.load(copy / "golden.npz") as golden:
         images, scores = golden["images"], golden["scores"]
-    scores[3] = np.roll(scores[3], 1)
+    scores[3] = 255 - scores[3]
     np.savez(copy / "golden.npz", images=images, scores=scores)
     results = selftest.check_scores(copy)
     assert [good for _, good in results] == [False] * 4

@@ -32,8 +32,8 @@ def kit(pair, tmp_path_factory):
 @pytest.fixture(scope="module")
 def micro():
     return pytest.importorskip(
-        "tflite_micro.runtime", reason="needs tflite-micro: pip install -e '.[micro]'"
-    )
+        "tflite_micro", reason="needs tflite-micro: pip install -e '.[micro]'"
+    ).runtime
 
 
 @pytest.fixture(scope="module")
