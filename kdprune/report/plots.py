@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from kdprune.report import tables
 from kdprune.report.read import Model, Run, Stage
+from kdprune.report.study_plots import draw_study
 from kdprune.report.style import (
     BLUE,
     GREY,
@@ -29,6 +29,7 @@ from kdprune.report.style import (
     look,
     new_figure,
 )
+from kdprune.report.text import accuracy_text, difference_text, slug
 from kdprune.report.tradeoffs import plot_latency, plot_size
 
 COLUMNS = (10, 150)  # of figures right of the accuracies, in points
@@ -56,10 +57,11 @@ def draw_plots(run: Run, *, references: bool = True) -> dict[str, Plot]:
             "sparsity": plot_sparsity(run),
         }
         for model in filter(None, subjects):
-            name = f"confusion-{tables.slug(model.label)}"
+            name = f"confusion-{slug(model.label)}"
             drawn[name] = plot_confusion(model, run.classes)
+        drawn |= draw_study(run)
         for stage in run.stages:
-            drawn[f"training-{tables.slug(stage.name)}"] = plot_training(stage)
+            drawn[f"training-{slug(stage.name)}"] = plot_training(stage)
     return {name: plot for name, plot in drawn.items() if plot is not None}
 
 
@@ -83,8 +85,8 @@ def plot_accuracy(run: Run) -> Plot | None:
         _draw_accuracy(axes, row, model)
         strong = {"weight": "bold"} if model is flagship else {}
         for column, text in (
-            (COLUMNS[0], tables.accuracy_text(model)),
-            (COLUMNS[1], tables.difference_text(model, baseline)),
+            (COLUMNS[0], accuracy_text(model)),
+            (COLUMNS[1], difference_text(model, baseline)),
         ):
             axes.annotate(
                 text,

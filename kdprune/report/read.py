@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdprune.report.schema import check_entry, read_json, shorten
+from kdprune.report.schema import check_entry, check_validation, read_json, shorten
 
 SCHEMA = 1
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -27,7 +27,8 @@ class Model:
     Attributes:
         name: The model's name without its seed, e.g. `"student_int8"`.
         label: The name, with whatever tells it from others of that name.
-        entries: The `metrics.json` entry of each seed.
+        entries: The `metrics.json` entry of each seed, with the `val_accuracy` of
+            the stage that made the model.
     """
 
     name: str
@@ -52,6 +53,17 @@ class Model:
         """Returns the sample deviation (n - 1), None for fewer than two seeds."""
         values = self.values(field)
         return statistics.stdev(values) if len(values) > 1 else None
+
+    @property
+    def folder(self) -> str:
+        """The folder of the stage that made the first seed's model."""
+        return str(self.get("stage"))
+
+    @property
+    def axes(self) -> tuple[tuple[str, str], ...]:
+        """The matrix values it was made with, as in the folder's name; not the seed."""
+        axes = split_cell(self.folder)[0].split("--")[1:]
+        return tuple((axis.partition("=")[0], axis.partition("=")[2]) for axis in axes)
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -128,6 +140,11 @@ class Run:
         named = self.metrics.get(role)
         return next((model for model in self.models if model.name == named), None)
 
+    def record(self, folder: str) -> dict[str, Any]:
+        """Returns the record of a stage's folder, empty if it has none."""
+        cells = (cell for stage in self.stages for cell in stage.cells)
+        return next((cell.record for cell in cells if cell.folder == folder), {})
+
     @property
     def best(self) -> Model | None:
         """The model of the highest mean accuracy."""
@@ -185,12 +202,20 @@ def read_run(run_folder: str | Path) -> Run:
             f"{path}: expected a list of objects under 'models'; received "
             f"{shorten(entries)}. Measure again."
         )
-    entries = [check_entry(entry, path) for entry in entries]
-    return Run(
-        metrics,
-        _group_models(entries, path),
-        _read_stages(folder, metrics.get("stages")),
-    )
+    stages = _read_stages(folder, metrics.get("stages"))
+    validation = {
+        cell.folder: check_validation(cell.record, folder / cell.folder / "record.json")
+        for stage in stages
+        for cell in stage.cells
+    }
+    entries = [
+        {
+            **check_entry(entry, path),
+            "val_accuracy": validation.get(str(entry.get("stage"))),
+        }
+        for entry in entries
+    ]
+    return Run(metrics, _group_models(entries, path), stages)
 
 
 def split_cell(folder: str) -> tuple[str, str | None]:

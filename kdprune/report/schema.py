@@ -56,11 +56,7 @@ def check_entry(entry: dict[str, Any], path: Path) -> dict[str, Any]:
     for field in NUMBERS:
         checked[field] = _check_number(entry.get(field), f"{where} {field}")
     for field in SHARES:
-        if not 0 <= (checked[field] or 0) <= 1:
-            raise ValueError(
-                f"{where} expected {field} as a share in [0, 1]; received "
-                f"{checked[field]}. Divide percentages by 100."
-            )
+        _check_share(checked[field], f"{where} expected {field}")
     checked["accuracy_ci"] = _check_interval(entry.get("accuracy_ci"), where)
     checked["confusion"] = _check_confusion(entry.get("confusion"), where)
     layers = entry.get("sparsity_by_layer") or {}
@@ -77,6 +73,19 @@ def check_entry(entry: dict[str, Any], path: Path) -> dict[str, Any]:
     return checked
 
 
+def check_validation(record: dict[str, Any], path: Path) -> float | None:
+    """Returns the accuracy on the validation images that a stage's record holds.
+
+    Raises:
+        ValueError: If it is not a share; None where there is none, or it is NaN.
+    """
+    results = record.get("results")
+    value = results.get("val_accuracy") if isinstance(results, dict) else None
+    accuracy = _check_number(value, f"{path}: val_accuracy")
+    _check_share(accuracy, f"{path}: expected val_accuracy")
+    return accuracy
+
+
 def shorten(value: Any) -> str:
     """Writes a value for an error's one line."""
     text = "nothing" if value is None else repr(value)
@@ -91,6 +100,14 @@ def _check_number(value: Any, where: str) -> float | None:
             f"{where}: expected a number; received {shorten(value)}. Measure again."
         )
     return value if math.isfinite(value) else None
+
+
+def _check_share(value: float | None, expected: str) -> None:
+    if not 0 <= (value or 0) <= 1:
+        raise ValueError(
+            f"{expected} as a share in [0, 1]; received {value}. Divide percentages "
+            "by 100."
+        )
 
 
 def _check_interval(interval: Any, where: str) -> list[float] | None:

@@ -1,15 +1,33 @@
-"""Writes the report's page as Markdown; a missing figure is shown as a dash."""
+"""Writes the report's page: headline, tables, plots and a section for each stage."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from kdprune.report.read import Cell, Model, Run, Stage, difference, split_cell
+from kdprune.report.read import Cell, Model, Run, Stage, split_cell
 from kdprune.report.references import MLPERF_TINY, MLPERF_TINY_SOURCE
+from kdprune.report.study_page import write_study
+from kdprune.report.text import (
+    MISSING,
+    accuracy_text,
+    brief,
+    code,
+    count,
+    difference_text,
+    duration,
+    embed,
+    escape,
+    millions,
+    milliseconds,
+    percent,
+    scalar,
+    slug,
+    table,
+    timing,
+)
 
-MISSING = "–"
 MODEL_COLUMNS = (
     "model",
     "form",
@@ -50,7 +68,9 @@ def write_page(run: Run, plots: Mapping[str, str], *, references: bool = True) -
         The page, in GitHub's Markdown.
     """
     shown = references and run.data.get("name") == "cifar10"
-    training = {f"training-{slug(stage.name)}" for stage in run.stages}
+    places = {name: name.partition("-")[0] for name in plots}
+    study = {name: plots[name] for name in plots if places[name] == "study"}
+    others = [name for name in plots if places[name] not in ("study", "training")]
     parts = [
         f"# {escape(run.metrics.get('recipe') or 'kdprune report')}",
         *_write_headline(run),
@@ -59,7 +79,8 @@ def write_page(run: Run, plots: Mapping[str, str], *, references: bool = True) -
         models_table(run),
         *NOTES,
         *([SEEDS_NOTE] if any(len(m.entries) > 1 for m in run.models) else []),
-        *(_embed(name, plots[name]) for name in plots if name not in training),
+        *(embed(name, plots[name]) for name in others),
+        *write_study(run, study),
         *(["## References", references_table(), MLPERF_TINY_SOURCE] if shown else []),
         *(["## Stages"] if run.stages else []),
         *(part for stage in run.stages for part in _write_stage(stage, run, plots)),
@@ -89,126 +110,6 @@ def references_table() -> str:
             for reference in MLPERF_TINY
         ],
     )
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Writes a Markdown table; the first column is aligned left, the others right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def accuracy_text(model: Model) -> str:
-    """Writes "88.30 (87.65 to 88.92)", or "88.30 ± 0.21 (n = 3)" for seeds."""
-    text = percent(model.mean("accuracy"))
-    spread = model.deviation("accuracy")
-    if spread is not None:
-        return f"{text} ± {percent(spread)} (n = {len(model.values('accuracy'))})"
-    if model.interval and text != MISSING:
-        return f"{text} ({percent(model.interval[0])} to {percent(model.interval[1])})"
-    return text
-
-
-def difference_text(model: Model, baseline: Model | None) -> str:
-    """Writes "+1.80", in percentage points, or "baseline" for the baseline itself."""
-    if model is baseline:
-        return "baseline"
-    found = difference(model, baseline) if baseline else None
-    if found is None:
-        return MISSING
-    points, spread = found
-    text = f"{100 * points:+.2f}"
-    return text if spread is None else f"{text} ± {percent(spread)}"
-
-
-def percent(share: float | None) -> str:
-    """Writes a share in [0, 1] as a percentage with two decimals."""
-    return MISSING if share is None else f"{100 * share:.2f}"
-
-
-def count(value: float | None) -> str:
-    """Writes a whole number with thousands separated."""
-    return MISSING if value is None else f"{round(value):,}"
-
-
-def millions(value: float | None) -> str:
-    """Writes a count of operations in millions."""
-    return MISSING if value is None else f"{value / 1e6:.2f} M"
-
-
-def milliseconds(value: float | None) -> str:
-    """Writes a latency with three significant digits, so that 0.012 is not 0.01."""
-    if value is None:
-        return MISSING
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
-
-
-def timing(model: Model) -> str:
-    """Writes how a latency was measured: "1 thread, xnnpack"."""
-    threads, resolver = model.get("threads"), model.get("resolver")
-    parts = [] if threads is None else [f"{threads} thread" + "s" * (threads != 1)]
-    parts += [] if resolver is None else [str(resolver)]
-    return ", ".join(parts) or MISSING
-
-
-def duration(seconds: Any) -> str:
-    """Writes a time in the two units that fit it."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        return MISSING
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def escape(text: Any) -> str:
-    """Keeps a name from being read as Markdown, HTML or a table's border."""
-    text = " ".join(str(text).split())
-    for sign in "\\`*_|[]":
-        text = text.replace(sign, "\\" + sign)
-    return text.replace("&", "&amp;").replace("<", "&lt;")
-
-
-def slug(name: str) -> str:
-    """Makes a file name of a stage's or a model's name."""
-    return "".join(c if c.isalnum() or c in "-_=." else "_" for c in name)
-
-
-def brief(value: Any) -> str:
-    """Writes settings or results in one line: `epochs` 30, `optimizer.name` sgd."""
-    return ", ".join(f"`{key}` {_scalar(item)}" for key, item in _flatten(value))
-
-
-def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(value, Mapping):
-        return [(prefix or "value", value)]
-    return [
-        pair
-        for key, item in value.items()
-        if item not in ({}, [], None)
-        for pair in _flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    ]
-
-
-def _scalar(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
-    if isinstance(value, list | tuple):
-        value = "[" + ", ".join(_scalar(item) for item in value) + "]"
-    text = str(value)
-    return escape(text if len(text) <= 60 else text[:57] + "...")
-
-
-def _code(text: Any) -> str:
-    """Writes a block of code, fenced by more backquotes than the text holds."""
-    fence = "```"
-    while fence in str(text):
-        fence += "`"
-    return f"{fence}sh\n{text}\n{fence}"
-
-
-def _embed(name: str, caption: str) -> str:
-    return f"![{escape(caption)}](plots/{name}.png)"
 
 
 def _write_headline(run: Run) -> list[str]:
@@ -247,14 +148,14 @@ def _write_facts(run: Run) -> str:
     lines = [f"- {name}: {text or MISSING}" for name, text in facts.items()]
     if command := metrics.get("command") or _find_command(run):
         command = " ".join(command) if isinstance(command, list) else command
-        lines.append(f"\nMade by\n\n{_code(command)}")
+        lines.append(f"\nMade by\n\n{code(command)}")
     return "\n".join(lines)
 
 
 def _fact(value: Any) -> str:
     if isinstance(value, Mapping):
         return brief(value)
-    return "" if value is None else _scalar(value)
+    return "" if value is None else scalar(value)
 
 
 def _find_command(run: Run) -> Any:
@@ -318,7 +219,7 @@ def _write_stage(stage: Stage, run: Run, plots: Mapping[str, str]) -> list[str]:
     if measured:
         parts.append(f"Measured on the test images: {'; '.join(measured)}.")
     name = f"training-{slug(stage.name)}"
-    return [*parts, _embed(name, plots[name])] if name in plots else parts
+    return [*parts, embed(name, plots[name])] if name in plots else parts
 
 
 def _cell_row(cell: Cell) -> list[str]:

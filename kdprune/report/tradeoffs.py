@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from kdprune.report import tables
 from kdprune.report.labels import place_labels
 from kdprune.report.read import Run
 from kdprune.report.references import MLPERF_TINY
@@ -22,6 +21,7 @@ from kdprune.report.style import (
     look,
     new_figure,
 )
+from kdprune.report.text import timing
 
 
 def plot_size(run: Run, *, references: bool) -> Plot | None:
@@ -71,7 +71,7 @@ def plot_latency(run: Run, *, references: bool) -> Plot | None:
             obstacles += [(value, y) for value in np.linspace(x, slow, 6)]
         axes.plot(x, y, marker, color=colour, ms=6.5, zorder=4)
     _finish_scatter(axes, models, field, references, obstacles)
-    how = sorted({tables.timing(model) for model in models})
+    how = sorted({timing(model) for model in models})
     axes.set_xlabel(f"milliseconds per image (log scale; {'; '.join(how)})")
     axes.set_title("Accuracy against latency")
     key = [Line2D([], [], color="0.3", marker="|", markevery=[1], label="p50 to p90")]

@@ -1,0 +1,137 @@
+"""How figures and names are written in Markdown; a missing figure is a dash."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kdprune.report.read import Model, difference
+
+MISSING = "–"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Writes a Markdown table; the first column is aligned left, the others right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def accuracy_text(model: Model) -> str:
+    """Writes "88.30 (87.65 to 88.92)", or "88.30 ± 0.21 (n = 3)" for seeds."""
+    text = percent(model.mean("accuracy"))
+    spread = model.deviation("accuracy")
+    if spread is not None:
+        return f"{text} ± {percent(spread)} (n = {len(model.values('accuracy'))})"
+    if model.interval and text != MISSING:
+        return f"{text} ({percent(model.interval[0])} to {percent(model.interval[1])})"
+    return text
+
+
+def difference_text(model: Model, baseline: Model | None) -> str:
+    """Writes "+1.80", in percentage points, or "baseline" for the baseline itself."""
+    if model is baseline:
+        return "baseline"
+    found = difference(model, baseline) if baseline else None
+    if found is None:
+        return MISSING
+    change, spread = found
+    text = points(change)
+    return text if spread is None else f"{text} ± {percent(spread)}"
+
+
+def percent(share: float | None) -> str:
+    """Writes a share in [0, 1] as a percentage with two decimals."""
+    return MISSING if share is None else f"{100 * share:.2f}"
+
+
+def points(share: float) -> str:
+    """Writes a difference of shares in percentage points, with its sign."""
+    return f"{100 * share:+.2f}"
+
+
+def count(value: float | None) -> str:
+    """Writes a whole number with thousands separated."""
+    return MISSING if value is None else f"{round(value):,}"
+
+
+def millions(value: float | None) -> str:
+    """Writes a count of operations in millions."""
+    return MISSING if value is None else f"{value / 1e6:.2f} M"
+
+
+def milliseconds(value: float | None) -> str:
+    """Writes a latency with three significant digits, so that 0.012 is not 0.01."""
+    if value is None:
+        return MISSING
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def timing(model: Model) -> str:
+    """Writes how a latency was measured: "1 thread, xnnpack"."""
+    threads, resolver = model.get("threads"), model.get("resolver")
+    parts = [] if threads is None else [f"{threads} thread" + "s" * (threads != 1)]
+    parts += [] if resolver is None else [str(resolver)]
+    return ", ".join(parts) or MISSING
+
+
+def duration(seconds: Any) -> str:
+    """Writes a time in the two units that fit it."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def escape(text: Any) -> str:
+    """Keeps a name from being read as Markdown, HTML or a table's border."""
+    text = " ".join(str(text).split())
+    for sign in "\\`*_|[]":
+        text = text.replace(sign, "\\" + sign)
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def slug(name: str) -> str:
+    """Makes a file name of a stage's or a model's name."""
+    return "".join(c if c.isalnum() or c in "-_=." else "_" for c in name)
+
+
+def brief(value: Any) -> str:
+    """Writes settings or results in one line: `epochs` 30, `optimizer.name` sgd."""
+    return ", ".join(f"`{key}` {scalar(item)}" for key, item in _flatten(value))
+
+
+def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(value, Mapping):
+        return [(prefix or "value", value)]
+    return [
+        pair
+        for key, item in value.items()
+        if item not in ({}, [], None)
+        for pair in _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    ]
+
+
+def scalar(value: Any) -> str:
+    """Writes one value of a setting in at most 60 characters."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+    if isinstance(value, list | tuple):
+        value = "[" + ", ".join(scalar(item) for item in value) + "]"
+    text = str(value)
+    return escape(text if len(text) <= 60 else text[:57] + "...")
+
+
+def code(text: Any) -> str:
+    """Writes a block of code, fenced by more backquotes than the text holds."""
+    fence = "```"
+    while fence in str(text):
+        fence += "`"
+    return f"{fence}sh\n{text}\n{fence}"
+
+
+def embed(name: str, caption: str) -> str:
+    """Shows the plot `plots/<name>.png` on the page."""
+    return f"![{escape(caption)}](plots/{name}.png)"
