@@ -18,6 +18,7 @@ from kdprune.prune.channels.graph import ChannelGraph, follow_channels
 from kdprune.prune.channels.groups import find_groups
 from kdprune.prune.channels.importance import find_importance
 from kdprune.prune.channels.surgery import rebuild
+from kdprune.prune.memory import peak_activations
 
 SCOPES = ("global", "local")
 
@@ -81,6 +82,15 @@ class ChannelPlan:
         costs = Costs(self.graph)
         return costs.macs(), costs.macs(self.removed)
 
+    @cached_property
+    def memory(self):
+        """The peak of activations before and after; see `peak_activations`.
+
+        Raises:
+            ValueError: If the model is not of a fixed image size.
+        """
+        return peak_activations(self.graph.model), peak_activations(self.apply())
+
     def apply(self):
         """Builds the smaller model; see `prune_channels`."""
         return rebuild(self.graph, self.removed)
@@ -92,7 +102,7 @@ class ChannelPlan:
                 *(_group_line(group) for group in self.groups),
                 *(f"{'kept whole':>14}  {n}: {why}" for n, why in self.uncut.items()),
                 f"{_change(*self.parameters)} parameters",
-                _macs_line(self),
+                *_cost_lines(self),
             ]
         )
 
@@ -232,8 +242,11 @@ def _change(before, after):
     return f"{before:,} -> {after:,} ({after / before:.0%})"
 
 
-def _macs_line(plan):
+def _cost_lines(plan):
     try:
-        return f"{_change(*plan.macs)} MACs"
+        return [
+            f"{_change(*plan.macs)} MACs",
+            f"{_change(*plan.memory)} activations at the peak",
+        ]
     except ValueError as error:
-        return f"MACs not counted: {error}"
+        return [f"MACs and memory are not known: {error}"]

@@ -38,12 +38,15 @@ class Kept:
         return values
 
 
-def rebuild(graph, removed):
+def rebuild(graph, removed, skipped=(), bypassed=None):
     """Builds the model anew without the channels removed, weights carried over.
 
     Args:
         graph: A `ChannelGraph`.
         removed: The roots of the channels to remove.
+        skipped: The ids of calls of layers (nodes of the graph) to leave out.
+        bypassed: `{id(node): tensor}`: the calls to leave out whose output is
+            replaced by one of their inputs.
 
     Returns:
         A new `keras.Model` of the same layer names; Sequential if the model was.
@@ -52,14 +55,16 @@ def rebuild(graph, removed):
     Raises:
         ValueError: If a layer cannot be made again from its configuration.
     """
-    return _Rebuilder(graph, Kept(graph, removed)).model(graph.model)
+    kept = Kept(graph, removed)
+    return _Rebuilder(graph, kept, skipped, bypassed or {}).model(graph.model)
 
 
 class _Rebuilder:
-    def __init__(self, graph, kept):
+    def __init__(self, graph, kept, skipped, bypassed):
         self.graph = graph
         self.kept = kept
-        self.made = {}
+        self.skipped = skipped
+        self.bypassed = bypassed
 
     def model(self, model):
         inputs = [self._input(tensor) for tensor in model.inputs]
@@ -67,6 +72,10 @@ class _Rebuilder:
 
         def call(node, args, kwargs):
             layer = node.layer
+            if id(node) in self.skipped:
+                return [None] * len(tf.nest.flatten(node.outputs))
+            if id(node) in self.bypassed:
+                return _input_value(node, self.bypassed[id(node)], args, kwargs)
             if id(layer) not in made:
                 made[id(layer)] = self._layer(layer)
             return made[id(layer)](*args, **kwargs)
@@ -85,7 +94,8 @@ class _Rebuilder:
                 _packed(model, "_nested_outputs", outputs),
                 name=model.name,
             )
-        self._check_complete(model, copy)
+        if not self.skipped:
+            _check_complete(model, copy)
         for layer in model.layers:
             if id(layer) in made and not is_graph_model(layer):
                 self._carry_weights(layer, made[id(layer)])
@@ -127,15 +137,22 @@ class _Rebuilder:
         if hasattr(new, "finalize_state"):
             new.finalize_state()  # Normalization computes with copies.
 
-    @staticmethod
-    def _check_complete(model, copy):
-        lost = {x.name for x in model.layers} - {x.name for x in copy.layers}
-        if lost:
-            raise ValueError(
-                f"layers {sorted(lost)} of {model.name!r} are not on the way to its "
-                "outputs (losses or metrics added to the model?); build the model "
-                "without them"
-            )
+
+def _check_complete(model, copy):
+    lost = {x.name for x in model.layers} - {x.name for x in copy.layers}
+    if lost:
+        raise ValueError(
+            f"layers {sorted(lost)} of {model.name!r} are not on the way to its "
+            "outputs (losses or metrics added to the model?); build the model "
+            "without them"
+        )
+
+
+def _input_value(node, tensor, args, kwargs):
+    """The value that stands for one of the tensors a layer is called on."""
+    originals = tf.nest.flatten((node.call_args, node.call_kwargs))
+    values = tf.nest.flatten((args, kwargs))
+    return next(v for t, v in zip(originals, values, strict=True) if t is tensor)
 
 
 def _unmade(layer, problem):
