@@ -130,6 +130,17 @@ def sequential():
     )
 
 
+def named_inputs():
+    inputs = {name: keras.Input((4, 4, 3), name=name) for name in ("left", "right")}
+    x = layers.Conv2D(6, 3, name="a")(inputs["right"])
+    y = layers.Conv2D(6, 1, activation="relu", name="b")(inputs["left"])
+    y = layers.Cropping2D(1)(y)
+    x = layers.Flatten()(layers.Multiply()([x, y]))
+    tail = keras.Input((24,))
+    head = keras.Model(tail, {"scores": layers.Dense(3)(tail)}, name="head")
+    return keras.Model(inputs, {"out": head(x)["scores"], "maps": layers.ReLU()(x)})
+
+
 MODELS = [
     plain,
     residual_with_gate,
@@ -185,6 +196,33 @@ def test_a_pruned_model_is_saved_and_loaded(tmp_path):
     images = np.random.default_rng(0).uniform(size=(2, 32, 32, 3)).astype(np.float32)
     loaded = load_model(tmp_path / "small.keras")
     np.testing.assert_array_equal(loaded(images), model(images))
+
+
+def test_inputs_and_outputs_keep_their_names():
+    inputs = {name: np.ones((2, 4, 4, 3), np.float32) for name in ("left", "right")}
+    model = named_inputs()
+    model.layers[0].trainable = False
+    with pytest.raises(ValueError, match="a: coupled with .* an output of the model"):
+        plan_channels(model, 0.5, round_to=1)
+    both = keras.Model(model.input, {"out": model(model.input)["out"]})
+    smaller = prune_channels(both, 0.5, round_to=1)
+    assert set(smaller.input) == {"left", "right"}
+    assert set(smaller(inputs)) == {"out"}
+    assert smaller.count_params() < both.count_params()
+
+
+def test_mixed_precision_is_kept():
+    model = keras.Sequential(
+        [
+            layers.Conv2D(8, 3, input_shape=(8, 8, 3), dtype="mixed_bfloat16"),
+            layers.BatchNormalization(dtype="mixed_bfloat16"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(3, dtype="float32"),
+        ]
+    )
+    smaller = prune_channels(model, 0.5, round_to=1)
+    assert smaller.layers[0].filters == 4
+    assert smaller.layers[0].compute_dtype == "bfloat16"
 
 
 def test_the_original_is_left_as_it_is():

@@ -168,7 +168,7 @@ def choose(rankings, target, scope, cost):
         return [_above(ranking, target.value) for ranking in rankings]
     if target.kind == "ratio" and scope == "local":
         return [
-            _nearest(ranking, channels * target.kept_share)
+            nearest_level(ranking, channels * target.kept_share)
             for ranking, channels in zip(rankings, target.start, strict=True)
         ]
     removals = sorted(
@@ -205,7 +205,7 @@ def _above(ranking, threshold):
     )
 
 
-def _nearest(ranking, wanted):
+def nearest_level(ranking, wanted):
     """The level nearest to `wanted` filters, the larger of two."""
     reachable = [len(ranking.order), *(kept for _, kept in ranking.chunks("local"))]
 

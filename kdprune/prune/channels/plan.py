@@ -169,17 +169,9 @@ def plan_target(
     measure_bytes=None,
 ):
     """Plans for a `Target`; returns the plan and the target as it has begun."""
-    check_round_to(round_to)
     if scope not in SCOPES:
         raise ValueError(f"scope must be 'global' or 'local'. Received: {scope!r}")
-    importance = find_importance(importance)
-    graph = follow_channels(model, ignore)
-    groups = find_groups(graph)
-    if not groups:
-        reasons = "; ".join(f"{name}: {why}" for name, why in _uncut(graph).items())
-        raise ValueError(f"no channels of this model can be removed: {reasons}")
-    evidence = Evidence(graph, data)
-    rankings = [rank(g, importance(g, evidence), round_to) for g in groups]
+    graph, groups, rankings = rank_groups(model, importance, round_to, ignore, data)
 
     def removed(kept):
         """The roots that go from each group."""
@@ -202,6 +194,27 @@ def plan_target(
     kept = choose(rankings, begun, scope, cost)
     gone = zip(groups, rankings, kept, removed(kept), strict=True)
     return ChannelPlan(graph, tuple(_planned(*one) for one in gone)), begun
+
+
+def rank_groups(model, importance, round_to, ignore, data):
+    """Finds a model's coupled groups and sorts the channels of each.
+
+    Returns:
+        The `ChannelGraph`, its `Group`s and a `Ranking` for each.
+
+    Raises:
+        ValueError: As `plan_channels` does.
+    """
+    check_round_to(round_to)
+    importance = find_importance(importance)
+    graph = follow_channels(model, ignore)
+    groups = find_groups(graph)
+    if not groups:
+        reasons = "; ".join(f"{name}: {why}" for name, why in _uncut(graph).items())
+        raise ValueError(f"no channels of this model can be removed: {reasons}")
+    evidence = Evidence(graph, data)
+    rankings = [rank(g, importance(g, evidence), round_to) for g in groups]
+    return graph, groups, rankings
 
 
 def _planned(group, ranking, kept, removed):
