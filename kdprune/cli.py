@@ -19,10 +19,13 @@ _ROLES = {
     "distill": "the stages that distill a student",
     "prune": "the stages that prune",
     "quantize": "the stages that quantize",
-    "export": "the stages that write .tflite files",
+    "export": "the stages that write .tflite files and the ship kit",
     "evaluate": "the stages that measure on the test images",
     "report": "the stages that draw tables and plots (or redraw a run's folder)",
 }
+
+# The kinds of stages, where a role is not one kind of its own name.
+_KINDS = {"prune": ("prune", "prune_channels"), "export": ("export", "kit")}
 
 _DESCRIPTION = """Makes image classifiers small: distills, prunes, quantizes, proves.
 
@@ -220,12 +223,16 @@ def _wanted(role):
 
     def accepts(recipe, name):
         kind = recipe.stages[name].kind
-        teachers = {getattr(s, "teacher", None) for s in recipe.stages.values()}
+        teachers = {
+            name
+            for stage in recipe.stages.values()
+            for name in config.names(getattr(stage, "teacher", None))
+        }
         if role == "train_teacher":
             return name in teachers and kind in ("train", "load")
         if role == "train_student":
             return name not in teachers and kind == "train"
-        return kind == role
+        return kind in _KINDS.get(role, (role,))
 
     return accepts
 

@@ -18,7 +18,7 @@ from kdprune import records
 from kdprune.config import Recipe, parse_recipe, set_key, stage_order
 
 # Stages that look at all cells of a matrix at once.
-GATHERING = ("evaluate", "report")
+GATHERING = ("evaluate", "kit", "report")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -399,6 +399,11 @@ def preview(recipe, folder, data_dir=None, until=None, wanted=None):
             begun = current.half_done(node)
             state = f"{'half done' if begun else 'to do'}, {_duration(seconds)}"
         lines.append(f"  {node.name} ({node.kind}): {state}")
+        if node.kind == "prune_channels" and all(
+            current.record(parent) for parent in fitting.parents_of(node, "from_")
+        ):
+            plan = str(stages.plan_channels(current, node))
+            lines += [f"    {line}" for line in plan.splitlines()]
     lines.append(f"in all {_duration(total)} (a rough estimate for this machine)")
     return "\n".join(lines)
 

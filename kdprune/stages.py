@@ -8,11 +8,12 @@ relative to the folder.
 import functools
 import itertools
 import pathlib
+import shutil
 
 import numpy as np
 
 from kdprune import distill, evaluate, export, prune, quantize, records, training
-from kdprune.data import batches
+from kdprune.data import batches, to_float
 from kdprune.fitting import (
     MODEL,
     augment_of,
@@ -27,6 +28,9 @@ from kdprune.fitting import (
 from kdprune.models import count_macs, count_parameters, load_model, save_model
 from kdprune.models.factories import check_model_arguments
 from kdprune.models.precision import cast_model
+
+# Training images by which channels are judged and normalization is measured anew.
+_EVIDENCE = 2048
 
 
 def train(run, node, folder):
@@ -93,6 +97,64 @@ def prune_weights(run, node, folder):
     # From the saved file, not from what was meant to be written.
     results["sparsity_by_layer"] = prune.layer_sparsity(load_model(folder / MODEL))
     return results, outputs
+
+
+def prune_channels(run, node, folder):
+    """Removes channels in steps, training what is left after each."""
+    step = itertools.count(1)
+
+    def fine_tune(model):
+        # Each step's training resumes by itself, in a folder of its own.
+        fitted, _ = fit_stage(run, node, folder / f"step-{next(step)}", lambda _: model)
+        model.set_weights(fitted.get_weights())
+
+    base, arguments = _cut_arguments(run, node)
+    steps = node.settings.steps
+    smaller = prune.prune_channels(base, steps=steps, fine_tune=fine_tune, **arguments)
+    fitted, results = fit_stage(run, node, folder, lambda _: smaller)
+    results, outputs = _save(fitted, folder, results)
+    results["channels_by_layer"] = _widths(base, load_model(folder / MODEL))
+    return results, outputs
+
+
+def plan_channels(run, node):
+    """The `prune.ChannelPlan` of a node's first step, for a dry run."""
+    base, arguments = _cut_arguments(run, node)
+    return prune.plan_channels(base, **arguments)
+
+
+def _cut_arguments(run, node):
+    """The model that a node cuts, and how, for `prune.prune_channels`."""
+    settings = node.settings
+    train = run.dataset.train
+    chosen = np.random.default_rng(settings.seed).permutation(len(train))[:_EVIDENCE]
+    images = to_float(train.images[chosen])
+
+    def measure_bytes(model):
+        calibration = run.dataset.calibration.images
+        return len(export.convert_tflite(model, "int8", calibration))
+
+    return load_node(run, parent_of(node, "from_")), {
+        **settings.target(),
+        "importance": settings.importance,
+        "scope": settings.scope,
+        "round_to": settings.round_to,
+        "ignore": settings.ignore,
+        "data": (images, train.labels[chosen]),
+        "measure_bytes": measure_bytes,
+    }
+
+
+def _widths(before, after):
+    """`{layer: [filters before, filters after]}` of the layers that were cut."""
+    widths = {}
+    for layer in after.layers:
+        kernel = getattr(layer, "kernel", None)
+        if kernel is not None:
+            was = before.get_layer(layer.name).kernel.shape[-1]
+            if kernel.shape[-1] != was:
+                widths[layer.name] = [int(was), int(kernel.shape[-1])]
+    return widths
 
 
 def quantize_model(run, node, folder):
@@ -180,6 +242,27 @@ def evaluate_models(run, node, folder):
     return {entry["path"]: entry["accuracy"] for entry in entries}, outputs
 
 
+def write_kit(run, node, folder):
+    """Writes the flagship's ship kit, with what was measured of it."""
+    for left in [path for path in folder.iterdir() if path.is_dir()]:
+        shutil.rmtree(left)
+    content = {
+        dtype: (run.folder / f"model_{dtype}.tflite").read_bytes()
+        for dtype in ("int8", "uint8")
+    }
+    kit = folder / node.settings.name
+    export.write_kit(
+        kit,
+        **content,
+        classes=run.dataset.classes,
+        name=node.settings.name,
+        version=node.settings.version,
+        metrics=records.read_json(run.folder / "metrics.json"),
+    )
+    print(f"kit: {kit}", flush=True)
+    return {}, sorted(f"{kit.name}/{path.name}" for path in kit.iterdir())
+
+
 def write_report(run, node, folder):
     """Draws `report.md` and the plots of the run."""
     from kdprune import report
@@ -195,9 +278,11 @@ STAGES = {
     "soft_labels": soft_labels,
     "distill": train,
     "prune": prune_weights,
+    "prune_channels": prune_channels,
     "quantize": quantize_model,
     "export": export_files,
     "evaluate": evaluate_models,
+    "kit": write_kit,
     "report": write_report,
 }
 
@@ -218,6 +303,12 @@ def check(nodes, run):
                     f"{key}: expected a model at {path}: none there"
                 )
             load_fitting(path, run.dataset)
+        importance = getattr(node.settings, "importance", None)
+        if importance is not None and importance not in prune.IMPORTANCES:
+            raise ValueError(
+                f"{key}.importance: expected one of {', '.join(prune.IMPORTANCES)}, "
+                f"got {importance!r}"
+            )
         try:
             losses = distill.as_soft_losses(soft_losses_of(node.settings))
         except ValueError as error:

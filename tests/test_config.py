@@ -67,7 +67,8 @@ def test_every_recipe_that_is_shipped_is_valid(path):
          "stages.teacher.training.epochs: expected greater than or equal to 1, got 0"),
         ("stages.pruned.sparsity", 1.5, "stages.pruned.sparsity: expected less than 1"),
         ("stages.pruned.from", "studnt", "stages.pruned.from: expected a stage of kind "
-         "train or load or distill or prune, got 'studnt'; did you mean 'student'?"),
+         "train or load or distill or prune or prune_channels, got 'studnt'; did you "
+         "mean 'student'?"),
         ("stages.page.from", "files", "stages.page.from: expected a stage of kind "
          "evaluate, got 'files', of kind export"),
         ("stages.teacher.kind", "trian", "stages.teacher.kind: expected one of train"),
@@ -105,6 +106,10 @@ def test_every_recipe_that_is_shipped_is_valid(path):
         ("stages.student.losses", [{"weight": 2}], "stages.student.losses"),
         ("stages.student.temperature", [[0, 4], [1, -1]], "stages.student.temperature"),
         ("stages.pruned.temperature", 2, "stages.pruned: `temperature` needs a `teac"),
+        ("stages.pruned", {"kind": "prune_channels", "from": "student", "ratio": 0.5,
+         "target_macs": 9, "training": {}}, "stages.pruned: expected one of ratio"),
+        ("stages.kit", {"kind": "kit", "from": "measured", "name": "k"},
+         "stages.kit: a kit is the flagship's"),
         ("seed", -1, "seed: expected greater than or equal to 0"),
     ],
 )  # fmt: skip

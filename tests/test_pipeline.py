@@ -1,6 +1,8 @@
 """The graph: matrix cells that share, what is skipped, what is run again."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -194,6 +196,50 @@ def test_a_trained_model_goes_on_from_its_weights_on_all_images(finished):
     )
     for old, new in zip(before, after, strict=True):
         np.testing.assert_allclose(old, new, atol=1e-5)
+
+
+def test_channels_are_removed_in_steps_and_the_rest_recovers(finished, capsys):
+    content = yaml.safe_load(RECIPE)
+    content["stages"]["slim"] = {
+        "kind": "prune_channels",
+        "from": "student",
+        "ratio": 0.5,
+        "round_to": 4,
+        "steps": 2,
+        "soft_labels": "soft",
+        "training": content["stages"]["student"]["training"],
+    }
+    text = pipeline.preview(parse_recipe(content), finished, until="slim")
+    assert "16 -> " in text and "parameters" in text and "MACs" in text
+    assert not (finished / "slim").exists()
+    pipeline.run(parse_recipe(content), finished, until="slim")
+    results = json.loads((finished / "slim" / "record.json").read_text())["results"]
+    before, after = (
+        load_model(finished / name / "model.keras") for name in ("student", "slim")
+    )
+    assert after.output_shape == before.output_shape
+    assert results["parameters"] == after.count_params() < before.count_params() / 2
+    widths = results["channels_by_layer"]
+    assert widths and all(now < was for was, now in widths.values())
+    # One history for each of the two times it was trained.
+    assert (finished / "slim" / "step-1" / "history.csv").exists()
+    assert (finished / "slim" / "history.csv").exists()
+    content["stages"]["slim"]["importance"] = "tylor"
+    with pytest.raises(ValueError, match="slim.importance: expected one of .*taylor"):
+        pipeline.run(parse_recipe(content), finished, until="slim")
+
+
+def test_the_flagships_kit_proves_itself(finished, tmp_path):
+    content = yaml.safe_load(RECIPE)
+    content["stages"]["kit"] = {"kind": "kit", "from": "measured", "name": "demo"}
+    pipeline.run(parse_recipe(content), finished, until="kit")
+    kit = finished / "kit" / "demo"
+    record = json.loads((finished / "kit" / "record.json").read_text())
+    assert {f"demo/{path.name}" for path in kit.iterdir()} == set(record["outputs"])
+    command = [sys.executable, "-I", str(kit / "selftest.py")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "shapes" in (kit / "MODEL_CARD.md").read_text()
 
 
 def test_a_damaged_output_is_made_again(finished):

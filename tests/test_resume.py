@@ -36,11 +36,23 @@ stages:
     sparsity: 0.6
     frequency: 3
     training: {<<: *training, select: last}
+  slim:
+    kind: prune_channels
+    from: student
+    ratio: 0.4
+    round_to: 4
+    steps: 2
+    soft_labels: soft
+    training: {<<: *training, augment: null}
   int8: {kind: quantize, from: student}
   sparse: {kind: quantize, from: pruned, method: qat, teacher: teacher,
     training: {<<: *training, ema: null}}
   files: {kind: export, from: [int8, sparse], max_disagreement: 0.5, max_drop: 0.5}
-  measured: {kind: evaluate, from: [teacher, student, pruned, files], latency: false}
+  measured:
+    kind: evaluate
+    from: [teacher, student, pruned, slim, files]
+    latency: false
+  kit: {kind: kit, from: measured, name: killed}
   page: {kind: report, from: measured}
 """
 STAGES = list(yaml.safe_load(RECIPE)["stages"])
@@ -80,7 +92,7 @@ def kill_in(stage, recipe, output):
     while time.monotonic() < deadline and process.poll() is None:
         begun = folder.exists() and any(folder.iterdir())
         if trains:
-            begun = any(folder.glob("checkpoints/epoch-*"))
+            begun = any(folder.rglob("checkpoints/epoch-*"))
         if stage == "soft":
             begun = (folder / "view-000.npy").exists()
         if begun:
@@ -122,8 +134,8 @@ def test_killed_in_every_stage_it_ends_bit_equal(recipe, uninterrupted, tmp_path
         if path.name in ARTIFACTS or path.suffix in (".npy", ".tflite"):
             assert same_content(path, other), path.relative_to(uninterrupted)
             compared += 1
-    # Models, stored logits, files for the runtime and the two at the top.
-    assert compared >= 3 + 3 + 3 + 4 + 2
+    # Models, stored logits, files for the runtime, the two at the top and the kit's.
+    assert compared >= 4 + 3 + 3 + 4 + 2 + 2
     assert accuracies(tmp_path) == accuracies(uninterrupted)
     assert not list(tmp_path.rglob("*partial*")), "half-written files were left"
 

@@ -13,6 +13,14 @@ Every key is checked before anything runs. Importing this needs no TensorFlow.
 
 from kdprune.config.loading import load_recipe, parse_recipe, set_key
 from kdprune.config.references import stage_order
-from kdprune.config.schema import KINDS, Recipe
+from kdprune.config.schema import KINDS, Recipe, names
 
-__all__ = ["KINDS", "Recipe", "load_recipe", "parse_recipe", "set_key", "stage_order"]
+__all__ = [
+    "KINDS",
+    "Recipe",
+    "load_recipe",
+    "names",
+    "parse_recipe",
+    "set_key",
+    "stage_order",
+]

@@ -5,7 +5,7 @@ import graphlib
 from kdprune.config.messages import nearest
 from kdprune.config.schema import names
 
-_FLOAT = ("train", "load", "distill", "prune")
+_FLOAT = ("train", "load", "distill", "prune", "prune_channels")
 _MODELS = (*_FLOAT, "quantize")
 _CELLS = (*_MODELS, "soft_labels", "export")
 # The kinds a stage may name under a key.
@@ -14,9 +14,11 @@ _ACCEPTS = {
     "soft_labels": ("soft_labels",),
     ("train", "from"): _FLOAT,
     ("prune", "from"): _FLOAT,
+    ("prune_channels", "from"): _FLOAT,
     ("quantize", "from"): _FLOAT,
     ("export", "from"): _MODELS,
     ("evaluate", "from"): (*_FLOAT, "export"),
+    ("kit", "from"): ("evaluate",),
     ("report", "from"): ("evaluate",),
 }
 
@@ -45,12 +47,17 @@ def check_references(recipe):
 
 def _check_measured(recipe):
     """What is named for the end of the run must be measured there, and once."""
-    for kind in ("evaluate", "report"):
+    for kind in ("evaluate", "kit", "report"):
         names = [name for name, stage in recipe.stages.items() if stage.kind == kind]
         if len(names) > 1:
             raise ValueError(
                 f"stages.{names[1]}: expected one stage of kind {kind}, got "
                 f"{', '.join(names)}"
+            )
+        if kind == "kit" and names and not recipe.flagship:
+            raise ValueError(
+                f"stages.{names[0]}: a kit is the flagship's; expected `flagship` in "
+                "the recipe, got none"
             )
     measured = {
         other

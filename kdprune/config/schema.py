@@ -8,6 +8,7 @@ Share = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
 Weight = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, pydantic.Field(gt=0.0)]
 Count = Annotated[int, pydantic.Field(ge=1, strict=True)]
+_TARGETS = ("ratio", "target_macs", "target_parameters", "target_bytes", "threshold")
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**31, strict=True)]
 # Points (share of training, value), between which a value moves in straight lines.
 Place = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
@@ -245,6 +246,41 @@ class Prune(_Taught):
         return [self.from_, *super().parents()]
 
 
+class PruneChannels(_Taught):
+    """Removes channels, and trains what is left to recover."""
+
+    kind: Literal["prune_channels"]
+    from_: Name = pydantic.Field(alias="from")
+    ratio: Annotated[float, pydantic.Field(gt=0.0, lt=1.0)] | None = None
+    target_macs: Count | None = None
+    target_parameters: Count | None = None
+    target_bytes: Count | None = None
+    threshold: Positive | None = None
+    importance: str = "l2"
+    scope: Literal["global", "local"] = "global"
+    round_to: Count = 8
+    ignore: tuple[str, ...] = ()
+    steps: Count = 1
+    training: Training
+
+    @pydantic.model_validator(mode="after")
+    def _one_target(self):
+        if len(self.target()) != 1:
+            raise ValueError(
+                f"expected one of {', '.join(_TARGETS)}, got "
+                f"{', '.join(self.target()) or 'none'}"
+            )
+        return self
+
+    def target(self):
+        """How far to cut, as `prune.plan_channels` takes it."""
+        given = {name: getattr(self, name) for name in _TARGETS}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def parents(self):
+        return [self.from_, *super().parents()]
+
+
 class Quantize(_Taught):
     """Prepares a model for int8: after training, or by training with it."""
 
@@ -297,6 +333,18 @@ class Evaluate(_Stage):
         return list(self.from_)
 
 
+class Kit(_Stage):
+    """Writes the flagship's ship kit: a folder for those who build it in."""
+
+    kind: Literal["kit"]
+    from_: Name = pydantic.Field(alias="from")
+    name: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+    version: str = "1"
+
+    def parents(self):
+        return [self.from_]
+
+
 class Report(_Stage):
     """Draws tables and plots from the measurements."""
 
@@ -308,7 +356,17 @@ class Report(_Stage):
 
 
 Stage = Annotated[
-    Train | Load | SoftLabels | Distill | Prune | Quantize | Export | Evaluate | Report,
+    Train
+    | Load
+    | SoftLabels
+    | Distill
+    | Prune
+    | PruneChannels
+    | Quantize
+    | Export
+    | Evaluate
+    | Kit
+    | Report,
     pydantic.Field(discriminator="kind"),
 ]
 KINDS = {

@@ -97,9 +97,10 @@ class Distiller(keras.Model):
             [output.shape for output in model.outputs[1:]]
             for model in (self._tapped_teacher, self._tapped_student)
         ]
-        named = [loss.name for loss in self.soft_losses if loss.of_features]
-        for name, part in zip(named, self._feature_slices, strict=True):
-            made = FEATURE_LOSSES[name](shapes[0][part], shapes[1][part], name=name)
+        of_features = [loss for loss in self.soft_losses if loss.of_features]
+        for loss, part in zip(of_features, self._feature_slices, strict=True):
+            given = {"name": loss.name, **loss.arguments}
+            made = FEATURE_LOSSES[loss.name](shapes[0][part], shapes[1][part], **given)
             self.feature_losses.append(made)
 
     def compile(

@@ -105,6 +105,15 @@ def test_each_loss_of_features_trains_the_student_alone(data, name):
     assert made.predict(images, verbose=0).shape == (64, 4)
 
 
+def test_a_loss_of_features_takes_its_own_arguments(data):
+    loss = {"name": "contrastive", "temperature": 0.5}
+    warm, usual = (
+        step(distiller(losses=[given], soft_weight=1.0), *data)["loss"]
+        for given in (loss, "contrastive")
+    )
+    assert warm < usual
+
+
 def test_what_a_hint_learns_is_not_saved_with_the_student(data, tmp_path):
     made = distiller(losses=["hint"])
     made.fit(*data, verbose=0)
