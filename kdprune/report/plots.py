@@ -25,9 +25,11 @@ from kdprune.report.style import (
     Plot,
     add_key,
     clip,
+    clip_all,
     format_key,
     look,
     new_figure,
+    room_for,
 )
 from kdprune.report.text import accuracy_text, difference_text, slug
 from kdprune.report.tradeoffs import plot_latency, plot_size
@@ -79,7 +81,8 @@ def plot_accuracy(run: Run) -> Plot | None:
     models = [model for model in run.models if model.values("accuracy")]
     if not models:
         return None
-    figure, axes = new_figure(8.6, 1.3 + 0.36 * len(models))
+    names = clip_all([model.label for model in models])
+    figure, axes = new_figure(8.6 + room_for(names), 1.3 + 0.36 * len(models))
     baseline, flagship = run.find("baseline"), run.find("flagship")
     for row, model in enumerate(models):
         _draw_accuracy(axes, row, model)
@@ -99,7 +102,7 @@ def plot_accuracy(run: Run) -> Plot | None:
                 textcoords="offset points",
                 **strong,
             )
-    axes.set_yticks(range(len(models)), [clip(model.label) for model in models])
+    axes.set_yticks(range(len(models)), names)
     if flagship in models:
         axes.get_yticklabels()[models.index(flagship)].set_weight("bold")
     axes.set_ylim(len(models) - 0.4, -0.6)

@@ -24,7 +24,9 @@ from kdprune.report.style import (
     Plot,
     add_key,
     clip,
+    clip_all,
     new_figure,
+    room_for,
 )
 from kdprune.report.text import percent, points, slug
 
@@ -64,7 +66,8 @@ def draw_study(run: Run) -> dict[str, Plot]:
 def plot_differences(rows: Sequence[Comparison]) -> Plot:
     """Draws each row's difference to its baseline with the interval of its test."""
     lines = _with_headings(rows)
-    figure, axes = new_figure(8.6, 1.3 + 0.3 * len(lines))
+    names = _name_lines(lines)
+    figure, axes = new_figure(8.6 + room_for(names), 1.3 + 0.3 * len(lines))
     limits = _limits(rows)
     for place, line in enumerate(lines):
         if isinstance(line, Comparison):
@@ -72,7 +75,7 @@ def plot_differences(rows: Sequence[Comparison]) -> Plot:
     axes.axvline(0, color="black", linewidth=1, zorder=1)
     axes.set_xlim(*limits)
     axes.set_ylim(len(lines) - 0.4, -0.6)
-    axes.set_yticks(range(len(lines)), [_name(line) for line in lines])
+    axes.set_yticks(range(len(lines)), names)
     for label, line in zip(axes.get_yticklabels(), lines, strict=True):
         if isinstance(line, Model):
             label.set(style="italic", color=GREY)
@@ -113,11 +116,15 @@ def plot_grid(grid: Grid) -> Plot:
             label.set(ha="right", rotation_mode="anchor")
     axes.grid(False)
     axes.tick_params(length=0)
-    axes.set_title(f"{clip(grid.name)}: points above the baseline")
+    baseline, note = _describe(grid)
+    title = f"{clip(grid.name)}: points above {clip(baseline)}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, weight="bold")
+    axes.set_title(note, weight="normal", fontsize=8.5, color=GREY)
     bar = figure.colorbar(image, ax=axes, aspect=25, pad=0.03)
     bar.set_label("points")
     bar.outline.set_visible(False)
-    return Plot(_grid_caption(grid), figure)
+    caption = f"Points of {grid.name} above {baseline} by {grid.rows.key} and "
+    return Plot(f"{caption}{grid.columns.key}", figure)
 
 
 def _with_headings(rows: Sequence[Comparison]) -> list[Comparison | Model]:
@@ -132,10 +139,15 @@ def _with_headings(rows: Sequence[Comparison]) -> list[Comparison | Model]:
     return lines
 
 
-def _name(line: Comparison | Model) -> str:
-    if isinstance(line, Comparison):
-        return clip(line.model.label)
-    return f"against {clip(line.label)}, {len(line.values('accuracy'))} seeds"
+def _name_lines(lines: Sequence[Comparison | Model]) -> list[str]:
+    models = [line if isinstance(line, Model) else line.model for line in lines]
+    names = clip_all([model.label for model in models])
+    return [
+        f"against {name}, {len(line.values('accuracy'))} seeds"
+        if isinstance(line, Model)
+        else name
+        for name, line in zip(names, lines, strict=True)
+    ]
 
 
 def _limits(rows: Sequence[Comparison]) -> tuple[float, float]:
@@ -204,13 +216,12 @@ def _cell_text(cell: Comparison) -> tuple[str, bool]:
     return points(cell.difference) + spread, cell.verdict in (HELPS, HURTS)
 
 
-def _grid_caption(grid: Grid) -> str:
-    cells = grid.cells.values()
-    baseline = next(iter(cells)).baseline.label
-    caption = f"{grid.name}, points above {baseline} by {grid.rows.key} and "
-    caption += grid.columns.key
+def _describe(grid: Grid) -> tuple[str, str]:
+    """What a grid is held against, and how its cells are to be read."""
+    cells = list(grid.cells.values())
+    notes = []
     if any(cell.model.deviation("accuracy") is not None for cell in cells):
-        caption += ", ± the deviation over its seeds"
+        notes.append("± deviation over the seeds")
     if any(cell.outcome for cell in cells):
-        caption += "; bold where it is more than noise"
-    return caption
+        notes.append("bold: more than noise")
+    return cells[0].baseline.label, "; ".join(notes)

@@ -67,6 +67,19 @@ def clip(name: str, length: int = 30) -> str:
     return f"{name[: length // 2]}…{name[-(length - length // 2 - 1) :]}"
 
 
+def clip_all(names: Sequence[str], length: int = 30) -> list[str]:
+    """Shortens names alike, no further than leaves them distinct."""
+    longest = max(map(len, names), default=0)
+    while length < longest and len({clip(n, length) for n in names}) < len({*names}):
+        length += 5
+    return [clip(name, length) for name in names]
+
+
+def room_for(names: Sequence[str], length: int = 30) -> float:
+    """Returns the inches that names need beyond those of the usual length."""
+    return 0.075 * max(0, max(map(len, names), default=0) - length)
+
+
 def add_key(figure: Figure, handles: Sequence[Artist]) -> None:
     """Explains the marks in a line under the axes."""
     if handles:

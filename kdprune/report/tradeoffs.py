@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 from matplotlib.lines import Line2D
@@ -16,7 +17,7 @@ from kdprune.report.style import (
     REFERENCE_MARKER,
     Plot,
     add_key,
-    clip,
+    clip_all,
     format_key,
     look,
     new_figure,
@@ -87,7 +88,11 @@ def _both(run, field):
 
 def _scatter_points(models, field, references):
     """Returns (x, y, name) of each model, then of each reference."""
-    points = [(m.mean(field), 100 * m.mean("accuracy"), clip(m.label)) for m in models]
+    names = clip_all([model.label for model in models])
+    points = [
+        (model.mean(field), 100 * model.mean("accuracy"), name)
+        for model, name in zip(models, names, strict=True)
+    ]
     if references:
         points += [(getattr(r, field), 100 * r.accuracy, r.name) for r in MLPERF_TINY]
     return points
@@ -143,7 +148,7 @@ def _name_points(axes, models, field, references, obstacles, flagship):
     place_labels(
         axes,
         [points[group[0]][:2] for group in groups],
-        ["\n".join(names[i] for i in group) for group in groups],
+        [_join_names(group, names, models) for group in groups],
         obstacles=[*obstacles, *(point[:2] for point in points)],
         styles=[
             {"fontsize": 8.5}
@@ -151,6 +156,18 @@ def _name_points(axes, models, field, references, obstacles, flagship):
             for group in groups
         ],
     )
+
+
+def _join_names(group, names, models):
+    """Writes a group's names; the cells of a study's model are counted instead."""
+    cells = Counter(models[i].name for i in group if i < len(models))
+    lines = [
+        f"{models[i].name}, {cells[models[i].name]} cells"
+        if i < len(models) and cells[models[i].name] > 2
+        else names[i]
+        for i in group
+    ]
+    return "\n".join(dict.fromkeys(lines))
 
 
 def _group_near(places, distance):
