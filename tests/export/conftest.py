@@ -1,11 +1,11 @@
-"""A small trained model as the two files that a kit is made of."""
+"""A small trained model as the two files that a kit is made of, and the kit."""
 
 import numpy as np
 import pytest
 import tf_keras as keras
 
 from kdprune.data import shapes
-from kdprune.export import convert_tflite
+from kdprune.export import convert_tflite, write_kit
 from kdprune.models import build_model
 
 
@@ -29,3 +29,46 @@ def pair():
         dtype: convert_tflite(model, dtype, split.images[:50])
         for dtype in ("int8", "uint8")
     }
+
+
+@pytest.fixture(scope="session")
+def metrics():
+    """What a card shows, in the form of `metrics.json`."""
+    return {
+        "command": "kdprune run shapes.yaml",
+        "dataset": {"source": "shapes (generated, seed 0)", "sizes": {"train": 500}},
+        "machine": {"processor": "A Processor"},
+        "flagship": "student_int8",
+        "models": [
+            {"name": "teacher", "dtype": "float32", "accuracy": 0.9, "macs": 12345678},
+            {
+                "name": "student_int8",
+                "dtype": "int8",
+                "accuracy": 0.8125,
+                "accuracy_ci": [0.79, 0.83],
+                "bytes": 98496,
+                "bytes_gzip": 87654,
+                "latency_ms_p50": 0.1234,
+                "latency_ms_p90": 0.2345,
+                "threads": 1,
+                "resolver": "xnnpack",
+                "per_class": [0.9, 0.4, *[0.9] * 8],
+                "ece": 0.031,
+            },
+        ],
+    }
+
+
+@pytest.fixture(scope="session")
+def kit(pair, shape_images, metrics, tmp_path_factory):
+    """A kit's folder; not to be changed."""
+    folder = tmp_path_factory.mktemp("kits") / "kit"
+    write_kit(
+        folder,
+        **pair,
+        classes=shapes.CLASSES,
+        name="shapes-8",
+        images=shape_images[:15],
+        metrics=metrics,
+    )
+    return folder

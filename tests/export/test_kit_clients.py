@@ -13,20 +13,13 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.compiled_model import CompiledModel
 
 from kdprune.data.shapes import CLASSES
-from kdprune.export import selftest, write_kit
+from kdprune.export import selftest
 from kdprune.export.micro import measure_arena
 
 ROOT = Path(__file__).resolve().parents[2]
 HAS_MEDIAPIPE = "import importlib.util as u; assert u.find_spec('mediapipe')"
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def kit(pair, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clients") / "kit"
-    write_kit(folder, **pair, classes=CLASSES, name="shapes")
-    return folder
 
 
 @pytest.fixture(scope="module")
