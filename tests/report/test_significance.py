@@ -18,6 +18,7 @@ SAMPLES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Precision loss")  # scipy's, of equal values
 @pytest.mark.parametrize("name", SAMPLES)
 def test_welch_agrees_with_scipy(name):
     ours, theirs = SAMPLES[name]

@@ -11,6 +11,7 @@ from matplotlib.colors import to_rgb
 
 from kdprune.report import write_report
 from kdprune.report.grid import find_grids
+from kdprune.report.plots import draw_plots
 from kdprune.report.read import read_run
 from kdprune.report.study import HELPS, HURTS, NOISE, UNTESTED, compare
 from kdprune.report.study_plots import VERDICTS, draw_study
@@ -132,7 +133,7 @@ def test_one_comparison_needs_no_correction(records):
     assert row.outcome.p == pytest.approx(expected.pvalue)
 
 
-def test_a_hurting_model_counts_for_nothing_less_when_many_are_tested(records):
+def test_more_tests_make_each_p_larger_and_each_interval_wider(records):
     add_scores(records)
     alone = compare(records.run()).rows
     for number in range(12):
@@ -343,10 +344,8 @@ def test_a_grid_of_one_seed_is_drawn_without_tests(records):
     run = add_grid(records, seeds=1).run()
     plots = draw_study(run)
     assert list(plots) == ["study-student"]
-    assert all(
-        "±" not in text.get_text()
-        for text in plots["study-student"].figure.axes[0].texts
-    )
+    texts = plots["study-student"].figure.axes[0].texts
+    assert not any("±" in text.get_text() for text in texts)
     page = write_page(run, {name: plot.caption for name, plot in plots.items()})
     text = page.split(HEADING)[1]
     assert "Not tested: student, 6 cells (fewer than two seeds)." in text
@@ -424,10 +423,21 @@ def test_texts_of_the_plots_do_not_touch(records, text_faults):
     assert len(plots) == 2
     for name, plot in plots.items():
         assert text_faults(plot.figure) == [], name
-    names = [
-        label.get_text() for label in plots["study"].figure.axes[0].get_yticklabels()
-    ]
-    assert len(set(names)) == 9
+    labels = plots["study"].figure.axes[0].get_yticklabels()
+    assert len({label.get_text() for label in labels}) == 9
+
+
+def test_many_cells_can_be_told_apart_or_are_counted_in_the_other_plots(records):
+    for temperature, weight in itertools.product(TEMPERATURES, WEIGHTS):
+        axes = f"--temperature={temperature}--soft_weight={weight}"
+        size = {"bytes": 318_144, "bytes_gzip": 290_000}
+        records.add("student", 0.64, axes=axes, entry=size)
+    records.add("alone", 0.6, entry=size)
+    plots = draw_plots(records.run())
+    labels = plots["accuracy"].figure.axes[0].get_yticklabels()
+    assert len({label.get_text() for label in labels}) == 7
+    named = {text.get_text() for text in plots["size"].figure.axes[0].texts}
+    assert {"student, 6 cells", "alone"} <= named
 
 
 def test_the_report_embeds_the_plots_in_the_section(records):
@@ -438,4 +448,3 @@ def test_the_report_embeds_the_plots_in_the_section(records):
         assert f"(plots/{name}.png)" in after and f"(plots/{name}.png)" not in before
         for form in ("png", "svg"):
             assert (records.folder / f"plots/{name}.{form}").is_file()
-    assert "student, 3 cells" not in before
