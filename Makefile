@@ -8,7 +8,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 
 # The first of these that is a Python 3.10 to 3.13 with venv is used. A command of
 # that name is not enough: version managers leave shims that only print an error.
-PYTHON := python3.13 python3.12 python3.11 python3.10 python3
+# 3.12 comes first, since TFLite Micro has wheels for 3.11 and 3.12 alone.
+PYTHON := python3.12 python3.11 python3.13 python3.10 python3
 SUITABLE := import sys, venv, ensurepip; \
     sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 
@@ -27,7 +28,7 @@ demo: $(VENV)/.package ## install, then run the quickstart recipe into runs/quic
 test: $(VENV)/.test ## install, then run the fast tests (ARGS="..." goes to pytest)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-slow: $(VENV)/.test ## install, then run the tests that train and convert
+test-slow: $(VENV)/.test $(VENV)-clients/.installed ## install, then run the tests that train and convert
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(VENV)/.lint ## check style and formatting
@@ -35,7 +36,7 @@ lint: $(VENV)/.lint ## check style and formatting
 	$(BIN)/ruff format --check .
 
 clean: ## remove .venv, builds and caches; runs/ is kept
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-clients build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
 	find kdprune scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: a step is repeated when what it depends on is newer, or was interrupted.
@@ -57,7 +58,16 @@ $(VENV)/.package: $(VENV)/.created $(PACKAGE)
 
 $(VENV)/.test: $(VENV)/.package
 	@echo "Installing what the tests need"
-	@$(PIP) --editable ".[test]"
+	@$(PIP) --editable ".[test,micro]"
+	@touch $@
+
+# MediaPipe, which Android apps use, does not install beside the package.
+$(VENV)-clients/.installed: $(VENV)/.created tests/export/clients.txt
+	@echo "Installing what plays the Android app into $(VENV)-clients"
+	@$(BIN)/python -m venv --clear $(VENV)-clients
+	@$(VENV)-clients/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --requirement tests/export/clients.txt \
+	    || echo "MediaPipe can't be installed here: its tests are skipped"
 	@touch $@
 
 # Checking style needs ruff alone, not the package with TensorFlow.
