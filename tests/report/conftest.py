@@ -1,7 +1,51 @@
-"""What the tests of several plots share: how well their texts can be read."""
+"""What several tests share: hand-made records, and how well a plot can be read."""
+
+import json
 
 import pytest
 from matplotlib.text import Text
+
+from kdprune.report.read import read_run
+
+
+class Records:
+    """Writes a run's records as the pipeline does, as far as a study needs them."""
+
+    def __init__(self, folder):
+        self.folder, self.entries = folder, []
+
+    def add(self, name, accuracies, *, axes="", stage=None, entry=(), **record):
+        """A model of one or several seeds; a single number for one without seed."""
+        single = not isinstance(accuracies, tuple)
+        for seed, accuracy in enumerate((accuracies,) if single else accuracies, 1):
+            folder = f"{stage or name}{axes}" + ("" if single else f"--seed={seed}")
+            self.entries.append(
+                {
+                    "name": name,
+                    "stage": folder,
+                    "format": "keras",
+                    "dtype": "float32",
+                    "accuracy": accuracy,
+                    "parameters": 77_706,
+                    **dict(entry),
+                }
+            )
+            validation = None if accuracy is None else accuracy + 0.01
+            content = {"kind": "distill", "results": {"val_accuracy": validation}}
+            (self.folder / folder).mkdir(exist_ok=True)
+            path = self.folder / folder / "record.json"
+            path.write_text(json.dumps({**content, **record}))
+        return self
+
+    def run(self, baseline="alone"):
+        content = {"schema": 1, "baseline": baseline, "models": self.entries}
+        (self.folder / "metrics.json").write_text(json.dumps(content))
+        return read_run(self.folder)
+
+
+@pytest.fixture
+def records(tmp_path):
+    return Records(tmp_path)
 
 
 @pytest.fixture

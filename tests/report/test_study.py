@@ -1,18 +1,11 @@
 """A study in the report: what is tested against what, and how it is shown."""
 
-import itertools
-import json
 import math
 
 import numpy as np
 import pytest
 import scipy.stats
-from matplotlib.colors import to_rgb
 
-from kdprune.report import write_report
-from kdprune.report.grid import find_grids
-from kdprune.report.plots import draw_plots
-from kdprune.report.read import read_run
 from kdprune.report.study import HELPS, HURTS, NOISE, UNTESTED, compare
 from kdprune.report.study_plots import VERDICTS, draw_study
 from kdprune.report.tables import write_page
@@ -24,46 +17,6 @@ SCORES = {
     "dist": (0.8721, 0.8690, 0.8719),
     "hints": (0.8630, 0.8642, 0.8621),
 }
-
-
-class Records:
-    """Writes a run's records as the pipeline does, as far as a study needs them."""
-
-    def __init__(self, folder):
-        self.folder, self.entries = folder, []
-
-    def add(self, name, accuracies, *, axes="", stage=None, entry=(), **record):
-        """A model of one or several seeds; a single number for one without seed."""
-        single = not isinstance(accuracies, tuple)
-        for seed, accuracy in enumerate((accuracies,) if single else accuracies, 1):
-            folder = f"{stage or name}{axes}" + ("" if single else f"--seed={seed}")
-            self.entries.append(
-                {
-                    "name": name,
-                    "stage": folder,
-                    "format": "keras",
-                    "dtype": "float32",
-                    "accuracy": accuracy,
-                    "parameters": 77_706,
-                    **dict(entry),
-                }
-            )
-            validation = None if accuracy is None else accuracy + 0.01
-            content = {"kind": "distill", "results": {"val_accuracy": validation}}
-            (self.folder / folder).mkdir(exist_ok=True)
-            path = self.folder / folder / "record.json"
-            path.write_text(json.dumps({**content, **record}))
-        return self
-
-    def run(self, baseline="alone"):
-        content = {"schema": 1, "baseline": baseline, "models": self.entries}
-        (self.folder / "metrics.json").write_text(json.dumps(content))
-        return read_run(self.folder)
-
-
-@pytest.fixture
-def records(tmp_path):
-    return Records(tmp_path)
 
 
 def add_scores(records):
@@ -274,122 +227,6 @@ def test_a_p_value_is_not_rounded_over_the_limit(records):
     assert rows_of(section(records.run()))["kl"][5:] == ["< 0.05", HELPS]
 
 
-TEMPERATURES, WEIGHTS = ("1", "4", "10"), ("0.5", "1.0")
-
-
-def grid_score(temperature, weight):
-    return 0.64 + 0.002 * (float(temperature) - 3) * float(weight)
-
-
-def add_grid(records, seeds=3, name="student", settings=True, cells=None):
-    """Cells in the order of their names, which is not that of their numbers."""
-    records.add("alone", (0.640, 0.642, 0.641)[:seeds] if seeds > 1 else 0.641)
-    for temperature, weight in cells or itertools.product(
-        sorted(TEMPERATURES), WEIGHTS
-    ):
-        at = grid_score(temperature, weight)
-        scores = tuple(at + 0.0005 * seed for seed in range(seeds))
-        own = {"temperature": float(temperature), "soft_weight": float(weight)}
-        records.add(
-            name,
-            scores if seeds > 1 else at,
-            axes=f"--temperature={temperature}--soft_weight={weight}",
-            settings={**own, "training": {"epochs": 3}} if settings else {},
-        )
-    return records
-
-
-def only_grid(run):
-    (grid,) = find_grids(compare(run), run)
-    return grid
-
-
-def test_a_grid_has_its_axes_in_the_order_of_their_numbers(records):
-    grid = only_grid(add_grid(records).run())
-    assert (grid.rows.key, grid.columns.key) == ("temperature", "soft_weight")
-    assert grid.rows.values == TEMPERATURES
-    assert grid.columns.values == WEIGHTS
-    assert grid.columns.texts == ("0.5", "1")
-    for cell, comparison in grid.cells.items():
-        expected = grid_score(*cell) + 0.0005 - 0.641
-        assert comparison.difference == pytest.approx(expected)
-
-
-def test_the_heat_map_is_centred_on_zero_and_writes_each_cell(records):
-    plot = draw_study(add_grid(records).run())["study-student"]
-    axes = plot.figure.axes[0]
-    (image,) = axes.images
-    low, high = image.get_clim()
-    assert low == -high
-    assert high == pytest.approx(100 * (grid_score("10", "1.0") + 0.0005 - 0.641))
-    assert to_rgb(image.cmap(0.5)) == pytest.approx((1, 1, 1), abs=0.02)
-    texts = {text.get_position(): text.get_text() for text in axes.texts}
-    assert len(texts) == 6
-    assert texts[1, 2] == f"{high:+.2f}\n± 0.05"
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "4", "10"]
-
-
-def test_cells_beyond_noise_are_bold(records):
-    run = add_grid(records).run()
-    grid = only_grid(run)
-    axes = draw_study(run)["study-student"].figure.axes[0]
-    for text in axes.texts:
-        column, row = text.get_position()
-        cell = grid.cells[TEMPERATURES[row], WEIGHTS[column]]
-        assert (text.get_weight() == "bold") == (cell.verdict in (HELPS, HURTS))
-    assert len({text.get_weight() for text in axes.texts}) == 2
-
-
-def test_a_grid_of_one_seed_is_drawn_without_tests(records):
-    run = add_grid(records, seeds=1).run()
-    plots = draw_study(run)
-    assert list(plots) == ["study-student"]
-    texts = plots["study-student"].figure.axes[0].texts
-    assert not any("±" in text.get_text() for text in texts)
-    page = write_page(run, {name: plot.caption for name, plot in plots.items()})
-    text = page.split(HEADING)[1]
-    assert "Not tested: student, 6 cells (fewer than two seeds)." in text
-    assert "plots/study-student.png" in text
-
-
-def test_a_missing_cell_of_a_grid_stays_empty(records):
-    cells = [("1", "0.5"), ("4", "0.5"), ("4", "1.0")]
-    plot = draw_study(add_grid(records, cells=cells).run())["study-student"]
-    axes = plot.figure.axes[0]
-    assert len(axes.texts) == 3
-    assert axes.images[0].get_array().mask.sum() == 1
-
-
-def test_values_unfit_for_a_folders_name_are_read_from_the_records(records):
-    records.add("alone", (0.64, 0.641))
-    ramps = {"_0_4_1_1_-0a1b2c": [[0, 4.0], [1, 1.0]], "4": 4.0}
-    for (folder, ramp), loss in itertools.product(ramps.items(), ("kl", "dkd")):
-        settings = {"temperature": ramp, "losses": [{"name": loss, "weight": 1.0}]}
-        axes = f"--temperature={folder}--losses={loss}"
-        records.add("student", (0.65, 0.652), axes=axes, settings=settings)
-    grid = only_grid(records.run())
-    assert grid.rows.texts == ("[[0, 4], [1, 1]]", "4")
-    assert grid.columns.texts == ("[name kl, weight 1]", "[name dkd, weight 1]")
-
-
-def test_a_later_stages_own_setting_is_not_taken_for_the_axis(records):
-    records.add("alone", (0.64, 0.641))
-    for temperature, weight in itertools.product(("1", "4"), WEIGHTS):
-        axes = f"--temperature={temperature}--soft_weight={weight}"
-        own = {"temperature": 2.0, "soft_weight": 0.9}
-        records.add("pruned", (0.63, 0.632), axes=axes, settings=own)
-    grid = only_grid(records.run())
-    assert grid.rows.texts == ("1", "4")
-    assert grid.columns.texts == WEIGHTS
-
-
-@pytest.mark.parametrize("axes", ["--a=1", "--a=1--b=2--c=3"])
-def test_one_axis_or_three_make_no_grid(records, axes):
-    records.add("alone", (0.64, 0.641)).add("student", (0.65, 0.652), axes=axes)
-    run = records.run()
-    assert find_grids(compare(run), run) == []
-
-
 def test_the_forest_tells_verdicts_by_place_shape_and_filling(records):
     run = add_scores(records).run()
     axes = draw_study(run)["study"].figure.axes[0]
@@ -414,37 +251,3 @@ def test_an_interval_too_wide_to_draw_ends_in_an_arrow(records):
     arrows = [line for line in axes.lines if line.get_marker() in "<>"]
     assert [float(line.get_xdata()[0]) for line in arrows] == [low, high]
     assert high - low < 10
-
-
-def test_texts_of_the_plots_do_not_touch(records, text_faults):
-    add_grid(records, name="student_with_a_long_name")
-    records.add("twice", (0.63, 0.65)).add("same", (0.640, 0.642, 0.641))
-    plots = draw_study(records.run())
-    assert len(plots) == 2
-    for name, plot in plots.items():
-        assert text_faults(plot.figure) == [], name
-    labels = plots["study"].figure.axes[0].get_yticklabels()
-    assert len({label.get_text() for label in labels}) == 9
-
-
-def test_many_cells_can_be_told_apart_or_are_counted_in_the_other_plots(records):
-    for temperature, weight in itertools.product(TEMPERATURES, WEIGHTS):
-        axes = f"--temperature={temperature}--soft_weight={weight}"
-        size = {"bytes": 318_144, "bytes_gzip": 290_000}
-        records.add("student", 0.64, axes=axes, entry=size)
-    records.add("alone", 0.6, entry=size)
-    plots = draw_plots(records.run())
-    labels = plots["accuracy"].figure.axes[0].get_yticklabels()
-    assert len({label.get_text() for label in labels}) == 7
-    named = {text.get_text() for text in plots["size"].figure.axes[0].texts}
-    assert {"student, 6 cells", "alone"} <= named
-
-
-def test_the_report_embeds_the_plots_in_the_section(records):
-    add_grid(records).run()
-    page = write_report(records.folder).read_text()
-    before, after = page.split(HEADING)
-    for name in ("study", "study-student"):
-        assert f"(plots/{name}.png)" in after and f"(plots/{name}.png)" not in before
-        for form in ("png", "svg"):
-            assert (records.folder / f"plots/{name}.{form}").is_file()

@@ -1,0 +1,163 @@
+"""A study on a grid of two axes: its heat map, and many cells in the other plots."""
+
+import itertools
+
+import pytest
+from matplotlib.colors import to_rgb
+
+from kdprune.report import write_report
+from kdprune.report.grid import find_grids
+from kdprune.report.plots import draw_plots
+from kdprune.report.study import HELPS, HURTS, compare
+from kdprune.report.study_plots import draw_study
+from kdprune.report.tables import write_page
+
+HEADING = "## Against the baseline"
+TEMPERATURES, WEIGHTS = ("1", "4", "10"), ("0.5", "1.0")
+
+
+def grid_score(temperature, weight):
+    return 0.64 + 0.002 * (float(temperature) - 3) * float(weight)
+
+
+def add_grid(records, seeds=3, name="student", settings=True, cells=None):
+    """Cells in the order of their names, which is not that of their numbers."""
+    records.add("alone", (0.640, 0.642, 0.641)[:seeds] if seeds > 1 else 0.641)
+    for temperature, weight in cells or itertools.product(
+        sorted(TEMPERATURES), WEIGHTS
+    ):
+        at = grid_score(temperature, weight)
+        scores = tuple(at + 0.0005 * seed for seed in range(seeds))
+        own = {"temperature": float(temperature), "soft_weight": float(weight)}
+        records.add(
+            name,
+            scores if seeds > 1 else at,
+            axes=f"--temperature={temperature}--soft_weight={weight}",
+            settings={**own, "training": {"epochs": 3}} if settings else {},
+        )
+    return records
+
+
+def only_grid(run):
+    (grid,) = find_grids(compare(run), run)
+    return grid
+
+
+def test_a_grid_has_its_axes_in_the_order_of_their_numbers(records):
+    grid = only_grid(add_grid(records).run())
+    assert (grid.rows.key, grid.columns.key) == ("temperature", "soft_weight")
+    assert grid.rows.values == TEMPERATURES
+    assert grid.columns.values == WEIGHTS
+    assert grid.columns.texts == ("0.5", "1")
+    for cell, comparison in grid.cells.items():
+        expected = grid_score(*cell) + 0.0005 - 0.641
+        assert comparison.difference == pytest.approx(expected)
+
+
+def test_the_heat_map_is_centred_on_zero_and_writes_each_cell(records):
+    plot = draw_study(add_grid(records).run())["study-student"]
+    axes = plot.figure.axes[0]
+    (image,) = axes.images
+    low, high = image.get_clim()
+    assert low == -high
+    assert high == pytest.approx(100 * (grid_score("10", "1.0") + 0.0005 - 0.641))
+    assert to_rgb(image.cmap(0.5)) == pytest.approx((1, 1, 1), abs=0.02)
+    texts = {text.get_position(): text.get_text() for text in axes.texts}
+    assert len(texts) == 6
+    assert texts[1, 2] == f"{high:+.2f}\n± 0.05"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "4", "10"]
+
+
+def test_cells_beyond_noise_are_bold(records):
+    run = add_grid(records).run()
+    grid = only_grid(run)
+    axes = draw_study(run)["study-student"].figure.axes[0]
+    for text in axes.texts:
+        column, row = text.get_position()
+        cell = grid.cells[TEMPERATURES[row], WEIGHTS[column]]
+        assert (text.get_weight() == "bold") == (cell.verdict in (HELPS, HURTS))
+    assert len({text.get_weight() for text in axes.texts}) == 2
+
+
+def test_a_grid_of_one_seed_is_drawn_without_tests(records):
+    run = add_grid(records, seeds=1).run()
+    plots = draw_study(run)
+    assert list(plots) == ["study-student"]
+    texts = plots["study-student"].figure.axes[0].texts
+    assert not any("±" in text.get_text() for text in texts)
+    page = write_page(run, {name: plot.caption for name, plot in plots.items()})
+    text = page.split(HEADING)[1]
+    assert "Not tested: student, 6 cells (fewer than two seeds)." in text
+    assert "plots/study-student.png" in text
+
+
+def test_a_missing_cell_of_a_grid_stays_empty(records):
+    cells = [("1", "0.5"), ("4", "0.5"), ("4", "1.0")]
+    plot = draw_study(add_grid(records, cells=cells).run())["study-student"]
+    axes = plot.figure.axes[0]
+    assert len(axes.texts) == 3
+    assert axes.images[0].get_array().mask.sum() == 1
+
+
+def test_values_unfit_for_a_folders_name_are_read_from_the_records(records):
+    records.add("alone", (0.64, 0.641))
+    ramps = {"_0_4_1_1_-0a1b2c": [[0, 4.0], [1, 1.0]], "4": 4.0}
+    for (folder, ramp), loss in itertools.product(ramps.items(), ("kl", "dkd")):
+        settings = {"temperature": ramp, "losses": [{"name": loss, "weight": 1.0}]}
+        axes = f"--temperature={folder}--losses={loss}"
+        records.add("student", (0.65, 0.652), axes=axes, settings=settings)
+    grid = only_grid(records.run())
+    assert grid.rows.texts == ("[[0, 4], [1, 1]]", "4")
+    assert grid.columns.texts == ("[name kl, weight 1]", "[name dkd, weight 1]")
+
+
+def test_a_later_stages_own_setting_is_not_taken_for_the_axis(records):
+    records.add("alone", (0.64, 0.641))
+    for temperature, weight in itertools.product(("1", "4"), WEIGHTS):
+        axes = f"--temperature={temperature}--soft_weight={weight}"
+        own = {"temperature": 2.0, "soft_weight": 0.9}
+        records.add("pruned", (0.63, 0.632), axes=axes, settings=own)
+    grid = only_grid(records.run())
+    assert grid.rows.texts == ("1", "4")
+    assert grid.columns.texts == WEIGHTS
+
+
+@pytest.mark.parametrize("axes", ["--a=1", "--a=1--b=2--c=3"])
+def test_one_axis_or_three_make_no_grid(records, axes):
+    records.add("alone", (0.64, 0.641)).add("student", (0.65, 0.652), axes=axes)
+    run = records.run()
+    assert find_grids(compare(run), run) == []
+
+
+def test_texts_of_the_plots_do_not_touch(records, text_faults):
+    add_grid(records, name="student_with_a_long_name")
+    records.add("twice", (0.63, 0.65)).add("same", (0.640, 0.642, 0.641))
+    plots = draw_study(records.run())
+    assert len(plots) == 2
+    for name, plot in plots.items():
+        assert text_faults(plot.figure) == [], name
+    labels = plots["study"].figure.axes[0].get_yticklabels()
+    assert len({label.get_text() for label in labels}) == 9
+
+
+def test_many_cells_can_be_told_apart_or_are_counted_in_the_other_plots(records):
+    for temperature, weight in itertools.product(TEMPERATURES, WEIGHTS):
+        axes = f"--temperature={temperature}--soft_weight={weight}"
+        size = {"bytes": 318_144, "bytes_gzip": 290_000}
+        records.add("student", 0.64, axes=axes, entry=size)
+    records.add("alone", 0.6, entry=size)
+    plots = draw_plots(records.run())
+    labels = plots["accuracy"].figure.axes[0].get_yticklabels()
+    assert len({label.get_text() for label in labels}) == 7
+    named = {text.get_text() for text in plots["size"].figure.axes[0].texts}
+    assert {"student, 6 cells", "alone"} <= named
+
+
+def test_the_report_embeds_the_plots_in_the_section(records):
+    add_grid(records).run()
+    page = write_report(records.folder).read_text()
+    before, after = page.split(HEADING)
+    for name in ("study", "study-student"):
+        assert f"(plots/{name}.png)" in after and f"(plots/{name}.png)" not in before
+        for form in ("png", "svg"):
+            assert (records.folder / f"plots/{name}.{form}").is_file()
