@@ -17,6 +17,7 @@ from kdprune.prune.magnitude import (
 )
 from kdprune.prune.memory import peak_activations
 from kdprune.prune.recalibrate import recalibrate_batch_norm
+from kdprune.prune.slimming import regularize_batch_norm
 
 __all__ = [
     "BlockPlan",
@@ -32,6 +33,7 @@ __all__ = [
     "prune_magnitude",
     "pruning_callbacks",
     "recalibrate_batch_norm",
+    "regularize_batch_norm",
     "remove_blocks",
     "sparsity_below",
     "strip_pruning",

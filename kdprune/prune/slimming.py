@@ -1,0 +1,48 @@
+"""Training that sorts channels: batch normalization's factors are pulled to zero."""
+
+import numpy as np
+import tf_keras as keras
+
+from kdprune.prune.channels.calls import Trace
+from kdprune.prune.channels.graph import ChannelGraph, Followed
+from kdprune.prune.channels.surgery import rebuild
+from kdprune.prune.walk import check_model
+
+
+def regularize_batch_norm(model, strength=1e-4):
+    """Makes a model whose batch normalization factors are trained towards zero.
+
+    Their absolute values, times `strength`, are added to the loss in training, so
+    that channels which are not needed show by a factor near zero; then prune with
+    `importance="bn_scale"`.
+
+    Reference: Liu et al., 2017, https://arxiv.org/abs/1708.06519, section 3.
+
+    Args:
+        model: A built Functional or Sequential model; left as it is.
+        strength: The weight of the penalty, 1e-5 to 1e-3 in most cases.
+
+    Returns:
+        A new model of the same weights, not compiled.
+
+    Raises:
+        ValueError: If the model has no graph or no batch normalization with
+            factors, or the strength is not positive.
+    """
+    check_model(model)
+    if not strength > 0:
+        raise ValueError(f"strength must be positive. Received: {strength}")
+    found = [
+        layer
+        for layer in model._flatten_layers()
+        if type(layer) is keras.layers.BatchNormalization and layer.scale
+    ]
+    if not found:
+        raise ValueError(
+            "the model must have batch normalization with scale=True. Received: "
+            f"{model.name!r} without"
+        )
+    penalty = keras.regularizers.L1(strength)
+    trace = Trace((), config=lambda kept: {"gamma_regularizer": penalty})
+    followed = {id(layer): Followed(layer, layer.name, [], trace) for layer in found}
+    return rebuild(ChannelGraph(model, followed, np.empty(0, np.int64), {}), ())
