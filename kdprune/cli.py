@@ -18,6 +18,7 @@ _ROLES = {
     "train_student": "the students trained alone (the baselines)",
     "distill": "the stages that distill a student",
     "prune": "the stages that prune",
+    "sensitivity": "the stages that measure what channels can be spared",
     "quantize": "the stages that quantize",
     "export": "the stages that write .tflite files and the ship kit",
     "evaluate": "the stages that measure on the test images",
@@ -25,7 +26,10 @@ _ROLES = {
 }
 
 # The kinds of stages, where a role is not one kind of its own name.
-_KINDS = {"prune": ("prune", "prune_channels"), "export": ("export", "kit")}
+_KINDS = {
+    "prune": ("prune", "prune_channels", "prune_blocks"),
+    "export": ("export", "kit"),
+}
 
 _DESCRIPTION = """Makes image classifiers small: distills, prunes, quantizes, proves.
 

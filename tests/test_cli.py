@@ -180,6 +180,8 @@ def test_a_dry_run_shows_the_stages_and_trains_nothing(capsys, tmp_path):
         ("train_teacher", {"teacher"}),
         ("train_student", {"student_alone"}),
         ("distill", {"student"}),
+        ("prune", {"pruned"}),
+        ("export", {"export", "kit"}),
         ("quantize", {"quantized", "pruned_quantized"}),
         ("report", {"report"}),
     ],

@@ -67,10 +67,10 @@ def test_every_recipe_that_is_shipped_is_valid(path):
          "stages.teacher.training.epochs: expected greater than or equal to 1, got 0"),
         ("stages.pruned.sparsity", 1.5, "stages.pruned.sparsity: expected less than 1"),
         ("stages.pruned.from", "studnt", "stages.pruned.from: expected a stage of kind "
-         "train or load or distill or prune or prune_channels, got 'studnt'; did you "
-         "mean 'student'?"),
+         "train or load or distill or prune"),
+        ("stages.pruned.from", "studnt", "got 'studnt'; did you mean 'student'?"),
         ("stages.page.from", "files", "stages.page.from: expected a stage of kind "
-         "evaluate, got 'files', of kind export"),
+         "evaluate or sensitivity, got 'files', of kind export"),
         ("stages.teacher.kind", "trian", "stages.teacher.kind: expected one of train"),
         ("stages.student.teacher", "teacher", "expected one of `teacher` and "
          "`soft_labels`, got both"),

@@ -229,6 +229,46 @@ def test_channels_are_removed_in_steps_and_the_rest_recovers(finished, capsys):
         pipeline.run(parse_recipe(content), finished, until="slim")
 
 
+def test_blocks_are_removed_and_groups_are_measured(tmp_path):
+    content = yaml.safe_load(RECIPE)
+    training = content["stages"]["alone"]["training"]
+    content = {"name": "blocks", "data": content["data"]}
+    content["stages"] = {
+        "net": {
+            "kind": "train",
+            "model": {"name": "resnet", "depth": 8, "filters": [4, 8, 8]},
+            "training": training,
+        },
+        "short": {
+            "kind": "prune_blocks",
+            "from": "net",
+            "count": 1,
+            "training": training,
+        },
+        "spare": {
+            "kind": "sensitivity",
+            "from": "net",
+            "ratios": [0.5],
+            "round_to": 2,
+        },
+        "measured": {"kind": "evaluate", "from": ["net", "short"], "latency": False},
+        "page": {"kind": "report", "from": ["measured", "spare"]},
+    }
+    pipeline.run(parse_recipe(content), tmp_path)
+    results = {
+        name: json.loads((tmp_path / name / "record.json").read_text())["results"]
+        for name in ("net", "short", "spare")
+    }
+    assert results["short"]["macs"] < results["net"]["macs"]
+    removed = [block for block in results["short"]["blocks"] if block["removed"]]
+    kept = {layer.name for layer in load_model(tmp_path / "short/model.keras").layers}
+    assert len(removed) == 1 and removed[0]["name"] not in kept
+    spare = results["spare"]
+    assert len(spare["groups"]) == len(spare["scores"]) > 2
+    assert spare["whole"] == pytest.approx(results["net"]["val_accuracy"], abs=0.06)
+    assert "spare" in (tmp_path / "report.md").read_text()
+
+
 def test_the_flagships_kit_proves_itself(finished, tmp_path):
     content = yaml.safe_load(RECIPE)
     content["stages"]["kit"] = {"kind": "kit", "from": "measured", "name": "demo"}

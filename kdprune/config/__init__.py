@@ -13,7 +13,9 @@ Every key is checked before anything runs. Importing this needs no TensorFlow.
 
 from kdprune.config.loading import load_recipe, parse_recipe, set_key
 from kdprune.config.references import stage_order
-from kdprune.config.schema import KINDS, Recipe, names
+from kdprune.config.schema import Recipe
+from kdprune.config.settings import names
+from kdprune.config.stages import KINDS
 
 __all__ = [
     "KINDS",

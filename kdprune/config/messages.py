@@ -5,7 +5,8 @@ from typing import get_args
 
 import pydantic
 
-from kdprune.config.schema import KINDS, Recipe
+from kdprune.config.schema import Recipe
+from kdprune.config.stages import KINDS
 
 
 def explain(error, content):

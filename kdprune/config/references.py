@@ -3,11 +3,11 @@
 import graphlib
 
 from kdprune.config.messages import nearest
-from kdprune.config.schema import names
+from kdprune.config.settings import names
 
-_FLOAT = ("train", "load", "distill", "prune", "prune_channels")
+_FLOAT = ("train", "load", "distill", "prune", "prune_channels", "prune_blocks")
 _MODELS = (*_FLOAT, "quantize")
-_CELLS = (*_MODELS, "soft_labels", "export")
+_CELLS = (*_MODELS, "soft_labels", "sensitivity", "export")
 # The kinds a stage may name under a key.
 _ACCEPTS = {
     "teacher": _FLOAT,
@@ -15,11 +15,13 @@ _ACCEPTS = {
     ("train", "from"): _FLOAT,
     ("prune", "from"): _FLOAT,
     ("prune_channels", "from"): _FLOAT,
+    ("prune_blocks", "from"): _FLOAT,
+    ("sensitivity", "from"): _FLOAT,
     ("quantize", "from"): _FLOAT,
     ("export", "from"): _MODELS,
     ("evaluate", "from"): (*_FLOAT, "export"),
     ("kit", "from"): ("evaluate",),
-    ("report", "from"): ("evaluate",),
+    ("report", "from"): ("evaluate", "sensitivity"),
 }
 
 

@@ -1,0 +1,272 @@
+"""The settings of each kind of stage."""
+
+from typing import Annotated, Literal, get_args
+
+import pydantic
+
+from kdprune.config.settings import (
+    Augment,
+    Count,
+    Model,
+    Name,
+    Positive,
+    Ratio,
+    Share,
+    StageSettings,
+    Taught,
+    Training,
+    names,
+)
+
+_TARGETS = ("ratio", "target_macs", "target_parameters", "target_bytes", "threshold")
+
+
+class Train(StageSettings):
+    """Trains a model on labels alone: a teacher, the baseline, or one further."""
+
+    kind: Literal["train"]
+    model: Model | None = None
+    from_: Name | None = pydantic.Field(default=None, alias="from")
+    training: Training = Training()
+
+    @pydantic.model_validator(mode="after")
+    def _one_start(self):
+        if (self.model is None) == (self.from_ is None):
+            raise ValueError(
+                "expected either `model` (a new one) or `from` (a stage whose model is "
+                "trained further)"
+            )
+        return self
+
+    def parents(self):
+        return [self.from_] if self.from_ else []
+
+
+class Load(StageSettings):
+    """Takes a model that is trained already, e.g. a given teacher."""
+
+    kind: Literal["load"]
+    file: str
+
+
+class SoftLabels(StageSettings):
+    """Stores a teacher's logits for augmentation views of the training images."""
+
+    kind: Literal["soft_labels"]
+    teacher: Name | tuple[Name, ...]
+    views: Count = 1
+    augment: Augment | None = None
+    precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
+
+    @pydantic.model_validator(mode="after")
+    def _views_differ(self):
+        if self.views > 1 and self.augment is None:
+            raise ValueError("several `views` need `augment`, or they are all alike")
+        return self
+
+    def parents(self):
+        return names(self.teacher)
+
+
+class Distill(Taught):
+    """Trains a student on labels and a teacher."""
+
+    kind: Literal["distill"]
+    model: Model
+
+    @pydantic.model_validator(mode="after")
+    def _has_teacher(self):
+        if not self.parents():
+            raise ValueError("expected `teacher` or `soft_labels`, got neither")
+        return self
+
+
+class Prune(Taught):
+    """Zeroes the smallest weights while training goes on."""
+
+    training: Training
+
+    kind: Literal["prune"]
+    from_: Name = pydantic.Field(alias="from")
+    sparsity: Share | None = None
+    beta: Annotated[float, pydantic.Field(gt=0.0, lt=1.0)] | None = None
+    schedule: Literal["polynomial", "constant"] = "polynomial"
+    begin: Share = 0.0
+    end: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 0.5
+    frequency: Count = 50
+    exclude: tuple[str, ...] = ()
+
+    @pydantic.model_validator(mode="after")
+    def _one_target(self):
+        if (self.sparsity is None) == (self.beta is None):
+            raise ValueError("expected one of `sparsity` and `beta`")
+        chosen = self.training
+        if chosen.select == "best" or chosen.patience:
+            # An epoch chosen for its accuracy is one before the zeros are there.
+            raise ValueError(
+                "`training` of a prune stage expects select: last and no patience"
+            )
+        if self.end <= self.begin:
+            raise ValueError(f"expected begin < end, got {self.begin} and {self.end}")
+        return self
+
+    def parents(self):
+        return [self.from_, *super().parents()]
+
+
+class PruneChannels(Taught):
+    """Removes channels, and trains what is left to recover."""
+
+    kind: Literal["prune_channels"]
+    from_: Name = pydantic.Field(alias="from")
+    ratio: Ratio | None = None
+    target_macs: Count | None = None
+    target_parameters: Count | None = None
+    target_bytes: Count | None = None
+    threshold: Positive | None = None
+    importance: str = "l2"
+    scope: Literal["global", "local"] = "global"
+    round_to: Count = 8
+    ignore: tuple[str, ...] = ()
+    steps: Count = 1
+    training: Training
+
+    @pydantic.model_validator(mode="after")
+    def _one_target(self):
+        if len(self.target()) != 1:
+            raise ValueError(
+                f"expected one of {', '.join(_TARGETS)}, got "
+                f"{', '.join(self.target()) or 'none'}"
+            )
+        return self
+
+    def target(self):
+        """How far to cut, as `prune.plan_channels` takes it."""
+        given = {name: getattr(self, name) for name in _TARGETS}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def parents(self):
+        return [self.from_, *super().parents()]
+
+
+class PruneBlocks(Taught):
+    """Removes residual blocks, and trains what is left to recover."""
+
+    kind: Literal["prune_blocks"]
+    from_: Name = pydantic.Field(alias="from")
+    count: Count
+    rank: Literal["loss", "angle"] = "loss"
+    training: Training
+
+    def parents(self):
+        return [self.from_, *super().parents()]
+
+
+class Sensitivity(StageSettings):
+    """Measures what each group of channels can spare, without training."""
+
+    kind: Literal["sensitivity"]
+    from_: Name = pydantic.Field(alias="from")
+    ratios: tuple[Ratio, ...] = pydantic.Field(default=(0.25, 0.5, 0.75), min_length=1)
+    importance: str = "l2"
+    round_to: Count = 8
+    ignore: tuple[str, ...] = ()
+
+    def parents(self):
+        return [self.from_]
+
+
+class Quantize(Taught):
+    """Prepares a model for int8: after training, or by training with it."""
+
+    kind: Literal["quantize"]
+    from_: Name = pydantic.Field(alias="from")
+    method: Literal["ptq", "qat"] = "ptq"
+    preserve_sparsity: bool | Literal["auto"] = "auto"
+
+    @pydantic.model_validator(mode="after")
+    def _trains_or_not(self):
+        given = {"training", "teacher", "soft_labels"} & self.model_fields_set
+        if self.method == "ptq" and given:
+            raise ValueError(
+                f"method ptq trains nothing, got `{sorted(given)[0]}`; remove it, or "
+                "set method: qat"
+            )
+        if self.method == "qat" and "training" not in given:
+            raise ValueError(
+                "method qat expects `training`, with a learning rate about a hundredth "
+                "of the one the model was trained with"
+            )
+        return self
+
+    def parents(self):
+        return [self.from_, *super().parents()]
+
+
+class Export(StageSettings):
+    """Writes and checks `.tflite` files."""
+
+    kind: Literal["export"]
+    from_: tuple[Name, ...] = pydantic.Field(alias="from", min_length=1)
+    max_disagreement: Share = 0.05
+    max_drop: Share = 0.01
+
+    def parents(self):
+        return list(self.from_)
+
+
+class Evaluate(StageSettings):
+    """Scores models and files on the test images; the only stage that does."""
+
+    kind: Literal["evaluate"]
+    from_: tuple[Name, ...] = pydantic.Field(alias="from", min_length=1)
+    latency: bool = True
+    threads: Count = 1
+    resolver: Literal["xnnpack", "builtin", "reference"] = "xnnpack"
+
+    def parents(self):
+        return list(self.from_)
+
+
+class Kit(StageSettings):
+    """Writes the flagship's ship kit: a folder for those who build it in."""
+
+    kind: Literal["kit"]
+    from_: Name = pydantic.Field(alias="from")
+    name: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+    version: str = "1"
+
+    def parents(self):
+        return [self.from_]
+
+
+class Report(StageSettings):
+    """Draws tables and plots from the measurements and sensitivities."""
+
+    kind: Literal["report"]
+    from_: Name | tuple[Name, ...] = pydantic.Field(alias="from")
+
+    def parents(self):
+        return names(self.from_)
+
+
+Stage = Annotated[
+    Train
+    | Load
+    | SoftLabels
+    | Distill
+    | Prune
+    | PruneChannels
+    | PruneBlocks
+    | Sensitivity
+    | Quantize
+    | Export
+    | Evaluate
+    | Kit
+    | Report,
+    pydantic.Field(discriminator="kind"),
+]
+KINDS = {
+    get_args(cls.model_fields["kind"].annotation)[0]: cls
+    for cls in get_args(get_args(Stage)[0])
+}

@@ -1,0 +1,192 @@
+"""Stages that make a model smaller: weights, channels, blocks, bits."""
+
+import functools
+import itertools
+
+import numpy as np
+
+from kdprune import export, prune, quantize, training
+from kdprune.data import to_float
+from kdprune.fitting import MODEL, fit_stage, load_node, parent_of
+from kdprune.models import load_model
+from kdprune.stages.learn import save_outputs
+
+# Training images by which channels are judged and normalization is measured anew.
+_EVIDENCE = 2048
+
+
+def prune_weights(run, node, folder):
+    """Zeroes the smallest weights step by step while training goes on."""
+    settings = node.settings
+    base = load_node(run, parent_of(node, "from_"))
+    share = settings.sparsity
+    if settings.beta is not None:
+        share = prune.sparsity_below(base, settings.beta)
+
+    def wrapped(steps):
+        return prune.prune_magnitude(
+            base,
+            share,
+            schedule=settings.schedule,
+            begin=int(settings.begin * steps),
+            end=max(int(settings.end * steps), 1),
+            frequency=settings.frequency,
+            exclude=settings.exclude,
+        )
+
+    callbacks = prune.pruning_callbacks()
+    fitted, results = fit_stage(run, node, folder, wrapped, callbacks, cast=False)
+    results, outputs = save_outputs(prune.strip_pruning(fitted), folder, results)
+    # From the saved file, not from what was meant to be written.
+    results["sparsity_by_layer"] = prune.layer_sparsity(load_model(folder / MODEL))
+    return results, outputs
+
+
+def prune_channels(run, node, folder):
+    """Removes channels in steps, training what is left after each."""
+    step = itertools.count(1)
+
+    def fine_tune(model):
+        # Each step's training resumes by itself, in a folder of its own.
+        fitted, _ = fit_stage(run, node, folder / f"step-{next(step)}", lambda _: model)
+        model.set_weights(fitted.get_weights())
+
+    base, arguments = _cut_arguments(run, node)
+    steps = node.settings.steps
+    smaller = prune.prune_channels(base, steps=steps, fine_tune=fine_tune, **arguments)
+    fitted, results = fit_stage(run, node, folder, lambda _: smaller)
+    results, outputs = save_outputs(fitted, folder, results)
+    results["channels_by_layer"] = _widths(base, load_model(folder / MODEL))
+    return results, outputs
+
+
+def prune_blocks(run, node, folder):
+    """Removes the residual blocks that matter least; the rest recovers."""
+    settings = node.settings
+    base = load_node(run, parent_of(node, "from_"))
+    images, _ = _evidence(run, node)
+    loss = _validation_loss(run) if settings.rank == "loss" else None
+    plan = prune.plan_blocks(base, settings.count, images, loss)
+    smaller = plan.apply()
+    prune.recalibrate_batch_norm(smaller, images)
+    fitted, results = fit_stage(run, node, folder, lambda _: smaller)
+    results, outputs = save_outputs(fitted, folder, results)
+    results["rank"] = settings.rank
+    results["blocks"] = [
+        {
+            "name": block.name,
+            "score": score,
+            "removed": place < plan.count,
+            "layers": len(block.layers),
+        }
+        for place, (block, score) in enumerate(
+            zip(plan.blocks, plan.scores, strict=True)
+        )
+    ]
+    return results, outputs
+
+
+def measure_sensitivity(run, node, folder):
+    """Scores the model on validation with each group of channels cut alone."""
+    settings, validation = node.settings, run.dataset.validation
+    images = to_float(validation.images)
+
+    def accuracy(model):
+        logits = model.predict(images, batch_size=500, verbose=0)
+        print(".", end="", flush=True)
+        return float(np.mean(logits.argmax(axis=1) == validation.labels))
+
+    found = prune.sensitivity(
+        load_node(run, parent_of(node, "from_")),
+        settings.ratios,
+        accuracy,
+        importance=settings.importance,
+        round_to=settings.round_to,
+        ignore=settings.ignore,
+        data=_evidence(run, node),
+    )
+    print(f"\n{found}", flush=True)
+    return {"importance": settings.importance, **found.as_dict()}, []
+
+
+def plan_channels(run, node):
+    """The `prune.ChannelPlan` of a node's first step, for a dry run."""
+    base, arguments = _cut_arguments(run, node)
+    return prune.plan_channels(base, **arguments)
+
+
+def _cut_arguments(run, node):
+    """The model that a node cuts, and how, for `prune.prune_channels`."""
+    settings = node.settings
+
+    def measure_bytes(model):
+        calibration = run.dataset.calibration.images
+        return len(export.convert_tflite(model, "int8", calibration))
+
+    return load_node(run, parent_of(node, "from_")), {
+        **settings.target(),
+        "importance": settings.importance,
+        "scope": settings.scope,
+        "round_to": settings.round_to,
+        "ignore": settings.ignore,
+        "data": _evidence(run, node),
+        "measure_bytes": measure_bytes,
+    }
+
+
+def _evidence(run, node):
+    """Some training images, in [0, 1], and their labels."""
+    train = run.dataset.train
+    order = np.random.default_rng(node.settings.seed).permutation(len(train))
+    chosen = order[:_EVIDENCE]
+    return to_float(train.images[chosen]), train.labels[chosen]
+
+
+def _validation_loss(run):
+    validation = run.dataset.validation
+    images, labels = to_float(validation.images), validation.labels
+
+    def loss(model):
+        logits = model.predict(images, batch_size=500, verbose=0)
+        return float(np.mean(training.cross_entropy(labels, logits)))
+
+    return loss
+
+
+def _widths(before, after):
+    """`{layer: [filters before, filters after]}` of the layers that were cut."""
+    widths = {}
+    for layer in after.layers:
+        kernel = getattr(layer, "kernel", None)
+        if kernel is not None:
+            was = before.get_layer(layer.name).kernel.shape[-1]
+            if kernel.shape[-1] != was:
+                widths[layer.name] = [int(was), int(kernel.shape[-1])]
+    return widths
+
+
+def quantize_model(run, node, folder):
+    """Prepares int8: a plan for after training, or training that rounds already."""
+    settings, calibration = node.settings, run.dataset.calibration
+    base = load_node(run, parent_of(node, "from_"))
+    if settings.method == "ptq":
+        account = {"images": len(calibration), "seed": run.recipe.data.seed}
+        plan = quantize.save_quantized(base, folder, calibration=account)
+        return {"method": "ptq"}, [*plan["files"], "plan.json"]
+    sparse = settings.preserve_sparsity
+    if sparse == "auto":
+        # Networks have a few zeros by chance; pruned ones have many.
+        sparse = max(prune.layer_sparsity(base).values(), default=0.0) > 0.05
+    wrap = functools.partial(
+        quantize.quantize_model,
+        base,
+        preserve_sparsity=sparse,
+        calibration=calibration.images,
+    )
+    fitted, results = fit_stage(run, node, folder, lambda steps: wrap(), cast=False)
+    if settings.training.ema:
+        # The ranges are those of the last steps, the weights an average.
+        quantize.calibrate_ranges(fitted, calibration.images)
+    plan = quantize.save_quantized(fitted, folder)
+    results |= {"method": "qat", "preserve_sparsity": bool(sparse)}
+    return results, [*plan["files"], "plan.json"]

@@ -1,0 +1,62 @@
+"""Stages that give a model: trained, loaded, distilled; and what teaches."""
+
+import numpy as np
+
+from kdprune import distill, evaluate, training
+from kdprune.data import batches
+from kdprune.fitting import (
+    MODEL,
+    augment_of,
+    fit_stage,
+    load_fitting,
+    load_node,
+    new_model,
+    parents_of,
+)
+from kdprune.models import count_macs, count_parameters, save_model
+from kdprune.models.precision import cast_model
+
+
+def train(run, node, folder):
+    """Trains a model on labels, and on a teacher if the node has one."""
+    model, results = fit_stage(run, node, folder, lambda steps: new_model(run, node))
+    return save_outputs(model, folder, results)
+
+
+def load(run, node, folder):
+    """Takes a trained model, checked to fit the data."""
+    model = load_fitting(node.settings.file, run.dataset)
+    validation = run.dataset.validation
+    scores = evaluate.predict(model, validation.images)
+    accuracy = float(np.mean(scores.argmax(axis=1) == validation.labels))
+    return save_outputs(model, folder, {"val_accuracy": accuracy})
+
+
+def soft_labels(run, node, folder):
+    """Stores the teacher's logits of every view of the training images."""
+    settings, split = node.settings, run.dataset.train
+    precision = training.resolve_precision(settings.precision)
+    teachers = [load_node(run, parent) for parent in parents_of(node, "teacher")]
+    key = distill.store_key(
+        teachers, split, augment=augment_of(settings), seed=settings.seed
+    )
+    teachers = [cast_model(teacher, precision) for teacher in teachers]
+
+    def read_view(view):
+        return batches.view_batches(
+            split, 500, view=view, seed=settings.seed, augment=augment_of(settings)
+        )
+
+    distill.write_soft_labels(
+        teachers, read_view, folder, views=settings.views, key=key
+    )
+    views = distill.load_soft_labels(folder, key)
+    right = [float((view.argmax(axis=1) == split.labels).mean()) for view in views]
+    names = sorted(path.name for path in folder.glob("view-*.npy"))
+    return {"train_accuracy_by_view": right}, ["store.json", *names]
+
+
+def save_outputs(model, folder, results):
+    save_model(model, folder / MODEL)
+    parameters, macs = count_parameters(model), count_macs(model)
+    return {**results, "parameters": parameters, "macs": macs}, [MODEL]

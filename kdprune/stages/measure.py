@@ -1,0 +1,153 @@
+"""Stages that write files, measure them, and show and ship what came of it."""
+
+import itertools
+import shutil
+
+from kdprune import evaluate, export, records
+from kdprune.fitting import MODEL, load_node
+from kdprune.models import save_model
+
+
+def export_files(run, node, folder):
+    """Writes the `.tflite` files of every model, each past the gate."""
+    results = {}
+    for parent in itertools.chain(*node.parents.values()):
+        model = load_node(run, parent)
+        scores = evaluate.predict(model, run.dataset.validation.images)
+        for dtype in ("int8", "uint8") if parent.kind == "quantize" else ("float32",):
+            calibration = None
+            if getattr(parent.settings, "method", None) == "ptq":
+                calibration = run.dataset.calibration.images
+            name = f"{parent.stage}.{dtype}.tflite"
+            print(f"writing {name}", flush=True)
+            content = export.convert_tflite(model, dtype, calibration)
+            results[name] = _pass_gate(run, node, folder / name, content, scores)
+    return results, list(results)
+
+
+def evaluate_models(run, node, folder):
+    """Scores every model and file on the test images; writes `metrics.json`."""
+    test, scores, entries = run.dataset.test, {}, []
+    parents = list(itertools.chain(*node.parents.values()))
+    for parent in [p for p in parents if p.kind != "export"]:
+        path = run.folder / parent.name / MODEL
+        entry, scores[parent.name] = _measure(run, node, path, parent, parent.stage)
+        entries.append(entry)
+    for parent in [p for p in parents if p.kind == "export"]:
+        names = run.record(parent)["outputs"]
+        for source in itertools.chain(*parent.parents.values()):
+            if source.name not in scores:
+                model = load_node(run, source)
+                scores[source.name] = evaluate.predict(model, test.images)
+            for name in names:
+                if name.startswith(f"{source.stage}."):
+                    path = run.folder / parent.name / name
+                    called = path.stem.replace(".", "_")
+                    entries.append(
+                        _measure(run, node, path, source, called, scores[source.name])[
+                            0
+                        ]
+                    )
+    metrics = {
+        "schema": records.SCHEMA,
+        "recipe": run.recipe.name,
+        "command": run.command,
+        "dataset": {**run.dataset.description, "test_sha256": test.sha256()},
+        "seed": run.recipe.seed,
+        "baseline": run.recipe.baseline,
+        "flagship": run.recipe.flagship and f"{run.recipe.flagship}_int8",
+        "stages": [other.name for other in run.nodes],
+        "versions": records.versions(),
+        "machine": records.machine(),
+        "models": entries,
+    }
+    records.write_json(run.folder / "metrics.json", metrics)
+    outputs = ["../metrics.json", *_ship(run, parents)]
+    return {entry["path"]: entry["accuracy"] for entry in entries}, outputs
+
+
+def write_kit(run, node, folder):
+    """Writes the flagship's ship kit, with what was measured of it."""
+    for left in [path for path in folder.iterdir() if path.is_dir()]:
+        shutil.rmtree(left)
+    content = {
+        dtype: (run.folder / f"model_{dtype}.tflite").read_bytes()
+        for dtype in ("int8", "uint8")
+    }
+    kit = folder / node.settings.name
+    export.write_kit(
+        kit,
+        **content,
+        classes=run.dataset.classes,
+        name=node.settings.name,
+        version=node.settings.version,
+        metrics=records.read_json(run.folder / "metrics.json"),
+    )
+    print(f"kit: {kit}", flush=True)
+    return {}, sorted(f"{kit.name}/{path.name}" for path in kit.iterdir())
+
+
+def write_report(run, node, folder):
+    """Draws `report.md` and the plots of the run."""
+    from kdprune import report
+
+    path = report.write_report(run.folder)
+    print(f"report: {path}", flush=True)
+    return {}, ["../report.md"]
+
+
+def _pass_gate(run, node, path, content, keras_scores):
+    """Puts a file in its place if it passes the gate; returns the gate's figures."""
+    validation = run.dataset.validation
+    partial = path.with_name(f"partial.{path.name}")
+    export.write_file(content, partial)
+    try:
+        figures = export.check_tflite(
+            content,
+            keras_scores,
+            evaluate.predict(partial, validation.images),
+            validation.labels,
+            max_disagreement=node.settings.max_disagreement,
+            max_drop=node.settings.max_drop,
+        )
+    except ValueError as error:
+        partial.unlink()
+        raise ValueError(f"{path.name} failed the export gate: {error}") from error
+    partial.replace(path)
+    return figures
+
+
+def _measure(run, node, path, source, name, source_scores=None):
+    """One entry of `metrics.json`, and the scores it is made of."""
+    print(f"measuring {path.relative_to(run.folder)}", flush=True)
+    measured = evaluate.evaluate_model(
+        path,
+        run.dataset.test.images,
+        run.dataset.test.labels,
+        name=name,
+        stage=source.name,
+        resolver=node.settings.resolver,
+        threads=node.settings.threads,
+        source_scores=source_scores,
+        source_name=source.name,
+        latency=node.settings.latency,
+    )
+    entry = {**measured.entry, "path": str(path.relative_to(run.folder))}
+    return entry, measured.scores
+
+
+def _ship(run, parents):
+    """Copies what the recipe named beforehand to the run's top; returns the names."""
+    names = []
+    for kept in run.recipe.keep:
+        # Of a matrix the first cell: chosen by the recipe, not by its score.
+        node = next(parent for parent in parents if parent.stage == kept)
+        names.append(f"{kept}.keras")
+        save_model(load_node(run, node), run.folder / names[-1], half=True)
+    flagship = run.recipe.flagship
+    exports = [p for p in parents if p.kind == "export" and flagship in p.parents]
+    for dtype in ("int8", "uint8") if exports else ():
+        source = run.folder / exports[0].name / f"{flagship}.{dtype}.tflite"
+        names.append(f"model_{dtype}.tflite")
+        export.write_file(source.read_bytes(), run.folder / names[-1])
+    return [f"../{name}" for name in names]
