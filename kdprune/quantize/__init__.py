@@ -8,12 +8,20 @@ form: there the float model and a conversion plan are the artifact.
 """
 
 from kdprune.quantize.artifact import load_quantized, read_plan, save_quantized
+from kdprune.quantize.clusters import (
+    cluster_weights,
+    count_clusters,
+    strip_clustering,
+)
 from kdprune.quantize.qat import calibrate_ranges, quantize_model
 
 __all__ = [
     "calibrate_ranges",
+    "cluster_weights",
+    "count_clusters",
     "load_quantized",
     "quantize_model",
     "read_plan",
     "save_quantized",
+    "strip_clustering",
 ]

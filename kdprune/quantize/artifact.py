@@ -55,7 +55,11 @@ def save_quantized(model, folder, calibration=None):
         save_model(model, folder / _BASE)
         (folder / _WEIGHTS).unlink(missing_ok=True)
     else:
-        plan = {"method": "qat", "preserve_sparsity": origin.preserve_sparsity}
+        plan = {
+            "method": "qat",
+            "preserve_sparsity": origin.preserve_sparsity,
+            "preserve_clusters": origin.preserve_clusters,
+        }
         save_model(origin.base, folder / _BASE)
         with _replacing(folder / _WEIGHTS) as path:
             model.save_weights(path, save_format="h5")
@@ -83,7 +87,11 @@ def load_quantized(folder):
     base = load_model(folder / _BASE)
     if plan["method"] == "ptq":
         return base
-    model = quantize_model(base, preserve_sparsity=plan["preserve_sparsity"])
+    model = quantize_model(
+        base,
+        preserve_sparsity=plan["preserve_sparsity"],
+        preserve_clusters=plan.get("preserve_clusters", False),
+    )
     model.load_weights(str(folder / _WEIGHTS))
     return model
 
@@ -95,8 +103,8 @@ def read_plan(folder):
         folder: The folder given to `save_quantized`.
 
     Returns:
-        Dict of `method` ("qat" or "ptq"), `preserve_sparsity` (QAT) or
-        `calibration` (PTQ), and `files` (name to SHA-256).
+        Dict of `method` ("qat" or "ptq"), `preserve_sparsity` and
+        `preserve_clusters` (QAT) or `calibration` (PTQ), and `files` (name to SHA-256).
 
     Raises:
         FileNotFoundError: If the folder holds no finished artifact.

@@ -17,6 +17,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.default_8bit i
 )
 
 from kdprune.models.precision import cast_model
+from kdprune.quantize.schemes import new_scheme
 
 tfmot_quantize = tfmot.quantization.keras
 
@@ -39,13 +40,17 @@ class Origin:
         base: The float32 model before quantization, weights included: the zeros
             that sparsity-preserving QAT keeps are read from them.
         preserve_sparsity: Whether the zeros of `base` are kept.
+        preserve_clusters: Whether the number of distinct weights is kept.
     """
 
     base: keras.Model
     preserve_sparsity: bool
+    preserve_clusters: bool = False
 
 
-def quantize_model(model, preserve_sparsity=False, calibration=None):
+def quantize_model(
+    model, preserve_sparsity=False, calibration=None, preserve_clusters=False
+):
     """Wraps a float model for quantization-aware training.
 
     The input is quantized over the fixed range [0, 1], so that the int8 file takes
@@ -56,8 +61,11 @@ def quantize_model(model, preserve_sparsity=False, calibration=None):
     too slowly for a short training; with `calibration` it starts where the float
     model's activations are (see `calibrate_ranges`).
 
-    Reference: Jacob et al., 2018, https://arxiv.org/abs/1712.05877; keeping zeros:
-    TFMOT's `Default8BitPrunePreserveQuantizeScheme`.
+    Training moves every weight, and with it away from what pruning and clustering
+    have made of it, unless told to keep that: PQAT, CQAT, and both, PCQAT.
+
+    Reference: Jacob et al., 2018, https://arxiv.org/abs/1712.05877; keeping zeros
+    and clusters: TFMOT's collaborative optimization.
 
     Args:
         model: Functional or Sequential `tf_keras` model, images in [0, 1] in,
@@ -66,6 +74,11 @@ def quantize_model(model, preserve_sparsity=False, calibration=None):
             QAT). Covers the kernels of Conv2D and Dense, not depthwise ones.
         calibration: Images to start the ranges from, uint8 or float in [0, 1],
             shape `(n, height, width, channels)`; None keeps TFMOT's start.
+        preserve_clusters: Keep each kernel's number of distinct weights (CQAT),
+            for what `strip_clustering` returned; kernels of more than 1,024
+            distinct weights are taken for not clustered. The centroids are trained.
+            Call `calibrate_ranges` when training is over, which puts the last ones
+            into the kernels.
 
     Returns:
         A float32 `keras.Model`, whatever the global precision policy is, to be
@@ -75,17 +88,13 @@ def quantize_model(model, preserve_sparsity=False, calibration=None):
         ValueError: If the model, or a layer of it, can't be quantized.
     """
     _check_model(model)
-    scheme = (
-        tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme
-        if preserve_sparsity
-        else tfmot_quantize.default_8bit.Default8BitQuantizeScheme
-    )
+    scheme = new_scheme(preserve_sparsity, preserve_clusters)
     with _float32_policy():
         try:
             base = cast_model(model, "float32")
             with tfmot_quantize.quantize_scope():
                 annotated = tfmot_quantize.quantize_annotate_model(base)
-                quantized = tfmot_quantize.quantize_apply(annotated, scheme())
+                quantized = tfmot_quantize.quantize_apply(annotated, scheme)
         except (RuntimeError, ValueError) as error:
             raise ValueError(_explain(model, error)) from error
     for layer in quantized.layers:
@@ -93,7 +102,9 @@ def quantize_model(model, preserve_sparsity=False, calibration=None):
             layer.quantizer = tfmot_quantize.quantizers.FixedQuantizer(
                 num_bits=8, init_min=0.0, init_max=1.0, narrow_range=False
             )
-    quantized.quantized_from = Origin(base, bool(preserve_sparsity))
+    quantized.quantized_from = Origin(
+        base, bool(preserve_sparsity), bool(preserve_clusters)
+    )
     if calibration is not None:
         calibrate_ranges(quantized, calibration)
     return quantized

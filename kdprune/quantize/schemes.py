@@ -1,0 +1,32 @@
+"""TFMOT's quantization schemes: plain, keeping zeros, keeping clusters, or both."""
+
+import tensorflow_model_optimization as tfmot
+
+_combine = tfmot.experimental.combine
+
+
+def new_scheme(preserve_sparsity, preserve_clusters):
+    """The scheme that `quantize_apply` takes, for one model."""
+    if preserve_clusters:
+        return _ClusterPreserving(preserve_sparsity)
+    if preserve_sparsity:
+        return _combine.Default8BitPrunePreserveQuantizeScheme()
+    return tfmot.quantization.keras.default_8bit.Default8BitQuantizeScheme()
+
+
+class _ClusterPreserving(_combine.Default8BitClusterPreserveQuantizeScheme):
+    """TFMOT's, with quantizers of its own for each layer.
+
+    TFMOT's layers share two quantizers, which turn off sparsity preservation for
+    good at the first layer without a zero.
+    """
+
+    def get_quantize_registry(self):
+        registry = super().get_quantize_registry()
+        kind, preserve_sparsity = type(registry), self.preserve_sparsity
+
+        class Registry(kind):
+            def get_quantize_config(self, layer):
+                return kind(preserve_sparsity).get_quantize_config(layer)
+
+        return Registry(preserve_sparsity)

@@ -1,0 +1,223 @@
+"""Weight clustering, and training that keeps clusters and zeros, down to the file."""
+
+import gzip
+
+import numpy as np
+import pytest
+import tf_keras as keras
+from ai_edge_litert import schema_py_generated as schema
+
+from kdprune.export import convert_tflite, inspect_tflite
+from kdprune.quantize import (
+    calibrate_ranges,
+    cluster_weights,
+    count_clusters,
+    load_quantized,
+    quantize_model,
+    read_plan,
+    save_quantized,
+    strip_clustering,
+)
+
+layers = keras.layers
+CLUSTERS = 6
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Noise, brighter in the quadrant that is the class."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 4
+    images = rng.integers(0, 128, (120, 12, 12, 3))
+    for image, label in zip(images, labels, strict=True):
+        row, column = divmod(label, 2)
+        image[6 * row : 6 * row + 6, 6 * column : 6 * column + 6] += 127
+    return (images / 255).astype("float32"), labels
+
+
+def train(model, data, epochs=1, rate=0.005):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
+    model.fit(*data, batch_size=40, epochs=epochs, verbose=0)
+    return model
+
+
+def accuracy(model, data):
+    return np.mean(model.predict(data[0], verbose=0).argmax(axis=1) == data[1])
+
+
+@pytest.fixture(scope="module")
+def base(data):
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((12, 12, 3))
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="first")(x)
+    x = layers.ReLU()(layers.BatchNormalization(momentum=0.8, name="norm")(x))
+    x = layers.DepthwiseConv2D(3, 2, padding="same", name="depthwise")(x)
+    x = layers.Conv2D(12, 3, 2, padding="same", activation="relu", name="second")(x)
+    x = layers.Dropout(0.1)(layers.Flatten()(x))
+    model = keras.Model(inputs, layers.Dense(4, name="logits")(x))
+    return train(model, data, epochs=10)
+
+
+@pytest.fixture(scope="module")
+def clustered(base, data):
+    return strip_clustering(train(cluster_weights(base, CLUSTERS), data, rate=1e-3))
+
+
+@pytest.fixture(scope="module")
+def sparse(base, data):
+    """Half of each kernel's weights 0 but the first's, then clustered with them."""
+    model = keras.models.clone_model(base)
+    model.set_weights(base.get_weights())
+    for name in ("second", "logits"):
+        kernel = model.get_layer(name).kernel
+        small = np.abs(kernel) < np.median(np.abs(kernel))
+        kernel.assign(np.where(small, 0, kernel))
+    wrapped = cluster_weights(model, CLUSTERS, True, exclude=["first"])
+    return strip_clustering(train(wrapped, data, rate=1e-3))
+
+
+def aware(model, data, **preserved):
+    wrapped = quantize_model(model, calibration=data[0], **preserved)
+    trained = train(wrapped, data, epochs=2, rate=1e-3)
+    calibrate_ranges(trained, data[0])
+    return trained
+
+
+@pytest.fixture(scope="module")
+def cqat(clustered, data):
+    return aware(clustered, data, preserve_clusters=True)
+
+
+@pytest.fixture(scope="module")
+def pcqat(sparse, data):
+    return aware(sparse, data, preserve_clusters=True, preserve_sparsity=True)
+
+
+def kernels(content):
+    """The file's int8 kernels by layer, one row for each scale (output channel)."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    found = {}
+    for tensor in model.subgraphs[0].tensors:
+        raw = model.buffers[tensor.buffer].data
+        if tensor.type == schema.TensorType.INT8 and raw is not None:
+            values = np.frombuffer(bytes(raw), np.int8).reshape(tensor.shape)
+            name = tensor.name.decode()
+            (layer,) = (
+                layer
+                for layer in ("first", "depthwise", "second", "logits")
+                if f"/{layer}/" in name or f"quant_{layer}/" in name
+            )
+            found[layer] = values.reshape(len(values), -1)
+    return found
+
+
+def clusters_in(content):
+    """The largest number of distinct values in a channel, by layer."""
+    return {
+        layer: max(len(np.unique(row)) for row in rows)
+        for layer, rows in kernels(content).items()
+    }
+
+
+def test_each_kernel_keeps_a_few_values_and_the_model_its_accuracy(
+    base, clustered, data
+):
+    counts = count_clusters(clustered)
+    assert list(counts) == ["first", "second", "logits"]
+    assert all(2 <= count <= CLUSTERS for count in counts.values())
+    assert min(count_clusters(base).values()) > 100
+    assert accuracy(base, data) > 0.95
+    assert accuracy(clustered, data) > 0.9
+    assert [layer.name for layer in clustered.layers] == [
+        layer.name for layer in base.layers
+    ]
+
+
+def test_training_moves_centroids_and_statistics_but_not_the_given_model(base, data):
+    before = base.get_weights()
+    wrapped = cluster_weights(base, CLUSTERS)
+    start = strip_clustering(wrapped)
+    train(wrapped, data, rate=1e-3)
+    after = strip_clustering(wrapped)
+    for old, new in zip(before, base.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    for layer in ("first", "second", "logits"):
+        old, new = (model.get_layer(layer).kernel for model in (start, after))
+        assert np.any(old != new)
+    # TFMOT's own wrapper leaves BatchNormalization out of the training.
+    old, new = (model.get_layer("norm").moving_mean for model in (start, after))
+    assert np.any(old != new)
+
+
+def test_clusters_survive_post_training_quantization(base, clustered, data):
+    plain, few = (convert_tflite(m, "int8", data[0][:40]) for m in (base, clustered))
+    counts = clusters_in(few)
+    assert max(counts[name] for name in ("first", "second", "logits")) <= CLUSTERS
+    assert clusters_in(plain)["second"] > 3 * CLUSTERS
+    assert len(gzip.compress(few)) < 0.9 * len(gzip.compress(plain))
+
+
+def test_training_quantization_aware_keeps_clusters_only_if_told_to(
+    clustered, cqat, data
+):
+    lost = convert_tflite(aware(clustered, data), "int8")
+    assert clusters_in(lost)["second"] > 2 * CLUSTERS
+    kept = convert_tflite(cqat, "int8")
+    assert inspect_tflite(kept)["float_ops"] == []
+    counts = clusters_in(kept)
+    assert max(counts[name] for name in ("first", "second", "logits")) <= CLUSTERS
+    assert accuracy(cqat, data) > 0.9
+
+
+def test_clusters_and_zeros_are_kept_together(sparse, pcqat, data):
+    shares = {
+        name: np.mean(sparse.get_layer(name).kernel.numpy() == 0)
+        for name in ("second", "logits")
+    }
+    assert min(shares.values()) >= 0.5
+    content = convert_tflite(pcqat, "int8")
+    counts, stored = clusters_in(content), kernels(content)
+    for name, share in shares.items():
+        assert counts[name] <= CLUSTERS
+        assert np.mean(stored[name] == 0) >= share
+    # A first layer without zeros keeps none, and takes none from the others.
+    assert np.mean(stored["first"] == 0) < 0.1
+    assert accuracy(pcqat, data) > 0.9
+
+
+def test_a_reloaded_model_is_bit_equal_and_trains_on(tmp_path, pcqat, data):
+    save_quantized(pcqat, tmp_path)
+    plan = read_plan(tmp_path)
+    assert (plan["preserve_sparsity"], plan["preserve_clusters"]) == (True, True)
+    loaded = load_quantized(tmp_path)
+    expected = pcqat.predict(data[0], verbose=0)
+    np.testing.assert_array_equal(loaded.predict(data[0], verbose=0), expected)
+    train(loaded, data, rate=1e-3)
+    calibrate_ranges(loaded, data[0])
+    assert clusters_in(convert_tflite(loaded, "int8"))["second"] <= CLUSTERS
+
+
+def test_a_kernel_smaller_than_the_number_of_clusters_is_left_alone():
+    inputs = keras.Input((2, 2, 1))
+    model = keras.Model(inputs, layers.Dense(2, name="few")(layers.Flatten()(inputs)))
+    np.testing.assert_array_equal(
+        strip_clustering(cluster_weights(model, 16)).get_weights()[0],
+        model.get_weights()[0],
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"clusters": 1}, "clusters must be an integer >= 2. Received: 1"),
+        ({"clusters": 4.0}, "integer"),
+        ({"clusters": 2, "preserve_sparsity": True}, ">= 3"),
+        ({"preserve_sparsity": True}, "zeros in each kernel.*'first' without"),
+        ({"exclude": ["frist"]}, "first, second, logits. Received.*frist"),
+        ({"exclude": ["depthwise"]}, "first, second, logits"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(base, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cluster_weights(base, **arguments)
