@@ -1,5 +1,6 @@
 """Pruning: weights with TensorFlow Model Optimization, channels by surgery."""
 
+from kdprune.prune.arrays import prune_weights
 from kdprune.prune.blocks import BlockPlan, find_blocks, plan_blocks, remove_blocks
 from kdprune.prune.channels import (
     IMPORTANCES,
@@ -8,6 +9,7 @@ from kdprune.prune.channels import (
     plan_channels,
     prune_channels,
 )
+from kdprune.prune.holding import check_masks, hold_masks, release_masks
 from kdprune.prune.magnitude import (
     layer_sparsity,
     prune_magnitude,
@@ -15,26 +17,36 @@ from kdprune.prune.magnitude import (
     sparsity_below,
     strip_pruning,
 )
+from kdprune.prune.masks import activation_masks, weight_masks
 from kdprune.prune.memory import peak_activations
 from kdprune.prune.recalibrate import recalibrate_batch_norm
+from kdprune.prune.sensitivity_table import Sensitivity, sensitivity
 from kdprune.prune.slimming import regularize_batch_norm
 
 __all__ = [
     "BlockPlan",
     "ChannelPlan",
     "IMPORTANCES",
+    "Sensitivity",
+    "activation_masks",
     "channel_sensitivity",
+    "check_masks",
     "find_blocks",
+    "hold_masks",
     "layer_sparsity",
     "peak_activations",
     "plan_blocks",
     "plan_channels",
     "prune_channels",
     "prune_magnitude",
+    "prune_weights",
     "pruning_callbacks",
     "recalibrate_batch_norm",
     "regularize_batch_norm",
+    "release_masks",
     "remove_blocks",
+    "sensitivity",
     "sparsity_below",
     "strip_pruning",
+    "weight_masks",
 ]

@@ -1,5 +1,8 @@
 """Magnitude pruning: the smallest weights of each layer are set to zero."""
 
+import math
+import re
+
 import numpy as np
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
@@ -9,7 +12,15 @@ _NOT_PRUNABLE = (keras.layers.DepthwiseConv2D, keras.layers.Conv2DTranspose)
 
 
 def prune_magnitude(
-    model, sparsity, *, schedule="polynomial", begin=0, end, frequency=100, exclude=()
+    model,
+    sparsity,
+    *,
+    schedule="polynomial",
+    begin=0,
+    end,
+    frequency=100,
+    exclude=(),
+    pattern=None,
 ):
     """Wraps a model so that training zeroes its smallest weights.
 
@@ -29,15 +40,28 @@ def prune_magnitude(
             after it.
         frequency: Steps between two updates of the masks.
         exclude: Names of layers to leave alone.
+        pattern: None, where any weight may go alone. `"RxC"`, such as "4x1", zeroes
+            whole blocks of R inputs by C outputs with the smallest mean |w|; for
+            Dense layers only. `"M:N"`, such as "2:4", leaves the M largest of every N
+            weights that are neighbours along the input channels, all at the first
+            step: the sparsity is 1 - M/N and the schedule "constant". (TFMOT's own
+            `sparsity_m_by_n` names the zeros: N - M of N.) Neither makes TFLite
+            faster.
 
     Returns:
         A new, wrapped `keras.Model` with the same weights.
 
     Raises:
-        ValueError: If a sparsity, schedule, step or layer name is not valid, or if
-            there are layers to prune inside a nested model.
+        ValueError: If a sparsity, schedule, step, layer name or pattern is not
+            valid, or if there are layers to prune inside a nested model.
     """
     shares = _shares(model, sparsity, exclude)
+    layout = _layout(pattern, model, shares)
+    if "sparsity_m_by_n" in layout and (schedule != "constant" or begin > 1):
+        raise ValueError(
+            f"pattern {pattern!r} is set at the first step: expected "
+            f"schedule='constant' and begin=0. Received: {schedule!r}, begin={begin}"
+        )
 
     def wrap(layer):
         share = shares.get(layer.name, 0.0)
@@ -46,6 +70,7 @@ def prune_magnitude(
         return tfmot.sparsity.keras.prune_low_magnitude(
             layer.__class__.from_config(layer.get_config()),
             pruning_schedule=_schedule(schedule, share, begin, end, frequency),
+            **layout,
         )
 
     wrapped = keras.models.clone_model(model, clone_function=wrap)
@@ -105,6 +130,40 @@ def layer_sparsity(model):
     }
 
 
+def layers_to_prune(model, names=None, exclude=()):
+    """The Conv2D and Dense layers of a model whose kernels may be pruned.
+
+    Args:
+        model: `keras.Model`.
+        names: Names to choose from; all if None.
+        exclude: Names to leave out.
+
+    Returns:
+        Dict from name to layer.
+
+    Raises:
+        ValueError: If there is no such layer, or if layers inside a nested model are
+            not excluded.
+    """
+    prunable = {layer.name: layer for layer in _prunable(model)}
+    nested = _nested(model)
+    known = [*prunable, *nested]
+    names = known if names is None else list(names)
+    unknown = [name for name in [*names, *exclude] if name not in known]
+    if unknown:
+        raise ValueError(
+            f"layers to prune must be among {', '.join(known)}. "
+            f"Received: {', '.join(unknown)}"
+        )
+    inside = [name for name in names if name in nested and name not in exclude]
+    if inside:
+        raise ValueError(
+            "layers inside a nested model can't be pruned. "
+            f"Received: {', '.join(inside)}; exclude it, or add its layers one by one."
+        )
+    return {name: prunable[name] for name in names if name not in exclude}
+
+
 def _prunable(model):
     return [
         layer
@@ -124,25 +183,59 @@ def _nested(model):
 
 
 def _shares(model, sparsity, exclude):
-    nested = _nested(model)
-    names = [layer.name for layer in _prunable(model)] + nested
-    shares = sparsity if isinstance(sparsity, dict) else dict.fromkeys(names, sparsity)
-    unknown = [name for name in [*shares, *exclude] if name not in names]
-    if unknown:
-        raise ValueError(
-            f"layers to prune must be among {', '.join(names)}. "
-            f"Received: {', '.join(unknown)}"
-        )
-    inside = [name for name in shares if name in nested and name not in exclude]
-    if inside:
-        raise ValueError(
-            "layers inside a nested model can't be pruned. "
-            f"Received: {', '.join(inside)}; exclude it, or add its layers one by one."
-        )
+    """`{layer: share of zeros}` of the layers to prune."""
+    named = sparsity if isinstance(sparsity, dict) else None
+    layers = layers_to_prune(model, named, exclude)
+    shares = dict.fromkeys(layers, sparsity) if named is None else named
     wrong = {name: share for name, share in shares.items() if not 0 <= share < 1}
     if wrong:
         raise ValueError(f"sparsity must be in [0, 1). Received: {wrong}")
-    return {name: share for name, share in shares.items() if name not in exclude}
+    return {name: share for name, share in shares.items() if name in layers}
+
+
+def _layout(pattern, model, shares):
+    """What TFMOT's wrapper is told about the places of the zeros."""
+    if pattern is None:
+        return {}
+    found = re.fullmatch(r"([1-9]\d*)([x:])([1-9]\d*)", str(pattern))
+    if not found:
+        raise ValueError(
+            "pattern must be blocks such as '4x1' or a choice such as '2:4' (in "
+            f"quotes, in YAML). Received: {pattern!r}"
+        )
+    first, kind, second = int(found[1]), found[2], int(found[3])
+    pruned = {name: share for name, share in shares.items() if share}
+    if kind == "x":
+        _check_blocks((first, second), model, pruned)
+        return {"block_size": (first, second)}
+    implied = 1 - first / second
+    wrong = {
+        name: share
+        for name, share in pruned.items()
+        if not math.isclose(share, implied, abs_tol=1e-3)
+    }
+    if wrong or implied <= 0:
+        raise ValueError(
+            f"pattern {pattern!r} leaves {first} of every {second} weights: expected "
+            f"fewer than all, and a sparsity of {implied:g}. Received: {wrong}"
+        )
+    return {"sparsity_m_by_n": (second - first, second)}
+
+
+def _check_blocks(block, model, names):
+    """TFMOT knows blocks of matrices only, and loses track of a single row of them."""
+    shapes = {name: tuple(model.get_layer(name).kernel.shape) for name in names}
+    unfit = [
+        f"{name} {shape}"
+        for name, shape in shapes.items()
+        if len(shape) != 2
+        or any(size <= side for size, side in zip(shape, block, strict=True))
+    ]
+    if unfit:
+        raise ValueError(
+            "blocks are for Dense layers, with room for two or more each way. "
+            f"Received: {', '.join(unfit)}; exclude them or name the others in sparsity"
+        )
 
 
 def _schedule(name, sparsity, begin, end, frequency):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tf_keras as keras
 
-from kdprune.models import build_model
+from kdprune.models import build_model, load_model, save_model
 from kdprune.prune import (
     layer_sparsity,
     prune_magnitude,
@@ -215,6 +215,91 @@ def test_a_sequential_model_and_a_shared_layer_are_pruned(data):
         stripped = strip_pruning(train(wrapped, data, 4))
         assert type(stripped) is type(model)
         assert layer_sparsity(stripped)["conv"] == pytest.approx(0.5, abs=0.01)
+
+
+def wide_model():
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, strides=4, activation="relu", name="first")(image)
+    x = layers.Conv2D(6, 1, activation="relu", name="second")(x)
+    x = layers.Dense(10, activation="relu", name="wide")(layers.Flatten()(x))
+    return keras.Model(image, layers.Dense(4, name="logits")(x))
+
+
+def saved_kernels(wrapped, path):
+    """The kernels of the stripped model, from its file, by layer."""
+    save_model(strip_pruning(wrapped), path)
+    loaded = load_model(path)
+    return {
+        name: loaded.get_layer(name).kernel.numpy() for name in layer_sparsity(loaded)
+    }
+
+
+def test_two_of_every_four_weights_along_the_inputs_stay(data, tmp_path):
+    model = wide_model()
+    wrapped = prune_magnitude(model, 0.5, schedule="constant", end=1, pattern="2:4")
+    train(wrapped, data, 1, rate=0.0)
+    largest = saved_kernels(wrapped, tmp_path / "one.keras")
+    train(wrapped, data, 8)
+    kernels = saved_kernels(wrapped, tmp_path / "many.keras")
+    assert list(kernels) == ["first", "second", "wide", "logits"]
+    for name, kernel in kernels.items():
+        np.testing.assert_array_equal(kernel == 0, largest[name] == 0)
+        rows = np.moveaxis(kernel, -2, -1).reshape(-1, kernel.shape[-2])
+        old = model.get_layer(name).kernel.numpy()
+        old = np.abs(np.moveaxis(old, -2, -1).reshape(rows.shape))
+        for start in range(0, rows.shape[1], 4):
+            part, sizes = rows[:, start : start + 4], old[:, start : start + 4]
+            np.testing.assert_array_equal((part != 0).sum(1), min(2, part.shape[1]))
+            kept = np.where(part != 0, sizes, np.inf).min(1)
+            assert (kept >= np.where(part == 0, sizes, 0).max(1)).all()
+    assert (kernels["second"] == 0).mean() == 0.5
+    assert (kernels["first"] == 0).mean() == pytest.approx(1 / 3)  # 3 channels.
+
+
+def test_one_of_three_is_named_by_what_stays(data, tmp_path):
+    wrapped = prune_magnitude(
+        wide_model(), {"wide": 2 / 3}, schedule="constant", end=1, pattern="1:3"
+    )
+    train(wrapped, data, 2)
+    kernel = saved_kernels(wrapped, tmp_path / "m.keras")["wide"]
+    assert kernel.shape == (24, 10)
+    np.testing.assert_array_equal((kernel.reshape(8, 3, 10) != 0).sum(1), 1)
+
+
+def test_whole_blocks_of_a_dense_layer_go(data, tmp_path):
+    model = wide_model()
+    shares = {"wide": 0.5, "logits": 0.6}
+    wrapped = prune_magnitude(model, shares, end=4, frequency=2, pattern="2x2")
+    train(wrapped, data, 6, rate=0.0)
+    kernels = saved_kernels(wrapped, tmp_path / "m.keras")
+    for name, share in shares.items():
+        old = model.get_layer(name).kernel.numpy()
+        height, width = old.shape
+        blocks = np.abs(old).reshape(height // 2, 2, width // 2, 2).mean((1, 3))
+        zeros = kernels[name].reshape(height // 2, 2, width // 2, 2) == 0
+        gone = zeros.all((1, 3))
+        np.testing.assert_array_equal(gone, zeros.any((1, 3)))
+        assert gone.mean() == share
+        assert blocks[gone].max() <= blocks[~gone].min()
+
+
+def test_patterns_that_cannot_be_are_refused():
+    model = wide_model()
+    for pattern in ("2", "0x4", "2:4:8", 124):
+        with pytest.raises(ValueError, match="such as '4x1' or a choice such as '2:4'"):
+            prune_magnitude(model, 0.5, end=1, pattern=pattern)
+    constant = {"schedule": "constant", "end": 1}
+    for pattern, sparsity in (("2:4", 0.8), ("1:4", 0.25), ("4:4", 0.5)):
+        with pytest.raises(ValueError, match="expected fewer than all, and a sparsity"):
+            prune_magnitude(model, sparsity, **constant, pattern=pattern)
+    for late in ({"end": 5}, {**constant, "begin": 3, "end": 3}):
+        with pytest.raises(ValueError, match="at the first step: expected schedule='c"):
+            prune_magnitude(model, 0.5, **late, pattern="2:4")
+    with pytest.raises(ValueError, match=r"Dense .* first \(3, 3, 3, 8\), second"):
+        prune_magnitude(model, 0.5, end=1, pattern="2x2")
+    with pytest.raises(ValueError, match=r"two or more each way. .* logits \(10, 4\)"):
+        prune_magnitude(model, {"wide": 0.5, "logits": 0.5}, end=1, pattern="1x4")
 
 
 def test_excluded_layers_are_left_alone(data):
