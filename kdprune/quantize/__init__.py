@@ -8,6 +8,7 @@ form: there the float model and a conversion plan are the artifact.
 """
 
 from kdprune.quantize.artifact import load_quantized, read_plan, save_quantized
+from kdprune.quantize.budget import Attempt, Outcome, meet_budget
 from kdprune.quantize.clusters import (
     cluster_weights,
     count_clusters,
@@ -16,10 +17,13 @@ from kdprune.quantize.clusters import (
 from kdprune.quantize.qat import calibrate_ranges, quantize_model
 
 __all__ = [
+    "Attempt",
+    "Outcome",
     "calibrate_ranges",
     "cluster_weights",
     "count_clusters",
     "load_quantized",
+    "meet_budget",
     "quantize_model",
     "read_plan",
     "save_quantized",

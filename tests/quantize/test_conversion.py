@@ -1,0 +1,267 @@
+"""Post-training quantizers on real files: types, ranges, float layers, the report."""
+
+import json
+
+import numpy as np
+import pytest
+import tf_keras as keras
+from ai_edge_litert.interpreter import Interpreter
+
+from kdprune.evaluate import predict
+from kdprune.export import calibration as steps
+from kdprune.export import (
+    convert,
+    convert_tflite,
+    inspect_tflite,
+    layer_report,
+    sensitive_layers,
+)
+
+layers = keras.layers
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Noise, brighter in the quadrant that is the class."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 4
+    images = rng.integers(0, 128, (120, 12, 12, 3))
+    for image, label in zip(images, labels, strict=True):
+        row, column = divmod(label, 2)
+        image[6 * row : 6 * row + 6, 6 * column : 6 * column + 6] += 127
+    return images.astype(np.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    """Conv-BN-ReLU, a convolution that 8 bits do not suit, and a dense layer.
+
+    The last channel of `first` is always 0, and `hard` has large weights for it:
+    they change nothing in float, and leave few steps for the other weights in int8.
+    """
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((12, 12, 3))
+    x = layers.Conv2D(12, 3, padding="same", use_bias=False, name="first")(x)
+    x = layers.ReLU()(layers.BatchNormalization(momentum=0.8, name="norm")(x))
+    x = layers.Conv2D(12, 3, 2, padding="same", activation="relu", name="hard")(x)
+    x = layers.Conv2D(12, 3, 2, padding="same", activation="relu", name="last")(x)
+    x = layers.Flatten(name="flatten")(x)
+    model = keras.Model(inputs, layers.Dense(4, name="logits")(x))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.005), loss)
+    model.fit(data[0] / np.float32(255), data[1], batch_size=40, epochs=8, verbose=0)
+    gamma, beta, *moments = model.get_layer("norm").get_weights()
+    gamma[-1], beta[-1] = 0.0, -1.0
+    model.get_layer("norm").set_weights([gamma, beta, *moments])
+    kernel, bias = model.get_layer("hard").get_weights()
+    kernel[:, :, -1] = 30.0
+    model.get_layer("hard").set_weights([kernel, bias])
+    # Scores near 0 and 1 would hide the errors.
+    logits = model.get_layer("logits")
+    logits.set_weights([0.05 * weight for weight in logits.get_weights()])
+    return model
+
+
+@pytest.fixture(scope="module")
+def files(model, data):
+    images = data[0][:40]
+    return {
+        "float32": convert_tflite(model),
+        "float16": convert_tflite(model, "float16"),
+        "dynamic": convert_tflite(model, "dynamic"),
+        "int16x8": convert_tflite(model, "int16x8", images),
+        "int8": convert_tflite(model, "int8", images),
+        "percentile": convert_tflite(model, "uint8", images, ranges="percentile"),
+        "mse": convert_tflite(model, "int8", images, ranges="mse"),
+        "hard in float": convert_tflite(model, "int8", images, float_layers=["hard"]),
+        "uint8, hard in float": convert_tflite(
+            model, "uint8", images, float_layers=["hard"]
+        ),
+        "corrected": convert_tflite(model, "int8", images, correct_bias=True),
+    }
+
+
+@pytest.fixture(scope="module")
+def scores(files, model, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    found = {"keras": predict(model, data[0])}
+    for name, content in files.items():
+        path = folder / f"{name}.tflite"
+        path.write_bytes(content)
+        found[name] = predict(path, data[0])
+    return found
+
+
+@pytest.fixture(scope="module")
+def report(model, data):
+    return layer_report(model, data[0][:40])
+
+
+def tensors(content):
+    interpreter = Interpreter(model_content=content)
+    return {detail["name"]: detail for detail in interpreter.get_tensor_details()}
+
+
+def deviation(scores, name):
+    return np.abs(scores[name] - scores["keras"]).mean()
+
+
+@pytest.mark.parametrize(
+    ("name", "ends", "limit"),
+    [
+        ("float32", "float32", 1e-6),
+        ("float16", "float32", 1e-3),
+        ("dynamic", "float32", 0.2),
+        ("int16x8", "int16", 0.2),
+        ("hard in float", "int8", 0.02),
+        ("uint8, hard in float", "uint8", 0.02),
+    ],
+)
+def test_the_interpreter_runs_every_type(files, scores, name, ends, limit):
+    found = inspect_tflite(files[name])
+    assert (found["input"]["dtype"], found["output"]["dtype"]) == (ends, ends)
+    assert deviation(scores, name) < limit
+
+
+def test_weights_are_stored_as_the_type_says(files):
+    kinds = {
+        "float32": np.float32,
+        "float16": np.float16,
+        "dynamic": np.int8,
+        "int16x8": np.int8,
+        "int8": np.int8,
+    }
+    for name, kind in kinds.items():
+        stored = [
+            t for t in tensors(files[name]).values() if "hard/Conv2D" in t["name"]
+        ]
+        sizes = {tuple(t["shape"]): t["dtype"] for t in stored if len(t["shape"]) == 4}
+        found = [t["dtype"] for t in stored if tuple(t["shape"]) == (12, 3, 3, 12)]
+        assert kind in found, (name, sizes)
+    assert len(files["float16"]) < 0.75 * len(files["float32"])
+    assert len(files["int8"]) < 0.6 * len(files["float32"])
+
+
+def test_sixteen_bits_compute_in_integers_throughout(files):
+    found = inspect_tflite(files["int16x8"])
+    assert found["float_ops"] == []
+    assert found["input"]["scale"] == pytest.approx(1 / 32767)
+    assert found["output"]["scale"] == 1 / 32768
+    assert found["input"]["zero_point"] == found["output"]["zero_point"] == 0
+
+
+def test_the_two_steps_give_the_converters_own_file(files, model, data):
+    images = convert._calibration_images(model, data[0][:40])
+    calibrated = steps.calibrate(convert._new_converter(model), images)
+    content = steps.quantize_calibrated(calibrated, "int8")
+    opened = [steps.open_float(file) for file in (files["int8"], content)]
+    details = [interpreter.get_tensor_details() for interpreter in opened]
+    for one, other in zip(*details, strict=True):
+        for key in ("name", "quantization"):
+            assert one[key] == other[key]
+    for image in data[0][:5].astype(int) - 128:
+        for interpreter in opened:
+            index = interpreter.get_input_details()[0]["index"]
+            interpreter.set_tensor(index, image[None].astype(np.int8))
+            interpreter.invoke()
+        for detail in opened[0].get_output_details():
+            outputs = [i.get_tensor(detail["index"]) for i in opened]
+            np.testing.assert_array_equal(*outputs)
+
+
+def test_narrowed_ranges_have_finer_steps_and_leave_the_ends_alone(files):
+    plain = tensors(files["int8"])
+    for name in ("percentile", "mse"):
+        narrowed = tensors(files[name])
+        scales = {
+            key: (plain[key]["quantization"][0], narrowed[key]["quantization"][0])
+            for key in plain
+            if "Relu" in key and plain[key]["quantization"][0] > 0
+        }
+        assert len(scales) == 3
+        assert all(new <= old for old, new in scales.values())
+        assert any(new < 0.95 * old for old, new in scales.values())
+        ends = inspect_tflite(files[name])
+        assert ends["float_ops"] == []
+        assert ends["input"]["scale"] == float(np.float32(1 / 255))
+        assert ends["output"]["scale"] == 1 / 256
+
+
+def test_a_long_tail_is_clipped_and_an_even_spread_is_not():
+    values = np.random.default_rng(0).normal(0, 1, 200_000)
+    low, high = values.min(), values.max()
+    assert low < -4.2 and high > 4.2
+    least, most = steps._least_squares(values, low, high)
+    # What is known for a normal distribution and 8 bits: about 3.9 deviations.
+    assert 3.6 < most < 4.2 and least / low == pytest.approx(most / high)
+    even = np.linspace(0, 1, 1000)
+    assert steps._least_squares(even, 0.0, 1.0) == (0.0, pytest.approx(1, abs=0.03))
+    assert steps._least_squares(even * 0, 0.0, 0.0) == (0.0, 0.0)
+    least, most = steps._percentile(values, low, high)
+    assert 3.5 < most < 3.9 and -3.9 < least < -3.5
+    assert steps._percentile(np.append(even, 30.0), 0.0, 30.0)[0] == 0.0
+
+
+def test_the_report_names_the_layer_to_blame(report):
+    rows = {row["layer"]: row for row in report if row["weight_low"] is not None}
+    assert list(rows) == ["first", "hard", "last", "logits"]
+    assert rows["hard"]["weight_high"] == pytest.approx(30)
+    assert rows["hard"]["sqnr_db"] < 15
+    assert rows["hard"]["rmse_over_scale"] > 2
+    for name in ("first", "last", "logits"):
+        assert rows[name]["sqnr_db"] > 30
+        assert rows[name]["weight_sqnr_db"] > 35
+        assert 0.2 < rows[name]["rmse_over_scale"] < 0.8
+        assert rows[name]["seen_low"] >= rows[name]["low"] - 1.5 * rows[name]["rmse"]
+    assert all(row["saturation"] < 0.02 for row in report)
+    assert sensitive_layers(report, 1) == ["hard"]
+    assert len(sensitive_layers(report, 99)) >= 4
+    json.dumps(report, allow_nan=False)
+
+
+def test_the_layer_to_blame_in_float_mends_the_file(files, scores):
+    found = inspect_tflite(files["hard in float"])
+    assert [op["op"] for op in found["float_ops"]].count("CONV_2D") == 1
+    assert found["ops"]["CONV_2D"] == 3
+    assert deviation(scores, "hard in float") < 0.3 * deviation(scores, "int8")
+
+
+def test_images_beyond_the_calibration_show_as_saturation(model, data):
+    dark, bright = data[0][:20] // 8, data[0][20:40]
+    # The white image that every calibration holds is not as varied as these.
+    rows = layer_report(model, dark, images=bright)
+    assert max(row["saturation"] for row in rows) > 0.001
+    assert any(row["seen_high"] > row["high"] for row in rows)
+
+
+def test_corrected_biases_take_the_mean_error_away(files, scores):
+    def mean_error(name):
+        return np.abs((scores[name] - scores["keras"]).mean(axis=0)).max()
+
+    assert mean_error("corrected") < 0.7 * mean_error("int8")
+    plain, corrected = (tensors(files[name]) for name in ("int8", "corrected"))
+    assert plain.keys() == corrected.keys()
+    assert inspect_tflite(files["corrected"])["float_ops"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dtype": "int16x8"}, "needs calibration images to become int16x8"),
+        ({"dtype": "dynamic", "calibration": True}, "an integer dtype"),
+        ({"dtype": "int4"}, "dtype must be one of"),
+        ({"dtype": "int8", "calibration": True, "ranges": "max"}, "ranges must be"),
+        ({"dtype": "int16x8", "calibration": True, "ranges": "mse"}, "an 8-bit dtype"),
+        ({"dtype": "float16", "correct_bias": True}, "an 8-bit dtype"),
+        ({"calibration": True, "dtype": "int8", "float_layers": "hard"}, "a list of"),
+        (
+            {"calibration": True, "dtype": "int8", "float_layers": ["hrad"]},
+            "first, .*hard.*, logits. Received: hrad",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_an_error(model, data, arguments, message):
+    if "calibration" in arguments:
+        arguments = {**arguments, "calibration": data[0][:4]}
+    with pytest.raises(ValueError, match=message):
+        convert_tflite(model, **arguments)
