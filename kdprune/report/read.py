@@ -14,7 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdprune.report.schema import check_entry, check_validation, read_json, shorten
+from kdprune.report.schema import (
+    check_cuts,
+    check_entry,
+    check_validation,
+    read_json,
+    shorten,
+)
 
 SCHEMA = 1
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -203,11 +209,11 @@ def read_run(run_folder: str | Path) -> Run:
             f"{shorten(entries)}. Measure again."
         )
     stages = _read_stages(folder, metrics.get("stages"))
-    validation = {
-        cell.folder: check_validation(cell.record, folder / cell.folder / "record.json")
-        for stage in stages
-        for cell in stage.cells
-    }
+    validation = {}
+    for cell in (cell for stage in stages for cell in stage.cells):
+        where = folder / cell.folder / "record.json"
+        check_cuts(cell.record, where)
+        validation[cell.folder] = check_validation(cell.record, where)
     entries = [
         {
             **check_entry(entry, path),

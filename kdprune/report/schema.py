@@ -86,6 +86,24 @@ def check_validation(record: dict[str, Any], path: Path) -> float | None:
     return accuracy
 
 
+def check_cuts(record: dict[str, Any], path: Path) -> None:
+    """Checks what a stage's record holds of channels and blocks that were cut.
+
+    Raises:
+        ValueError: If it is not of the right shape or range; what is missing is no
+            error.
+    """
+    results, kind = record.get("results"), record.get("kind")
+    if not isinstance(results, dict):
+        return
+    if kind == "sensitivity" and results.get("scores"):
+        _check_sensitivity(results, path)
+    if kind == "prune_channels" and results.get("channels_by_layer"):
+        _check_widths(results["channels_by_layer"], path)
+    if kind == "prune_blocks" and results.get("blocks"):
+        _check_blocks(results["blocks"], path)
+
+
 def shorten(value: Any) -> str:
     """Writes a value for an error's one line."""
     text = "nothing" if value is None else repr(value)
@@ -134,3 +152,56 @@ def _check_confusion(rows: Any, where: str) -> list[list[float]] | None:
             f"{shorten(rows)}. Measure again."
         )
     return [[_check_number(n, f"{where} confusion") or 0 for n in row] for row in rows]
+
+
+def _check_sensitivity(results: dict[str, Any], path: Path) -> None:
+    rows, columns = (_length(results.get(key)) for key in ("groups", "ratios"))
+    for key in ("layers", "channels", "left", "scores"):
+        table = results.get(key)
+        right = _length(table) == rows
+        if key in ("left", "scores"):
+            right = right and all(_length(row) == columns for row in table)
+        if not right:
+            raise ValueError(
+                f"{path}: expected {key} of {rows} groups at {columns} ratios; "
+                f"received {shorten(table)}. Run the stage again."
+            )
+    numbers = [*results["channels"], *(n for row in results["left"] for n in row)]
+    for number in [*numbers, *results["ratios"]]:
+        if _check_number(number, f"{path}: ratios, channels and left") is None:
+            raise ValueError(
+                f"{path}: expected a number for each ratio and count of channels; "
+                f"received {shorten(number)}. Run the stage again."
+            )
+    scores = [score for row in results["scores"] for score in row]
+    for score in [results.get("whole"), *scores]:
+        _check_share(
+            _check_number(score, f"{path}: scores"), f"{path}: expected scores"
+        )
+
+
+def _length(value: Any) -> int:
+    """How many items a list has; -1 for what is no list."""
+    return len(value) if isinstance(value, list) else -1
+
+
+def _check_widths(widths: Any, path: Path) -> None:
+    pairs = list(widths.values()) if isinstance(widths, dict) else [None]
+    for pair in pairs:
+        numbers = pair if _length(pair) == 2 else [None]
+        if None in [_check_number(n, f"{path}: channels_by_layer") for n in numbers]:
+            raise ValueError(
+                f"{path}: expected channels_by_layer as [before, after] of each layer; "
+                f"received {shorten(pair)}. Run the stage again."
+            )
+
+
+def _check_blocks(blocks: Any, path: Path) -> None:
+    for block in blocks if isinstance(blocks, list) else [blocks]:
+        if not isinstance(block, dict) or not isinstance(block.get("name"), str):
+            raise ValueError(
+                f"{path}: expected blocks as a list of objects with a name; received "
+                f"{shorten(block)}. Run the stage again."
+            )
+        for field in ("score", "layers"):
+            _check_number(block.get(field), f"{path}: {field} of {block['name']}")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from kdprune.report.cuts_page import plain_results, write_cuts
 from kdprune.report.read import Cell, Model, Run, Stage, split_cell
 from kdprune.report.references import MLPERF_TINY, MLPERF_TINY_SOURCE
 from kdprune.report.study_page import write_study
@@ -42,6 +43,8 @@ MODEL_COLUMNS = (
     "timed with",
     "agreement %",
 )
+# Plots that stand elsewhere than below the main table.
+OWN_PLACE = {"study", "training", "sensitivity", "channels"}
 NOTES = (
     "Accuracy in brackets: the 95 % interval that comes from the draw of the test "
     "images. Difference: percentage points above the baseline. Agreement: share of "
@@ -70,7 +73,7 @@ def write_page(run: Run, plots: Mapping[str, str], *, references: bool = True) -
     shown = references and run.data.get("name") == "cifar10"
     places = {name: name.partition("-")[0] for name in plots}
     study = {name: plots[name] for name in plots if places[name] == "study"}
-    others = [name for name in plots if places[name] not in ("study", "training")]
+    others = [name for name in plots if places[name] not in OWN_PLACE]
     parts = [
         f"# {escape(run.metrics.get('recipe') or 'kdprune report')}",
         *_write_headline(run),
@@ -207,7 +210,7 @@ def _write_stage(stage: Stage, run: Run, plots: Mapping[str, str]) -> list[str]:
         ),
     ]
     for cell in stage.cells:
-        if results := brief(cell.record.get("results") or {}):
+        if results := brief(plain_results(cell.record)):
             where = f" of {escape(cell.folder)}" if len(stage.cells) > 1 else ""
             parts.append(f"Results{where}: {results}.")
     folders = {cell.folder for cell in stage.cells}
@@ -218,6 +221,7 @@ def _write_stage(stage: Stage, run: Run, plots: Mapping[str, str]) -> list[str]:
     ]
     if measured:
         parts.append(f"Measured on the test images: {'; '.join(measured)}.")
+    parts += write_cuts(stage, plots)
     name = f"training-{slug(stage.name)}"
     return [*parts, embed(name, plots[name])] if name in plots else parts
 

@@ -44,6 +44,11 @@ def percent(share: float | None) -> str:
     return MISSING if share is None else f"{100 * share:.2f}"
 
 
+def share_label(share: float) -> str:
+    """Writes a share that someone chose, with no more digits than it has: "12.5 %"."""
+    return f"{100 * share:g} %"
+
+
 def points(share: float) -> str:
     """Writes a difference of shares in percentage points, with its sign."""
     return f"{100 * share:+.2f}"

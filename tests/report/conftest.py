@@ -37,6 +37,12 @@ class Records:
             path.write_text(json.dumps({**content, **record}))
         return self
 
+    def add_stage(self, folder, **record):
+        """A stage whose model, if it makes one, is not measured."""
+        (self.folder / folder).mkdir()
+        (self.folder / folder / "record.json").write_text(json.dumps(record))
+        return self
+
     def run(self, baseline="alone"):
         content = {"schema": 1, "baseline": baseline, "models": self.entries}
         (self.folder / "metrics.json").write_text(json.dumps(content))
