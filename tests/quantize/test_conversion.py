@@ -14,8 +14,10 @@ from kdprune.export import (
     convert_tflite,
     inspect_tflite,
     layer_report,
+    paired_drop,
     sensitive_layers,
 )
+from kdprune.quantize import Attempt, meet_budget
 
 layers = keras.layers
 
@@ -265,3 +267,35 @@ def test_what_does_not_fit_is_an_error(model, data, arguments, message):
         arguments = {**arguments, "calibration": data[0][:4]}
     with pytest.raises(ValueError, match=message):
         convert_tflite(model, **arguments)
+
+
+def test_a_budget_is_met_by_the_worst_layer_in_float(model, data, report, tmp_path):
+    images, labels = data
+
+    def file_with(**arguments):
+        return lambda: convert_tflite(model, "int8", images[:40], **arguments)
+
+    def judge(content):
+        (tmp_path / "file.tflite").write_bytes(content)
+        found = predict(tmp_path / "file.tflite", images)
+        figures = paired_drop(predict(model, images), found, labels)
+        # Too few images for a proof by accuracy: the scores stand in for it.
+        deviation = float(np.abs(found - predict(model, images)).mean())
+        return {**figures, "drop_bound": deviation}
+
+    outcome = meet_budget(
+        [
+            Attempt("int8", file_with()),
+            Attempt("mse", file_with(ranges="mse")),
+            Attempt("corrected", file_with(correct_bias=True)),
+            Attempt("float", file_with(float_layers=sensitive_layers(report, 1))),
+            Attempt("never made", lambda: 1 / 0),
+        ],
+        judge,
+        max_drop=0.003,
+    )
+    assert outcome.met and outcome.name == "float"
+    bounds = {row["name"]: row["drop_bound"] for row in outcome.attempts}
+    assert list(bounds) == ["int8", "mse", "corrected", "float"]
+    assert bounds["float"] < bounds["corrected"] < bounds["int8"]
+    assert all(row["bytes"] == len(outcome.best) for row in outcome.attempts[-1:])
