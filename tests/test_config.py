@@ -110,6 +110,9 @@ def test_every_recipe_that_is_shipped_is_valid(path):
          "target_macs": 9, "training": {}}, "stages.pruned: expected one of ratio"),
         ("stages.kit", {"kind": "kit", "from": "measured", "name": "k"},
          "stages.kit: a kit is the flagship's"),
+        ("stages.pruned.threshold", 0.1, "stages.pruned: expected one of sparsity"),
+        ("stages.pruned.by", "taylor", "stages.pruned: `threshold` and `by` choose"),
+        ("stages.pruned.schedule", "one_shot", "one_shot expects `threshold` or `be"),
         ("seed", -1, "seed: expected greater than or equal to 0"),
     ],
 )  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from kdprune import pipeline, records
+from kdprune import pipeline, records, training
 from kdprune.config import parse_recipe
 from kdprune.models import load_model
 
@@ -227,6 +227,26 @@ def test_channels_are_removed_in_steps_and_the_rest_recovers(finished, capsys):
     content["stages"]["slim"]["importance"] = "tylor"
     with pytest.raises(ValueError, match="slim.importance: expected one of .*taylor"):
         pipeline.run(parse_recipe(content), finished, until="slim")
+
+
+@pytest.mark.parametrize("by", ["taylor", "activation"])
+def test_weights_chosen_at_once_stay_zero(finished, by):
+    content = yaml.safe_load(RECIPE)
+    target = {"beta": 0.05} if by == "taylor" else {"threshold": 0.2}
+    content["stages"]["sparse"] = {
+        "kind": "prune",
+        "from": "student",
+        "schedule": "one_shot",
+        "by": by,
+        "soft_labels": "soft",
+        "training": content["stages"]["student"]["training"],
+        **target,
+    }
+    pipeline.run(parse_recipe(content), finished, until="sparse")
+    record = json.loads((finished / "sparse" / "record.json").read_text())
+    sparsity = record["results"]["sparsity_by_layer"]
+    assert 0.01 < max(sparsity.values()) < 1
+    assert record["results"]["precision"] == training.resolve_precision("auto")
 
 
 def test_blocks_are_removed_and_groups_are_measured(tmp_path):

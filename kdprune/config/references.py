@@ -50,15 +50,22 @@ def check_references(recipe):
 def _check_measured(recipe):
     """What is named for the end of the run must be measured there, and once."""
     for kind in ("evaluate", "kit", "report"):
-        names = [name for name, stage in recipe.stages.items() if stage.kind == kind]
-        if len(names) > 1:
+        found = [name for name, stage in recipe.stages.items() if stage.kind == kind]
+        if len(found) > 1:
             raise ValueError(
-                f"stages.{names[1]}: expected one stage of kind {kind}, got "
-                f"{', '.join(names)}"
+                f"stages.{found[1]}: expected one stage of kind {kind}, got "
+                f"{', '.join(found)}"
             )
-        if kind == "kit" and names and not recipe.flagship:
+        if kind == "report" and found:
+            sources = recipe.stages[found[0]].parents()
+            if all(recipe.stages[source].kind != "evaluate" for source in sources):
+                raise ValueError(
+                    f"stages.{found[0]}.from: expected the evaluate stage among them, "
+                    f"got {', '.join(sources)}"
+                )
+        if kind == "kit" and found and not recipe.flagship:
             raise ValueError(
-                f"stages.{names[0]}: a kit is the flagship's; expected `flagship` in "
+                f"stages.{found[0]}: a kit is the flagship's; expected `flagship` in "
                 "the recipe, got none"
             )
     measured = {

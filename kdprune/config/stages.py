@@ -82,15 +82,18 @@ class Distill(Taught):
 
 
 class Prune(Taught):
-    """Zeroes the smallest weights while training goes on."""
+    """Zeroes weights: the smallest while training goes on, or any at once before it."""
 
     training: Training
 
     kind: Literal["prune"]
     from_: Name = pydantic.Field(alias="from")
     sparsity: Share | None = None
-    beta: Annotated[float, pydantic.Field(gt=0.0, lt=1.0)] | None = None
-    schedule: Literal["polynomial", "constant"] = "polynomial"
+    beta: Ratio | None = None
+    threshold: Positive | None = None
+    by: Literal["magnitude", "gradient", "taylor", "activation"] = "magnitude"
+    pattern: str | None = None
+    schedule: Literal["polynomial", "constant", "one_shot"] = "polynomial"
     begin: Share = 0.0
     end: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 0.5
     frequency: Count = 50
@@ -98,8 +101,22 @@ class Prune(Taught):
 
     @pydantic.model_validator(mode="after")
     def _one_target(self):
-        if (self.sparsity is None) == (self.beta is None):
-            raise ValueError("expected one of `sparsity` and `beta`")
+        targets = ("sparsity", "beta", "threshold")
+        given = [name for name in targets if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected one of {', '.join(targets)}, got {given}")
+        at_once = self.threshold is not None or self.by != "magnitude"
+        if at_once and self.schedule != "one_shot":
+            raise ValueError(
+                "`threshold` and `by` choose weights once, before training: expected "
+                f"schedule: one_shot, got {self.schedule}"
+            )
+        if self.schedule == "one_shot" and (self.sparsity or self.pattern):
+            raise ValueError(
+                "schedule: one_shot expects `threshold` or `beta`, and no `pattern`"
+            )
+        if self.by == "activation" and self.threshold is None:
+            raise ValueError("by: activation expects `threshold`, a rate in (0, 1]")
         chosen = self.training
         if chosen.select == "best" or chosen.patience:
             # An epoch chosen for its accuracy is one before the zeros are there.

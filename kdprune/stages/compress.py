@@ -16,9 +16,43 @@ _EVIDENCE = 2048
 
 
 def prune_weights(run, node, folder):
+    """Zeroes weights, which stay zero while the others recover."""
+    base = load_node(run, parent_of(node, "from_"))
+    if node.settings.schedule == "one_shot":
+        fitted, results = _prune_at_once(run, node, folder, base)
+    else:
+        fitted, results = _prune_in_steps(run, node, folder, base)
+    results, outputs = save_outputs(fitted, folder, results)
+    # From the saved file, not from what was meant to be written.
+    results["sparsity_by_layer"] = prune.layer_sparsity(load_model(folder / MODEL))
+    return results, outputs
+
+
+def _prune_at_once(run, node, folder, base):
+    """Zeroes what scores below a threshold, by masks that hold in training."""
+    settings, (images, labels) = node.settings, _evidence(run, node)
+    if settings.by == "activation":
+        masks = prune.activation_masks(
+            base, settings.threshold, images, ignore=settings.exclude
+        )
+    else:
+        masks = prune.weight_masks(
+            base,
+            settings.threshold,
+            beta=settings.beta,
+            by=settings.by,
+            data=(images, labels),
+            exclude=settings.exclude,
+        )
+    fitted, results = fit_stage(
+        run, node, folder, lambda _: prune.hold_masks(base, masks)
+    )
+    return prune.release_masks(fitted), results
+
+
+def _prune_in_steps(run, node, folder, base):
     """Zeroes the smallest weights step by step while training goes on."""
     settings = node.settings
-    base = load_node(run, parent_of(node, "from_"))
     share = settings.sparsity
     if settings.beta is not None:
         share = prune.sparsity_below(base, settings.beta)
@@ -32,14 +66,12 @@ def prune_weights(run, node, folder):
             end=max(int(settings.end * steps), 1),
             frequency=settings.frequency,
             exclude=settings.exclude,
+            pattern=settings.pattern,
         )
 
     callbacks = prune.pruning_callbacks()
     fitted, results = fit_stage(run, node, folder, wrapped, callbacks, cast=False)
-    results, outputs = save_outputs(prune.strip_pruning(fitted), folder, results)
-    # From the saved file, not from what was meant to be written.
-    results["sparsity_by_layer"] = prune.layer_sparsity(load_model(folder / MODEL))
-    return results, outputs
+    return prune.strip_pruning(fitted), results
 
 
 def prune_channels(run, node, folder):
