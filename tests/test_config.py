@@ -113,6 +113,10 @@ def test_every_recipe_that_is_shipped_is_valid(path):
         ("stages.pruned.threshold", 0.1, "stages.pruned: expected one of sparsity"),
         ("stages.pruned.by", "taylor", "stages.pruned: `threshold` and `by` choose"),
         ("stages.pruned.schedule", "one_shot", "one_shot expects `threshold` or `be"),
+        ("stages.int8.max_drop", 0.1, "stages.int8: method: auto and `max_drop`"),
+        ("stages.int8.ranges", "minmx", "stages.int8.ranges: expected 'minmax', 'perc"),
+        ("stages.int8", {"kind": "quantize", "from": "pruned", "method": "float16",
+         "correct_bias": True}, "`correct_bias` is for method ptq, got float16"),
         ("seed", -1, "seed: expected greater than or equal to 0"),
     ],
 )  # fmt: skip

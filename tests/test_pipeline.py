@@ -249,6 +249,43 @@ def test_weights_chosen_at_once_stay_zero(finished, by):
     assert record["results"]["precision"] == training.resolve_precision("auto")
 
 
+def test_quantizers_stand_side_by_side(finished):
+    content = yaml.safe_load(RECIPE)
+    stages = content["stages"]
+    training = {**stages["student"]["training"], "learning_rate": 1e-4}
+    taught = {"soft_labels": "soft", "training": training}
+    stages["grouped"] = {"kind": "cluster", "from": "student", "clusters": 8, **taught}
+    stages["proven"] = {"kind": "quantize", "from": "student", "method": "auto"}
+    stages["proven"] |= {"max_drop": 0.9, **taught}
+    # Twenty validation images prove no drop as small as that, however little is lost.
+    stages["unproven"] = {**stages["proven"], "max_drop": 0.001}
+    stages["cqat"] = {"kind": "quantize", "from": "grouped", "method": "qat", **taught}
+    for method in ("float16", "dynamic", "int16x8"):
+        stages[method] = {"kind": "quantize", "from": "student", "method": method}
+    quantized = [n for n, s in stages.items() if s["kind"] == "quantize"]
+    stages["files"]["from"] = quantized
+    pipeline.run(parse_recipe(content), finished, until="measured")
+    results = {
+        name: json.loads((finished / name / "record.json").read_text())["results"]
+        for name in (*quantized, "grouped")
+    }
+    assert max(results["grouped"]["clusters_by_layer"].values()) <= 8
+    assert results["cqat"]["preserve_clusters"]
+    assert [row["name"] for row in results["proven"]["attempts"]] == [
+        "PTQ, minmax ranges"
+    ]
+    assert results["proven"]["met"] and not results["unproven"]["met"]
+    attempts = results["unproven"]["attempts"]
+    assert len(attempts) == 7 and attempts[-1]["name"] == "QAT with distillation"
+    assert "can't be met" in results["unproven"]["message"]
+    assert {row["layer"] for row in results["int8"]["layers"]}
+    metrics = json.loads((finished / "metrics.json").read_text())
+    found = {model["name"]: model for model in metrics["models"]}
+    names = {f"{n}_{n}" for n in ("float16", "dynamic", "int16x8")}
+    assert names | {"cqat_int8", "proven_uint8", "unproven_int8"} <= set(found)
+    assert found["dynamic_dynamic"]["bytes"] < 0.6 * found["float16_float16"]["bytes"]
+
+
 def test_blocks_are_removed_and_groups_are_measured(tmp_path):
     content = yaml.safe_load(RECIPE)
     training = content["stages"]["alone"]["training"]

@@ -50,13 +50,19 @@ stages:
     count: 1
     training: *training
   spare: {kind: sensitivity, from: student, ratios: [0.5], round_to: 4}
+  grouped:
+    kind: cluster
+    from: student
+    clusters: 8
+    soft_labels: soft
+    training: {<<: *training, augment: null, ema: null}
   int8: {kind: quantize, from: student}
   sparse: {kind: quantize, from: pruned, method: qat, teacher: teacher,
     training: {<<: *training, ema: null}}
   files: {kind: export, from: [int8, sparse], max_disagreement: 0.5, max_drop: 0.5}
   measured:
     kind: evaluate
-    from: [teacher, student, pruned, slim, short, files]
+    from: [teacher, student, pruned, slim, short, grouped, files]
     latency: false
   kit: {kind: kit, from: measured, name: killed}
   page: {kind: report, from: [measured, spare]}
@@ -141,7 +147,7 @@ def test_killed_in_every_stage_it_ends_bit_equal(recipe, uninterrupted, tmp_path
             assert same_content(path, other), path.relative_to(uninterrupted)
             compared += 1
     # Models, stored logits, files for the runtime, the two at the top and the kit's.
-    assert compared >= 5 + 3 + 3 + 4 + 2 + 2
+    assert compared >= 6 + 3 + 3 + 4 + 2 + 2
     assert accuracies(tmp_path) == accuracies(uninterrupted)
     assert not list(tmp_path.rglob("*partial*")), "half-written files were left"
 

@@ -5,9 +5,11 @@ import graphlib
 from kdprune.config.messages import nearest
 from kdprune.config.settings import names
 
-_FLOAT = ("train", "load", "distill", "prune", "prune_channels", "prune_blocks")
+_PRUNED = ("prune", "prune_channels", "prune_blocks", "cluster")
+_FLOAT = ("train", "load", "distill", *_PRUNED)
 _MODELS = (*_FLOAT, "quantize")
 _CELLS = (*_MODELS, "soft_labels", "sensitivity", "export")
+_EIGHT_BIT = ("ptq", "qat", "auto")
 # The kinds a stage may name under a key.
 _ACCEPTS = {
     "teacher": _FLOAT,
@@ -17,6 +19,7 @@ _ACCEPTS = {
     ("prune_channels", "from"): _FLOAT,
     ("prune_blocks", "from"): _FLOAT,
     ("sensitivity", "from"): _FLOAT,
+    ("cluster", "from"): _FLOAT,
     ("quantize", "from"): _FLOAT,
     ("export", "from"): _MODELS,
     ("evaluate", "from"): (*_FLOAT, "export"),
@@ -35,6 +38,12 @@ def check_references(recipe):
     for key, accepted in (("baseline", _FLOAT), ("flagship", ("quantize",))):
         if getattr(recipe, key):
             _check_reference(recipe, key, getattr(recipe, key), accepted)
+    flagship = recipe.stages.get(recipe.flagship)
+    if flagship and flagship.method not in _EIGHT_BIT:
+        raise ValueError(
+            f"flagship: expected a stage of int8 (method {', '.join(_EIGHT_BIT)}), got "
+            f"{recipe.flagship!r} of method {flagship.method}"
+        )
     for name in recipe.keep:
         _check_reference(recipe, "keep", name, _FLOAT)
     stage_order(recipe)

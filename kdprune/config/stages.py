@@ -193,26 +193,58 @@ class Sensitivity(StageSettings):
         return [self.from_]
 
 
+class Cluster(Taught):
+    """Gives each kernel a few distinct weights, and trains them."""
+
+    kind: Literal["cluster"]
+    from_: Name = pydantic.Field(alias="from")
+    clusters: Annotated[int, pydantic.Field(ge=2, le=256, strict=True)] = 16
+    preserve_sparsity: bool | Literal["auto"] = "auto"
+    exclude: tuple[str, ...] = ()
+    training: Training
+
+    def parents(self):
+        return [self.from_, *super().parents()]
+
+
 class Quantize(Taught):
-    """Prepares a model for int8: after training, or by training with it."""
+    """Prepares a model for fewer bits: after training, or by training with them."""
 
     kind: Literal["quantize"]
     from_: Name = pydantic.Field(alias="from")
-    method: Literal["ptq", "qat"] = "ptq"
+    method: Literal["ptq", "qat", "auto", "float16", "dynamic", "int16x8"] = "ptq"
+    ranges: Literal["minmax", "percentile", "mse"] = "minmax"
+    correct_bias: bool = False
+    max_drop: Ratio | None = None
     preserve_sparsity: bool | Literal["auto"] = "auto"
+    preserve_clusters: bool | Literal["auto"] = "auto"
 
     @pydantic.model_validator(mode="after")
-    def _trains_or_not(self):
+    def _fits_the_method(self):
         given = {"training", "teacher", "soft_labels"} & self.model_fields_set
-        if self.method == "ptq" and given:
+        if self.method not in ("qat", "auto") and given:
             raise ValueError(
-                f"method ptq trains nothing, got `{sorted(given)[0]}`; remove it, or "
-                "set method: qat"
+                f"method {self.method} trains nothing, got `{sorted(given)[0]}`; "
+                "remove it, or set method: qat"
             )
         if self.method == "qat" and "training" not in given:
             raise ValueError(
                 "method qat expects `training`, with a learning rate about a hundredth "
                 "of the one the model was trained with"
+            )
+        if self.method == "auto" and given and "training" not in given:
+            raise ValueError(
+                "method auto learns from a teacher in quantization-aware training: "
+                "expected `training` as well"
+            )
+        chosen = {"ranges", "correct_bias"} & self.model_fields_set
+        if self.method != "ptq" and chosen:
+            raise ValueError(
+                f"`{sorted(chosen)[0]}` is for method ptq, got {self.method}"
+            )
+        if (self.method == "auto") != (self.max_drop is not None):
+            raise ValueError(
+                "method: auto and `max_drop`, the accuracy it may cost, belong together"
             )
         return self
 
@@ -276,6 +308,7 @@ Stage = Annotated[
     | PruneChannels
     | PruneBlocks
     | Sensitivity
+    | Cluster
     | Quantize
     | Export
     | Evaluate

@@ -23,7 +23,7 @@ _BASE, _WEIGHTS, _PLAN = "base.keras", "weights.h5", "plan.json"
 _FILES = {"qat": (_BASE, _WEIGHTS), "ptq": (_BASE,)}
 
 
-def save_quantized(model, folder, calibration=None):
+def save_quantized(model, folder, calibration=None, conversion=None):
     """Saves a model and its conversion plan; `load_quantized` reads them back.
 
     Args:
@@ -32,6 +32,8 @@ def save_quantized(model, folder, calibration=None):
         folder: Where to; made if missing. Files of other names are left alone.
         calibration: PTQ only, and needed there: JSON-able account of the
             calibration images, such as `{"images": 500, "seed": 0}`.
+        conversion: How the files are to be made: `dtypes`, names of `convert_tflite`
+            (int8 and uint8 unless said), and more arguments of it.
 
     Returns:
         The plan, as written.
@@ -63,6 +65,7 @@ def save_quantized(model, folder, calibration=None):
         save_model(origin.base, folder / _BASE)
         with _replacing(folder / _WEIGHTS) as path:
             model.save_weights(path, save_format="h5")
+    plan["conversion"] = {"dtypes": ["int8", "uint8"], **(conversion or {})}
     plan["files"] = {name: _sha256(folder / name) for name in _FILES[plan["method"]]}
     with _replacing(folder / _PLAN) as path:
         path.write_text(json.dumps(plan, indent=2) + "\n")
@@ -104,7 +107,8 @@ def read_plan(folder):
 
     Returns:
         Dict of `method` ("qat" or "ptq"), `preserve_sparsity` and
-        `preserve_clusters` (QAT) or `calibration` (PTQ), and `files` (name to SHA-256).
+        `preserve_clusters` (QAT) or `calibration` (PTQ), `conversion` (`dtypes` and
+        arguments of `convert_tflite`), and `files` (name to SHA-256).
 
     Raises:
         FileNotFoundError: If the folder holds no finished artifact.

@@ -16,7 +16,6 @@ from kdprune.stages.compress import (
     prune_blocks,
     prune_channels,
     prune_weights,
-    quantize_model,
 )
 from kdprune.stages.learn import load, soft_labels, train
 from kdprune.stages.measure import (
@@ -25,6 +24,7 @@ from kdprune.stages.measure import (
     write_kit,
     write_report,
 )
+from kdprune.stages.quantize import cluster_weights, quantize_model
 
 __all__ = ["STAGES", "check", "plan_channels"]
 
@@ -37,6 +37,7 @@ STAGES = {
     "prune_channels": prune_channels,
     "prune_blocks": prune_blocks,
     "sensitivity": measure_sensitivity,
+    "cluster": cluster_weights,
     "quantize": quantize_model,
     "export": export_files,
     "evaluate": evaluate_models,

@@ -1,11 +1,10 @@
 """Stages that make a model smaller: weights, channels, blocks, bits."""
 
-import functools
 import itertools
 
 import numpy as np
 
-from kdprune import export, prune, quantize, training
+from kdprune import export, prune, training
 from kdprune.data import to_float
 from kdprune.fitting import MODEL, fit_stage, load_node, parent_of
 from kdprune.models import load_model
@@ -195,30 +194,3 @@ def _widths(before, after):
             if kernel.shape[-1] != was:
                 widths[layer.name] = [int(was), int(kernel.shape[-1])]
     return widths
-
-
-def quantize_model(run, node, folder):
-    """Prepares int8: a plan for after training, or training that rounds already."""
-    settings, calibration = node.settings, run.dataset.calibration
-    base = load_node(run, parent_of(node, "from_"))
-    if settings.method == "ptq":
-        account = {"images": len(calibration), "seed": run.recipe.data.seed}
-        plan = quantize.save_quantized(base, folder, calibration=account)
-        return {"method": "ptq"}, [*plan["files"], "plan.json"]
-    sparse = settings.preserve_sparsity
-    if sparse == "auto":
-        # Networks have a few zeros by chance; pruned ones have many.
-        sparse = max(prune.layer_sparsity(base).values(), default=0.0) > 0.05
-    wrap = functools.partial(
-        quantize.quantize_model,
-        base,
-        preserve_sparsity=sparse,
-        calibration=calibration.images,
-    )
-    fitted, results = fit_stage(run, node, folder, lambda steps: wrap(), cast=False)
-    if settings.training.ema:
-        # The ranges are those of the last steps, the weights an average.
-        quantize.calibrate_ranges(fitted, calibration.images)
-    plan = quantize.save_quantized(fitted, folder)
-    results |= {"method": "qat", "preserve_sparsity": bool(sparse)}
-    return results, [*plan["files"], "plan.json"]

@@ -6,6 +6,7 @@ import shutil
 from kdprune import evaluate, export, records
 from kdprune.fitting import MODEL, load_node
 from kdprune.models import save_model
+from kdprune.stages.quantize import conversions
 
 
 def export_files(run, node, folder):
@@ -14,13 +15,10 @@ def export_files(run, node, folder):
     for parent in itertools.chain(*node.parents.values()):
         model = load_node(run, parent)
         scores = evaluate.predict(model, run.dataset.validation.images)
-        for dtype in ("int8", "uint8") if parent.kind == "quantize" else ("float32",):
-            calibration = None
-            if getattr(parent.settings, "method", None) == "ptq":
-                calibration = run.dataset.calibration.images
+        for dtype, arguments in conversions(run, parent):
             name = f"{parent.stage}.{dtype}.tflite"
             print(f"writing {name}", flush=True)
-            content = export.convert_tflite(model, dtype, calibration)
+            content = export.convert_tflite(model, dtype, **arguments)
             results[name] = _pass_gate(run, node, folder / name, content, scores)
     return results, list(results)
 
