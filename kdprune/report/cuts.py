@@ -68,7 +68,7 @@ class Sensitivity:
 
 def read_sensitivity(stage: Stage) -> Sensitivity | None:
     """Returns what a stage of kind `sensitivity` measured, None for any other."""
-    found = [r for r in _results(stage, "sensitivity") if r.get("scores")]
+    found = [r for r in results_of(stage, "sensitivity") if r.get("scores")]
     if not found:
         return None
     ratios = sorted({ratio for results in found for ratio in results["ratios"]})
@@ -78,7 +78,7 @@ def read_sensitivity(stage: Stage) -> Sensitivity | None:
             rows.setdefault(name, []).append((results, place))
     return Sensitivity(
         tuple(ratios),
-        _mean(results.get("whole") for results in found),
+        mean(results.get("whole") for results in found),
         found[0].get("importance"),
         tuple(_make_group(name, seeds, ratios) for name, seeds in rows.items()),
         len(found),
@@ -91,7 +91,7 @@ def read_widths(stage: Stage) -> dict[str, tuple[float, float]]:
     A layer that was cut with some seeds only counts as whole with the others.
     """
     found = [
-        r.get("channels_by_layer") or {} for r in _results(stage, "prune_channels")
+        r.get("channels_by_layer") or {} for r in results_of(stage, "prune_channels")
     ]
     layers = dict.fromkeys(layer for widths in found for layer in widths)
     means = {}
@@ -104,16 +104,22 @@ def read_widths(stage: Stage) -> dict[str, tuple[float, float]]:
 
 def read_blocks(cell: Cell) -> list[dict[str, Any]]:
     """Returns the residual blocks that a `prune_blocks` stage ranked, if it did."""
-    (results,) = _results(Stage(cell.folder, (cell,)), "prune_blocks") or [{}]
+    (results,) = results_of(Stage(cell.folder, (cell,)), "prune_blocks") or [{}]
     return results.get("blocks") or []
 
 
-def _results(stage: Stage, kind: str) -> list[dict[str, Any]]:
-    """Results of the stage's cells, none where the stage is of another kind."""
+def results_of(stage: Stage, kind: str) -> list[dict[str, Any]]:
+    """Returns the results of the stage's cells, none if it is of another kind."""
     found = (
         c.record.get("results") for c in stage.cells if c.record.get("kind") == kind
     )
     return [results for results in found if isinstance(results, dict)]
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Returns the mean of the values that are known and finite, None without any."""
+    found = [value for value in values if value is not None and math.isfinite(value)]
+    return statistics.fmean(found) if found else None
 
 
 def _make_group(name: str, seeds: list, ratios: list[float]) -> Group:
@@ -143,11 +149,6 @@ def _read_cuts(results: dict[str, Any], row: int) -> list[Cut]:
 def _average(cuts: list[Cut]) -> Cut:
     return Cut(
         statistics.fmean(cut.left for cut in cuts),
-        _mean(cut.change for cut in cuts),
+        mean(cut.change for cut in cuts),
         all(cut.uncut for cut in cuts),
     )
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    found = [value for value in values if value is not None and math.isfinite(value)]
-    return statistics.fmean(found) if found else None

@@ -20,6 +20,8 @@ from kdprune.report.text import (
     count,
     embed,
     escape,
+    list_some,
+    over_seeds,
     percent,
     points,
     scalar,
@@ -28,7 +30,7 @@ from kdprune.report.text import (
     table,
 )
 
-# Results that a table or a plot shows, which would be unreadable in a line.
+# Results that a table, a sentence or a plot shows.
 SHOWN = {
     "sensitivity": {"ratios", "groups", "layers", "channels", "left", "scores"},
     "prune_channels": {"channels_by_layer"},
@@ -44,17 +46,6 @@ RANKS = {
         "the angle by which it turns its input, as a share of a half turn",
     ),
 }
-# More coupled layers than these are counted.
-NAMED = 4
-
-
-def plain_results(record: Mapping[str, Any]) -> Any:
-    """Returns a stage's results without those that `write_cuts` shows."""
-    shown = SHOWN.get(record.get("kind"), ())
-    results = record.get("results") or {}
-    if not isinstance(results, Mapping):
-        return results
-    return {key: value for key, value in results.items() if key not in shown}
 
 
 def write_cuts(stage: Stage, plots: Mapping[str, str]) -> list[str]:
@@ -74,7 +65,7 @@ def write_cuts(stage: Stage, plots: Mapping[str, str]) -> list[str]:
         before, after = (sum(ends) for ends in zip(*widths.values(), strict=True))
         parts.append(
             f"Of {count(before)} channels in the {len(widths)} layers that were cut, "
-            f"{count(after)} are left{_over(len(stage.cells))}."
+            f"{count(after)} are left{over_seeds(len(stage.cells))}."
         )
     for cell in stage.cells:
         parts += _write_blocks(cell, alone=len(stage.cells) == 1)
@@ -93,12 +84,8 @@ def _explain(found: Sensitivity) -> str:
         f"Each coupled group of channels is cut alone{how}, batch normalization "
         "recalibrated and nothing trained: a figure is the change in accuracy on the "
         f"validation images, in points against{whole} the whole model"
-        f"{_over(found.seeds)}, with the channels left in brackets{note}."
+        f"{over_seeds(found.seeds)}, with the channels left in brackets{note}."
     )
-
-
-def _over(seeds: int) -> str:
-    return f" (means over {seeds} seeds)" if seeds > 1 else ""
 
 
 def _sensitivity_table(found: Sensitivity) -> str:
@@ -118,11 +105,7 @@ def _sensitivity_table(found: Sensitivity) -> str:
 
 
 def _coupled(group: Group) -> str:
-    others = [layer for layer in group.layers if layer != group.name]
-    named = others if len(others) <= NAMED else others[: NAMED - 1]
-    more = len(others) - len(named)
-    text = ", ".join(map(escape, named)) or MISSING
-    return f"{text} and {more} more" if more else text
+    return list_some([layer for layer in group.layers if layer != group.name])
 
 
 def _write_cut(cut: Cut | None) -> str:

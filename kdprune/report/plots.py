@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from kdprune.report.bits_plots import draw_bits
 from kdprune.report.cuts_plots import draw_cuts
 from kdprune.report.read import Model, Run, Stage
 from kdprune.report.study_plots import draw_study
@@ -64,7 +65,7 @@ def draw_plots(run: Run, *, references: bool = True) -> dict[str, Plot]:
             drawn[name] = plot_confusion(model, run.classes)
         drawn |= draw_study(run)
         for stage in run.stages:
-            drawn |= draw_cuts(stage)
+            drawn |= draw_cuts(stage) | draw_bits(stage)
             drawn[f"training-{slug(stage.name)}"] = plot_training(stage)
     return {name: plot for name, plot in drawn.items() if plot is not None}
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kdprune.report.schema import (
+    check_bits,
     check_cuts,
     check_entry,
     check_validation,
@@ -213,6 +214,7 @@ def read_run(run_folder: str | Path) -> Run:
     for cell in (cell for stage in stages for cell in stage.cells):
         where = folder / cell.folder / "record.json"
         check_cuts(cell.record, where)
+        check_bits(cell.record, where)
         validation[cell.folder] = check_validation(cell.record, where)
     entries = [
         {

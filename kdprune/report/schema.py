@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,19 @@ NUMBERS = (
     "agreement",
 )
 SHARES = ("accuracy", "agreement")
+LAYER_NUMBERS = (
+    "sqnr_db",
+    "weight_sqnr_db",
+    "rmse_over_scale",
+    "saturation",
+    "low",
+    "high",
+    "seen_low",
+    "seen_high",
+    "weight_low",
+    "weight_high",
+)
+ATTEMPT_NUMBERS = ("drop", "drop_bound", "disagreement", "bytes", "seconds")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -102,6 +116,26 @@ def check_cuts(record: dict[str, Any], path: Path) -> None:
         _check_widths(results["channels_by_layer"], path)
     if kind == "prune_blocks" and results.get("blocks"):
         _check_blocks(results["blocks"], path)
+
+
+def check_bits(record: dict[str, Any], path: Path) -> None:
+    """Checks what a stage's record holds of zeros, clusters and 8-bit layers.
+
+    Raises:
+        ValueError: If it is not of the right shape or range; what is missing is no
+            error.
+    """
+    results, kind = record.get("results"), record.get("kind")
+    if not isinstance(results, dict):
+        return
+    if kind == "quantize":
+        _check_layers(results.get("layers") or [], path)
+        _check_attempts(results.get("attempts") or [], path)
+    if kind == "cluster":
+        _check_by_layer(results, "clusters_by_layer", path)
+    if kind in ("prune", "cluster"):
+        for share in _check_by_layer(results, "sparsity_by_layer", path):
+            _check_share(share, f"{path}: expected sparsity_by_layer")
 
 
 def shorten(value: Any) -> str:
@@ -205,3 +239,56 @@ def _check_blocks(blocks: Any, path: Path) -> None:
             )
         for field in ("score", "layers"):
             _check_number(block.get(field), f"{path}: {field} of {block['name']}")
+
+
+def _check_layers(layers: Any, path: Path) -> None:
+    def right(row):
+        return all(isinstance(row.get(key), str | None) for key in ("layer", "op"))
+
+    _check_objects(layers, right, f"{path}: expected layers, each with layer and op")
+    for row in layers:
+        numbers = {
+            field: _check_number(
+                row.get(field), f"{path}: {field} of {row.get('layer')}"
+            )
+            for field in LAYER_NUMBERS
+        }
+        _check_share(numbers["saturation"], f"{path}: expected saturation")
+
+
+def _check_attempts(attempts: Any, path: Path) -> None:
+    def right(row):
+        return isinstance(row.get("name"), str)
+
+    _check_objects(attempts, right, f"{path}: expected attempts, each with a name")
+    for row in attempts:
+        for field in ATTEMPT_NUMBERS:
+            _check_number(row.get(field), f"{path}: {field} of {row['name']!r}")
+
+
+def _check_objects(rows: Any, right: Callable, expected: str) -> None:
+    """Checks for a list of objects that are all as they should be."""
+    listed = isinstance(rows, list)
+    for row in rows if listed else [rows]:
+        if not listed or not isinstance(row, dict) or not right(row):
+            raise ValueError(
+                f"{expected}, as a list of objects; received {shorten(row)}. "
+                "Run the stage again."
+            )
+
+
+def _check_by_layer(results: dict[str, Any], field: str, path: Path) -> list[float]:
+    """Returns the numbers of all layers."""
+    found = results.get(field) or {}
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{path}: expected {field} as an object of numbers; received "
+            f"{shorten(found)}. Run the stage again."
+        )
+    numbers = [_check_number(n, f"{path}: {field} of {k}") for k, n in found.items()]
+    if None in numbers:
+        raise ValueError(
+            f"{path}: expected a number for each layer of {field}; received "
+            f"{shorten(found)}. Run the stage again."
+        )
+    return numbers

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from kdprune.report.cuts_page import plain_results, write_cuts
+from kdprune.report import bits_page, cuts_page
 from kdprune.report.read import Cell, Model, Run, Stage, split_cell
 from kdprune.report.references import MLPERF_TINY, MLPERF_TINY_SOURCE
 from kdprune.report.study_page import write_study
@@ -44,7 +44,9 @@ MODEL_COLUMNS = (
     "agreement %",
 )
 # Plots that stand elsewhere than below the main table.
-OWN_PLACE = {"study", "training", "sensitivity", "channels"}
+OWN_PLACE = {"study", "training", "sensitivity", "channels", "layers"}
+# Results that a part of the page shows, which would be unreadable in a line.
+SHOWN = {**cuts_page.SHOWN, **bits_page.SHOWN}
 NOTES = (
     "Accuracy in brackets: the 95 % interval that comes from the draw of the test "
     "images. Difference: percentage points above the baseline. Agreement: share of "
@@ -210,7 +212,7 @@ def _write_stage(stage: Stage, run: Run, plots: Mapping[str, str]) -> list[str]:
         ),
     ]
     for cell in stage.cells:
-        if results := brief(plain_results(cell.record)):
+        if results := brief(_plain_results(cell.record)):
             where = f" of {escape(cell.folder)}" if len(stage.cells) > 1 else ""
             parts.append(f"Results{where}: {results}.")
     folders = {cell.folder for cell in stage.cells}
@@ -221,9 +223,19 @@ def _write_stage(stage: Stage, run: Run, plots: Mapping[str, str]) -> list[str]:
     ]
     if measured:
         parts.append(f"Measured on the test images: {'; '.join(measured)}.")
-    parts += write_cuts(stage, plots)
+    parts += cuts_page.write_cuts(stage, plots)
+    parts += bits_page.write_bits(stage, plots)
     name = f"training-{slug(stage.name)}"
     return [*parts, embed(name, plots[name])] if name in plots else parts
+
+
+def _plain_results(record: Mapping[str, Any]) -> Any:
+    """A stage's results without those that are shown in a way of their own."""
+    shown = SHOWN.get(record.get("kind"), ())
+    results = record.get("results") or {}
+    if not isinstance(results, Mapping):
+        return results
+    return {key: value for key, value in results.items() if key not in shown}
 
 
 def _cell_row(cell: Cell) -> list[str]:

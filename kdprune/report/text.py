@@ -79,6 +79,11 @@ def timing(model: Model) -> str:
     return ", ".join(parts) or MISSING
 
 
+def decibels(value: float | None) -> str:
+    """Writes a ratio in decibels, whose second decimal says nothing."""
+    return MISSING if value is None else f"{value:.1f}"
+
+
 def duration(seconds: Any) -> str:
     """Writes a time in the two units that fit it."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
@@ -96,6 +101,19 @@ def escape(text: Any) -> str:
     for sign in "\\`*_|[]":
         text = text.replace(sign, "\\" + sign)
     return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def list_some(names: Sequence[str], most: int = 4) -> str:
+    """Writes names in a row; where there are more than `most`, counts the others."""
+    named = names if len(names) <= most else names[: most - 1]
+    more = len(names) - len(named)
+    text = ", ".join(map(escape, named)) or MISSING
+    return f"{text} and {more} more" if more else text
+
+
+def over_seeds(seeds: int) -> str:
+    """Says, where there are several seeds, that figures are means."""
+    return f" (means over {seeds} seeds)" if seeds > 1 else ""
 
 
 def slug(name: str) -> str:
