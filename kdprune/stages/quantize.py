@@ -1,5 +1,6 @@
 """Stages that prepare a model for fewer bits, within a budget if asked."""
 
+import functools
 import itertools
 
 from kdprune import evaluate, export, prune, quantize
@@ -70,8 +71,15 @@ def _within_budget(run, node, folder, base):
     """Tries what is cheap first, until the accuracy it costs is within bounds."""
     settings, validation = node.settings, run.dataset.validation
     expected = evaluate.predict(base, validation.images)
+
+    def converted(model, options):
+        images = run.dataset.calibration.images if options else None
+        return model, options, export.convert_tflite(model, "int8", images, **options)
+
     attempts = [
-        quantize.Attempt(_describe(options), lambda options=options: (base, options))
+        quantize.Attempt(
+            _describe(options), functools.partial(converted, base, options)
+        )
         for options in _AFTER_TRAINING
     ]
     if "training" in settings.model_fields_set:
@@ -79,14 +87,13 @@ def _within_budget(run, node, folder, base):
         name = "QAT with distillation" if taught else "QAT"
         attempts.append(
             quantize.Attempt(
-                name, lambda: (_train_quantized(run, node, folder, base)[0], {})
+                name,
+                lambda: converted(_train_quantized(run, node, folder, base)[0], {}),
             )
         )
 
     def judge(made):
-        model, options = made
-        images = None if options == {} else run.dataset.calibration.images
-        content = export.convert_tflite(model, "int8", images, **options)
+        *_, content = made
         path = folder / "attempt.tflite"
         export.write_file(content, path)
         scores = evaluate.predict(path, validation.images)
@@ -98,7 +105,7 @@ def _within_budget(run, node, folder, base):
     print(outcome.message, flush=True)
     if outcome.best is None:
         raise ValueError(outcome.message)
-    model, options = outcome.best
+    model, options, _ = outcome.best
     results = {
         "layers": export.layer_report(base, run.dataset.calibration.images),
         "method": "auto",
