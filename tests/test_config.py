@@ -178,3 +178,11 @@ def test_an_override_leaves_what_shares_its_anchor_alone(tmp_path):
     changed = load_recipe(path, ["stages.student.training.epochs=9"])
     assert changed.stages["student"].training.epochs == 9
     assert changed.stages["teacher"].training.epochs == 3
+
+
+def test_an_override_leaves_a_stage_out(tmp_path):
+    path = tmp_path / "tried.yaml"
+    path.write_text(RECIPE)
+    assert "page" not in load_recipe(path, ["stages.page=null"]).stages
+    with pytest.raises(ValueError, match="got 'student'|expected a stage of kind"):
+        load_recipe(path, ["stages.student=null"])

@@ -16,7 +16,8 @@ def load_recipe(path, overrides=()):
     Args:
         path: A YAML file.
         overrides: Strings `key.path=value`, values in YAML, e.g.
-            "stages.student.training.epochs=5".
+            "stages.student.training.epochs=5"; "stages.student=null" leaves a stage
+            out.
 
     Returns:
         A `Recipe`.
@@ -97,4 +98,8 @@ def _override(content, text):
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ValueError(f"--set {path}: {value!r} is not a YAML value") from error
+    root, _, stage = path.partition(".")
+    if parsed is None and root == "stages" and stage in (content.get(root) or {}):
+        del content[root][stage]
+        return
     set_key(content, path, parsed)
