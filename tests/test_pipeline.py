@@ -249,6 +249,7 @@ def test_weights_chosen_at_once_stay_zero(finished, by):
     assert record["results"]["precision"] == training.resolve_precision("auto")
 
 
+@pytest.mark.slow
 def test_quantizers_stand_side_by_side(finished):
     content = yaml.safe_load(RECIPE)
     stages = content["stages"]

@@ -111,7 +111,9 @@ def test_a_loss_of_features_takes_its_own_arguments(data):
         step(distiller(losses=[given], soft_weight=1.0), *data)["loss"]
         for given in (loss, "contrastive")
     )
-    assert warm < usual
+    # The warmer, the less the images of a batch are told apart.
+    chance = np.log(64)
+    assert abs(warm - chance) < abs(usual - chance)
 
 
 def test_what_a_hint_learns_is_not_saved_with_the_student(data, tmp_path):

@@ -248,12 +248,14 @@ def test_the_most_important_filters_stay():
 
 @pytest.mark.parametrize("share", [0.75, 0.5, 0.3])
 def test_a_target_is_an_upper_bound_met_within_one_rounding_step(share):
+    keras.utils.set_random_seed(0)
     model = build_model("resnet8")
     target = int(count_macs(model) * share)
     plan = plan_channels(model, target_macs=target)
     assert plan.macs[1] <= target
     assert all(group.after % 8 == 0 and group.after for group in plan.groups)
-    # The last step taken back would not meet it: no group's step is worth more.
-    assert plan.macs[1] > target - 0.2 * count_macs(model)
+    # The last step taken back would not meet it, and the largest step there is, half
+    # of the first stage's 16 channels, is worth 26 % of the whole.
+    assert plan.macs[1] > target - 0.26 * count_macs(model)
     parameters = plan_channels(model, target_parameters=int(plan.parameters[0] * share))
     assert parameters.parameters[1] <= int(plan.parameters[0] * share)

@@ -247,7 +247,7 @@ def test_a_pruned_student_is_sparse_after_averaging():
     for name, weights in (("conv", 108), ("logits", 64)):
         kernel = student.get_layer(name).kernel.numpy()
         assert (kernel == 0).sum() == weights // 2
-    again = Distiller(student, distiller.teacher)
+    again = Distiller(student, distiller.teachers)
     again.compile()
     assert again.evaluate(evaluation_batches(VALIDATION), verbose=0) == pytest.approx(
         loss, rel=1e-5
