@@ -13,6 +13,9 @@ PYTHON := python3.12 python3.11 python3.13 python3.10 python3
 SUITABLE := import sys, venv, ensurepip; \
     sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 
+# Two at a time: more would need gigabytes, and each uses several cores already.
+WORKERS := --numprocesses 2
+
 # kdprune/__init__.py holds the version, which pip writes down when it installs.
 PACKAGE := setup.cfg pyproject.toml constraints.txt kdprune/__init__.py
 
@@ -26,10 +29,10 @@ demo: $(VENV)/.package ## install, then run the quickstart recipe into runs/quic
 	$(BIN)/kdprune run configs/quickstart.yaml --output runs/quickstart
 
 test: $(VENV)/.test ## install, then run the fast tests (ARGS="..." goes to pytest)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(WORKERS) $(ARGS)
 
 test-slow: $(VENV)/.test $(VENV)-clients/.installed ## install, then run the tests that train and convert
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow $(WORKERS) $(ARGS)
 
 lint: $(VENV)/.lint ## check style and formatting
 	$(BIN)/ruff check .

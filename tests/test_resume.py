@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
+from kdprune.config import parse_recipe, stage_order
+
 RECIPE = """
 name: killed
 seed: 1
@@ -67,7 +69,7 @@ stages:
   kit: {kind: kit, from: measured, name: killed}
   page: {kind: report, from: [measured, spare]}
 """
-STAGES = list(yaml.safe_load(RECIPE)["stages"])
+STAGES = stage_order(parse_recipe(yaml.safe_load(RECIPE)))
 ARTIFACTS = ("model.keras", "weights.h5", "base.keras")
 
 
