@@ -180,6 +180,8 @@ def as_keras3(model):
                 if key not in ("dtype", "batch_input_shape")
                 and not (isinstance(value, dict) and "class_name" in value)
             }
+            if isinstance(accepted.get("axis"), list | tuple):
+                (accepted["axis"],) = accepted["axis"]  # A list of one in Keras 2.
             inputs = layer.input if isinstance(layer.input, list) else [layer.input]
             given = [tensors[id(tensor)] for tensor in inputs]
             made = kind.from_config(accepted)(given if len(given) > 1 else given[0])
