@@ -29,7 +29,7 @@ class Node:
         name: Its folder's name: the stage's, with the axes it depends on.
         stage: The stage's name in the recipe.
         settings: The stage's settings, its seed resolved.
-            parents: Nodes it needs, by the stage's name; several for a stage that
+        parents: Nodes it needs, by the stage's name; several for a stage that
             gathers all cells.
     """
 
@@ -114,9 +114,18 @@ def _seeded(recipe, stage):
 
 
 def _identity(recipe, stage, found, index):
-    settings = _seeded(recipe, stage).model_dump(mode="json", by_alias=True)
+    settings = _seeded(recipe, stage)
+    unused = () if _draws(settings) else {"seed"}
+    settings = settings.model_dump(mode="json", by_alias=True, exclude=unused)
     parents = [found[name, index] for name in recipe.stages[stage].parents()]
     return json.dumps([settings, parents], sort_keys=True)
+
+
+def _draws(settings):
+    """Whether a stage's result depends on its seed: else all seeds share it."""
+    if settings.kind == "quantize":
+        return "training" in settings.model_fields_set
+    return settings.kind not in ("load", "export")
 
 
 def _varying(groups, matrix):

@@ -65,6 +65,21 @@ def test_a_stage_may_have_fewer_seeds_than_the_others():
     assert [len(measured.parents[name]) for name in ("alone", "student")] == [3, 2]
 
 
+def test_seeds_share_what_draws_nothing():
+    content = yaml.safe_load(RECIPE)
+    stages = content["stages"]
+    stages["given"] = {"kind": "quantize", "from": "teacher"}
+    stages["taught"] = {**stages["given"], "method": "qat"}
+    stages["taught"]["training"] = stages["teacher"]["training"]
+    stages["other"] = {"kind": "export", "from": ["given"]}
+    stages["measured"]["from"] += ["other"]
+    content["matrix"] = {"seed": [1, 2], "stages.student.temperature": [1, 4]}
+    found = [node.name for node in pipeline.plan(parse_recipe(content))]
+    assert {"given", "other", "taught--seed=1", "taught--seed=2"} <= set(found)
+    # Each has a model of its own to start from.
+    assert "int8--seed=2--temperature=4" in found
+
+
 def test_two_axes_name_only_those_a_stage_depends_on():
     found = names(matrix={"seed": [1, 2], "stages.student.temperature": [1, 4, 8]})
     assert "alone--seed=1" in found and "alone--seed=1--temperature=4" not in found
@@ -156,6 +171,38 @@ def test_what_is_done_is_skipped(finished, capsys):
     assert [line for line in lines if line] == [
         f"{node.name}: done, skipped" for node in pipeline.plan(recipe())
     ]
+
+
+def test_files_of_a_shared_model_are_measured_once(tmp_path):
+    content = yaml.safe_load(RECIPE)
+    content["data"] = {"dataset": "shapes", "train_images": 100, "test_images": 50}
+    content["matrix"] = {"seed": [1, 2], "stages.own.max_drop": [0.9, 0.8]}
+    stages = content["stages"]
+    for name in ("soft", "student"):
+        del stages[name]
+    # Two cells for each seed write the teacher's file and the one of that seed.
+    stages["int8"] = {"kind": "quantize", "from": "teacher"}
+    stages["own"] = {"kind": "quantize", "from": "alone"}
+    stages["own"] |= {"method": "auto", "max_drop": 0.9}
+    stages["files"] = {"kind": "export", "from": ["int8", "own"], "max_drop": 0.9}
+    stages["files"]["max_disagreement"] = 0.9
+    stages["measured"] = {"kind": "evaluate", "from": ["teacher", "alone", "files"]}
+    stages["measured"]["latency"] = False
+    pipeline.run(parse_recipe(content), tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    found = sorted(f"{m['name']} {m['stage']}" for m in metrics["models"])
+    assert len(list(tmp_path.glob("files--*/int8.int8.tflite"))) == 4
+    assert found == sorted(
+        ["teacher teacher", "alone alone--seed=1", "alone alone--seed=2"]
+        + [f"int8_{dtype} int8" for dtype in ("int8", "uint8")]
+        + [
+            f"own_{dtype} own--seed={seed}--max_drop={drop}"
+            for dtype in ("int8", "uint8")
+            for seed in (1, 2)
+            for drop in (0.9, 0.8)
+        ]
+    )
+    assert "int8_int8" in (tmp_path / "report.md").read_text()
 
 
 def test_a_change_runs_that_stage_again_and_what_follows(finished, tmp_path, capsys):

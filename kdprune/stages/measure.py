@@ -31,21 +31,13 @@ def evaluate_models(run, node, folder):
         path = run.folder / parent.name / MODEL
         entry, scores[parent.name] = _measure(run, node, path, parent, parent.stage)
         entries.append(entry)
-    for parent in [p for p in parents if p.kind == "export"]:
-        names = run.record(parent)["outputs"]
-        for source in itertools.chain(*parent.parents.values()):
-            if source.name not in scores:
-                model = load_node(run, source)
-                scores[source.name] = evaluate.predict(model, test.images)
-            for name in names:
-                if name.startswith(f"{source.stage}."):
-                    path = run.folder / parent.name / name
-                    called = path.stem.replace(".", "_")
-                    entries.append(
-                        _measure(run, node, path, source, called, scores[source.name])[
-                            0
-                        ]
-                    )
+    for path, source in _exported(run, parents):
+        if source.name not in scores:
+            model = load_node(run, source)
+            scores[source.name] = evaluate.predict(model, test.images)
+        called = path.stem.replace(".", "_")
+        entry, _ = _measure(run, node, path, source, called, scores[source.name])
+        entries.append(entry)
     metrics = {
         "schema": records.SCHEMA,
         "recipe": run.recipe.name,
@@ -113,6 +105,22 @@ def _pass_gate(run, node, path, content, keras_scores):
         raise ValueError(f"{path.name} failed the export gate: {error}") from error
     partial.replace(path)
     return figures
+
+
+def _exported(run, parents):
+    """`(path, node)` of each file of the export stages and of what it was made of.
+
+    Cells of an export stage that have one of their models in common write the same
+    file of it: the first stands for all.
+    """
+    found = {}
+    for parent in [p for p in parents if p.kind == "export"]:
+        names = run.record(parent)["outputs"]
+        for source in itertools.chain(*parent.parents.values()):
+            for name in [n for n in names if n.startswith(f"{source.stage}.")]:
+                path = run.folder / parent.name / name
+                found.setdefault((source.name, name), (path, source))
+    return list(found.values())
 
 
 def _measure(run, node, path, source, name, source_scores=None):
