@@ -30,16 +30,17 @@ MAY_IMPORT = {
     "config": set(),
     "records": set(),
     **ROOMS,
+    "plan": {"config", "records"},
     # What each kind of stage does, put together from the rooms, for the pipeline.
     "fitting": {*ROOMS, "config", "records"},
     "stages": {*ROOMS, "config", "records", "fitting"},
-    "pipeline": {*ROOMS, "config", "records", "fitting", "stages"},
+    "pipeline": {*ROOMS, "config", "records", "plan", "fitting", "stages"},
     "cli": {*ROOMS, "config", "records", "fitting", "stages", "pipeline"},
     "__main__": {"cli"},
 }
 
 # Rooms that a machine without TensorFlow, or a quick `--help`, relies on.
-LIGHT = ("report", "config", "records")
+LIGHT = ("report", "config", "records", "plan")
 HEAVY = {
     "ai_edge_litert",
     "keras",
