@@ -108,6 +108,14 @@ def _add_run_options(parser, until):
         default=[],
         help="override a key of the recipe; may be given several times",
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="stages run at once, each on its share of the cores (1); small networks "
+        "take less time in all with as many jobs as cores",
+    )
     if until:
         parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
     parser.add_argument(
@@ -219,6 +227,7 @@ def _run(options):
         until=until,
         wanted=wanted,
         command=records.command(),
+        jobs=options.jobs,
     )
 
 

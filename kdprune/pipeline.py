@@ -12,7 +12,7 @@ import shutil
 import time
 from datetime import datetime, timezone
 
-from kdprune import records
+from kdprune import parallel, records
 from kdprune.config import Recipe
 from kdprune.plan import plan
 
@@ -154,7 +154,7 @@ class Run:
         return folder
 
 
-def run(recipe, folder, *, data_dir=None, until=None, wanted=None, command=""):
+def run(recipe, folder, *, data_dir=None, until=None, wanted=None, command="", jobs=1):
     """Runs a recipe's stages in order; what is done already is skipped.
 
     Args:
@@ -165,6 +165,7 @@ def run(recipe, folder, *, data_dir=None, until=None, wanted=None, command=""):
         wanted: Function of a recipe and a stage's name; stages it accepts are run
             with what they need. None for all.
         command: What made the run, for the records.
+        jobs: Stages run at once; more than one have processes of their own.
 
     Raises:
         ValueError: If the recipe, the data or a result is not as it must be.
@@ -175,8 +176,11 @@ def run(recipe, folder, *, data_dir=None, until=None, wanted=None, command=""):
     _check_writable(current.folder)
     from kdprune import stages
 
-    with _only_run_of(current.folder):
+    with _only_run_of(current.folder) as lock:
         stages.check(nodes, current)
+        if jobs != 1:
+            parallel.execute(current, nodes, jobs, lock)
+            return
         for node in nodes:
             current.execute(node)
 
@@ -221,7 +225,7 @@ def _only_run_of(folder):
                 f"another run is under way in {folder}; wait for it, or choose another "
                 "--output"
             ) from error
-        yield
+        yield lock
 
 
 def _check_writable(folder):

@@ -34,7 +34,9 @@ MAY_IMPORT = {
     # What each kind of stage does, put together from the rooms, for the pipeline.
     "fitting": {*ROOMS, "config", "records"},
     "stages": {*ROOMS, "config", "records", "fitting"},
-    "pipeline": {*ROOMS, "config", "records", "plan", "fitting", "stages"},
+    "parallel": set(),
+    "pipeline": {*ROOMS, "config", "records", "plan", "parallel", "fitting", "stages"},
+    "worker": {"config", "parallel", "pipeline"},
     "cli": {*ROOMS, "config", "records", "fitting", "stages", "pipeline"},
     "__main__": {"cli"},
 }
