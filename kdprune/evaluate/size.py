@@ -66,6 +66,23 @@ def describe_file(path):
     }
 
 
+def layers_by_output(graph):
+    """Names the layers of a `.tflite` graph by the tensors that they compute.
+
+    Args:
+        graph: What `read_tflite` returns.
+
+    Returns:
+        For each operator that has weights, by the index of its output: the Keras
+        layer's name, where the file still tells it, and its multiplications for
+        one image.
+    """
+    return {
+        op.outputs[0]: (name, _macs(graph, op, weights))
+        for name, op, weights, _ in _weighted_layers(graph)
+    }
+
+
 def _describe_tflite(path):
     graph = read_tflite(path)
     layers = _weighted_layers(graph)

@@ -93,7 +93,7 @@ def read_tflite(path):
     return _parse(_read_bytes(path), path)
 
 
-def open_interpreter(path, resolver="xnnpack", threads=1):
+def open_interpreter(path, resolver="xnnpack", threads=1, keep_all=False):
     """Opens a `.tflite` file on the LiteRT runtime, ready to `invoke()`.
 
     Args:
@@ -101,6 +101,8 @@ def open_interpreter(path, resolver="xnnpack", threads=1):
         resolver: Which kernels: `"xnnpack"` (the default on devices),
             `"builtin"` (optimized, no delegate) or `"reference"` (plain loops).
         threads: Number of threads, at least 1.
+        keep_all: Whether `get_tensor` gives what every operator computed, not the
+            outputs alone. Delegates keep theirs to themselves.
 
     Returns:
         An allocated interpreter for one image at a time.
@@ -128,6 +130,7 @@ def open_interpreter(path, resolver="xnnpack", threads=1):
             model_content=data,
             num_threads=threads,
             experimental_op_resolver_type=RESOLVERS[resolver],
+            experimental_preserve_all_tensors=keep_all,
         )
         shape = interpreter.get_input_details()[0]["shape"]
         if len(shape) and shape[0] != 1:
