@@ -11,15 +11,6 @@ from kdprune.training import cross_entropy
 layers = keras.layers
 
 
-@pytest.fixture(scope="module")
-def data():
-    rng = np.random.default_rng(0)
-    labels = np.arange(64) % 4
-    images = rng.random((64, 8, 8, 3), np.float32) * 0.5
-    images += labels[:, None, None, None].astype(np.float32) / 8
-    return images, labels
-
-
 def network(width=4, classes=4, seed=0, regularizer=None, dropout=0.0):
     keras.utils.set_random_seed(seed)
     image = keras.Input((8, 8, 3))
@@ -27,18 +18,6 @@ def network(width=4, classes=4, seed=0, regularizer=None, dropout=0.0):
     x = layers.ReLU()(layers.BatchNormalization(momentum=0.5)(x))
     x = layers.Dropout(dropout)(layers.GlobalAveragePooling2D()(x))
     return keras.Model(image, layers.Dense(classes, name="logits")(x))
-
-
-class Subclassed(keras.Model):
-    """A student without a graph."""
-
-    def __init__(self, classes=4):
-        super().__init__()
-        self.flatten = layers.Flatten()
-        self.head = layers.Dense(classes)
-
-    def call(self, inputs, training=None):
-        return self.head(self.flatten(inputs))
 
 
 def distiller(student=None, teacher=None, optimizer="sgd", **options):
@@ -253,12 +232,12 @@ def test_sample_weights_weigh_as_in_keras(data):
     assert fit(two, images, changed, sample_weight=half)["loss"] == one_loss
 
 
-def test_a_subclassed_student_trains(data):
-    made = distiller(Subclassed())
+def test_a_subclassed_student_trains(data, subclassed):
+    made = distiller(subclassed())
     history = fit(made, *data, epochs=3)
     assert history["loss"][-1] < history["loss"][0]
     assert made.predict(data[0], verbose=0).shape == (64, 4)
-    wrong = distiller(Subclassed(classes=5))
+    wrong = distiller(subclassed(classes=5))
     with pytest.raises(ValueError, match="logits of one shape"):
         fit(wrong, *data)
 

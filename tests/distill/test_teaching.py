@@ -14,15 +14,6 @@ from kdprune.training import build_optimizer, cross_entropy, fit, seed_everythin
 layers = keras.layers
 
 
-@pytest.fixture(scope="module")
-def data():
-    rng = np.random.default_rng(0)
-    labels = np.arange(64) % 4
-    images = rng.random((64, 8, 8, 3), np.float32) * 0.5
-    images += labels[:, None, None, None].astype(np.float32) / 8
-    return images, labels
-
-
 def network(width=4, classes=4, seed=0, activation=None):
     keras.utils.set_random_seed(seed)
     image = keras.Input((8, 8, 3))
@@ -34,18 +25,6 @@ def network(width=4, classes=4, seed=0, activation=None):
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     logits = layers.Dense(classes, activation=activation, name="logits")(x)
     return keras.Model(image, logits)
-
-
-class Subclassed(keras.Model):
-    """A network without a graph."""
-
-    def __init__(self, activation=None):
-        super().__init__()
-        self.flatten = layers.Flatten()
-        self.head = layers.Dense(4, activation=activation)
-
-    def call(self, inputs, training=None):
-        return self.head(self.flatten(inputs))
 
 
 def distiller(student=None, teacher=None, losses=None, **options):
@@ -69,20 +48,56 @@ def assert_same(first, second, **tolerance):
         np.testing.assert_allclose(one, two, **{"rtol": 0, "atol": 0, **tolerance})
 
 
+def sure(model):
+    """The model with logits far apart, so that a divergence is more than rounding."""
+    kernel = model.get_layer("logits").kernel
+    kernel.assign(30.0 * kernel)
+    return model
+
+
+def in_training(model, images, *names):
+    """A copy's logits and features in training mode, with the batch's statistics."""
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    outputs = [copy.output, *(copy.get_layer(name).output for name in names)]
+    found = keras.Model(copy.input, outputs)(images, training=True)
+    return [np.asarray(one, np.float64) for one in tf.nest.flatten(found)]
+
+
+def log_softmax(logits):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def softened_divergence(teacher, student, temperature):
+    """`distillation_loss`, averaged over the images, by NumPy."""
+    taught = log_softmax(np.asarray(teacher, np.float64) / temperature)
+    difference = taught - log_softmax(student / temperature)
+    return temperature**2 * (np.exp(taught) * difference).sum(axis=1).mean()
+
+
 def test_losses_add_up_with_their_weights(data):
-    losses = [{"name": "kl", "weight": 0.5}, {"name": "hint", "weight": 3.0}]
-    result = step(distiller(losses=losses, soft_weight=0.6), *data)
-    assert result["kl_loss"] > 0 and result["hint_loss"] > 0
-    soft = result["kl_loss"] + result["hint_loss"]
-    assert result["soft_loss"] == pytest.approx(soft, rel=1e-5)
-    loss = 0.6 * soft + 0.4 * result["hard_loss"]
-    assert result["loss"] == pytest.approx(loss, rel=1e-5)
-    # The weights are those given: alone, the loss is a third or twice of it.
-    alone = step(distiller(losses=["hint"]), *data)
-    seed_everything(0)
-    assert alone["soft_loss"] == pytest.approx(result["hint_loss"] / 3, rel=0.5)
-    plain = step(distiller(losses=["kl"]), *data)
-    assert plain["soft_loss"] == pytest.approx(2 * result["kl_loss"], rel=1e-5)
+    images, labels = data
+    # As many channels as the student's: nothing is projected.
+    student, teacher = network(), sure(network(seed=1))
+    hint = {"teacher_layers": ["relu1"], "student_layers": ["relu1"]}
+    losses = [
+        {"name": "kl", "weight": 0.5},
+        {"name": "hint", "weight": 3.0, **hint},
+    ]
+    made = distiller(student, teacher, losses, soft_weight=0.6, temperature=2.0)
+    logits, features = in_training(student, images, "relu1")
+    taught = keras.Model(teacher.input, teacher.get_layer("relu1").output)(images)
+    kl = softened_divergence(teacher(images), logits, 2.0)
+    squared = np.square(taught.numpy() - features).mean()
+    hard = -log_softmax(logits)[np.arange(64), labels].mean()
+    result = step(made, images, labels)
+    assert result["kl_loss"] == pytest.approx(0.5 * kl, rel=1e-4)
+    assert result["hint_loss"] == pytest.approx(3.0 * squared, rel=1e-4)
+    assert result["soft_loss"] == pytest.approx(0.5 * kl + 3.0 * squared, rel=1e-4)
+    assert result["hard_loss"] == pytest.approx(hard, rel=1e-4)
+    total = 0.6 * (0.5 * kl + 3.0 * squared) + 0.4 * hard
+    assert result["loss"] == pytest.approx(total, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["hint", "attention", "relational", "contrastive"])
@@ -195,35 +210,45 @@ def test_a_missing_label_leaves_the_hard_loss_out(data):
     assert result["accuracy"] == pytest.approx(right)
 
 
-def test_weight_and_temperature_change_over_training(data):
-    images, labels = data
+def test_the_weight_changes_over_training(data):
     made = Distiller(network(), network(6, seed=1))
     made.compile("sgd", soft_weight=[(0, 1), (0.5, 1), (0.5, 0), (1, 0)], steps=4)
-    shown = [step(made, images, labels) for _ in range(4)]
-    for result in shown[:2]:
+    shown = []
+    for _ in range(4):
         made.reset_metrics()
-        assert result["loss"] == pytest.approx(result["soft_loss"], rel=1e-5)
-    made = Distiller(network(), network(6, seed=1))
+        shown.append(step(made, *data))
+    for result, part in zip(shown, ["soft", "soft", "hard", "hard"], strict=True):
+        assert result["loss"] == pytest.approx(result[f"{part}_loss"], rel=1e-5)
+        assert result["soft_loss"] != pytest.approx(result["hard_loss"], rel=1e-2)
+
+
+def test_the_temperature_changes_over_training(data):
+    images, labels = data
+    student, teacher = network(), sure(network(6, seed=1))
+    (logits,) = in_training(student, images)
+    made = Distiller(student, teacher)
+    # Nothing is learned: only the temperature changes.
     made.compile(keras.optimizers.SGD(0.0), temperature=[(0, 4), (1, 1)], steps=2)
-    made.reset_metrics()
-    hot = step(made, images, labels)["soft_loss"]
-    made.reset_metrics()
-    cooler = step(made, images, labels)["soft_loss"]
-    assert hot != pytest.approx(cooler, rel=1e-3)
+    for temperature in (4.0, 2.5):
+        made.reset_metrics()
+        expected = softened_divergence(teacher(images), logits, temperature)
+        found = step(made, images, labels)["soft_loss"]
+        assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_subclassed_teacher_and_student_learn_by_logits_only(data):
-    made = distiller(Subclassed(), Subclassed())
+def test_a_subclassed_teacher_and_student_learn_by_logits_only(data, subclassed):
+    made = distiller(subclassed(), subclassed())
     made.teachers[0](data[0])
     assert step(made, *data)["soft_loss"] > 0
     with pytest.raises(ValueError, match="subclassed model hides in its Python code"):
-        distiller(Subclassed(), losses=["hint"])
+        distiller(subclassed(), losses=["hint"])
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
 @pytest.mark.parametrize("kind", ["graph", "subclassed"])
-def test_probabilities_are_not_taken_for_logits(data, role, kind):
-    wrong = network(activation="softmax") if kind == "graph" else Subclassed("softmax")
+def test_probabilities_are_not_taken_for_logits(data, subclassed, role, kind):
+    make = network if kind == "graph" else subclassed
+    wrong = make(activation="softmax")
     with pytest.raises(ValueError, match="expected logits.*activation=None") as error:
         distiller(**{role: wrong}).fit(*data, verbose=0)
     assert "\n" not in str(error.value)
