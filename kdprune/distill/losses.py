@@ -52,16 +52,7 @@ def soft_cross_entropy(teacher_logits, student_logits, temperature=1.0):
 
     Reference: Hinton et al., 2015, https://arxiv.org/abs/1503.02531, section 2.
 
-    Args:
-        teacher_logits: Unnormalised scores, shape `(batch, classes)`.
-        student_logits: Unnormalised scores, same shape.
-        temperature: T > 0, as in `distillation_loss`.
-
-    Returns:
-        Loss per example in nats, float32, shape `(batch,)`.
-
-    Raises:
-        ValueError: If `temperature` is not positive or the shapes differ.
+    Arguments, result and errors are those of `distillation_loss`.
     """
     teacher, student, temperature = _checked(
         teacher_logits, student_logits, temperature
@@ -85,16 +76,7 @@ def contrastive_loss(teacher_logits, student_logits, temperature=1.0):
     It rewards confidence in what the teacher favours, and does not replace
     `soft_cross_entropy`.
 
-    Args:
-        teacher_logits: Unnormalised scores, shape `(batch, classes)`.
-        student_logits: Unnormalised scores, same shape.
-        temperature: T > 0, as in `distillation_loss`.
-
-    Returns:
-        Loss per example in nats, float32, shape `(batch,)`.
-
-    Raises:
-        ValueError: If `temperature` is not positive or the shapes differ.
+    Arguments, result and errors are those of `distillation_loss`.
     """
     teacher, student, temperature = _checked(
         teacher_logits, student_logits, temperature
