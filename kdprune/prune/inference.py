@@ -2,7 +2,9 @@
 
 import numpy as np
 import tensorflow as tf
+import tf_keras as keras
 
+from kdprune.models.graph import ends_in_softmax
 from kdprune.prune.walk import is_graph_model, walk
 
 BATCH_SIZE = 128
@@ -32,6 +34,31 @@ def run_layers(model, inputs, call_layer):
         for tensor, symbolic in zip(tf.nest.flatten(inputs), model.inputs, strict=True)
     ]
     return walk(model, tensors, call)
+
+
+def label_loss(model, images, labels):
+    """Computes the cross-entropy of each image in inference mode, `(batch,)`.
+
+    Args:
+        model: A classifier of one output, logits or probabilities.
+        images: Floats as the model takes them.
+        labels: Indices of classes, or a share for each class.
+
+    Raises:
+        ValueError: If the model has several outputs.
+    """
+    if len(model.outputs) != 1:
+        raise ValueError(
+            "gradients are taken of the loss of a classifier with one output. "
+            f"Received: {len(model.outputs)} outputs"
+        )
+    scores = tf.cast(model(images, training=False), tf.float32)
+    loss = (
+        keras.losses.sparse_categorical_crossentropy
+        if labels.shape.rank == 1
+        else keras.losses.categorical_crossentropy
+    )
+    return loss(labels, scores, from_logits=not ends_in_softmax(model))
 
 
 def batches(data, labelled=False):

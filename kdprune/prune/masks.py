@@ -6,15 +6,13 @@ of the weight's shape, True where a weight stays. `hold_masks` applies them.
 
 import numpy as np
 import tensorflow as tf
-import tf_keras as keras
 
-from kdprune.models.graph import ends_in_softmax
 from kdprune.prune.channels.evidence import Evidence
 from kdprune.prune.channels.graph import follow_channels
 from kdprune.prune.channels.groups import find_groups
 from kdprune.prune.channels.importance import activation_rate
 from kdprune.prune.holding import weights_by_name
-from kdprune.prune.inference import batches
+from kdprune.prune.inference import batches, label_loss
 from kdprune.prune.magnitude import layers_to_prune
 
 CRITERIA = ("magnitude", "gradient", "taylor")
@@ -155,7 +153,7 @@ def _gradients(model, variables, data):
     def step(images, labels):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            loss = _summed_loss(model, images, labels)
+            loss = tf.reduce_sum(label_loss(model, images, labels))
         return tape.gradient(loss, variables, unconnected_gradients="zero")
 
     totals, count = [0.0] * len(variables), 0
@@ -164,13 +162,3 @@ def _gradients(model, variables, data):
         totals = [total + part.numpy() for total, part in zip(totals, new, strict=True)]
         count += len(labels)
     return [total / count for total in totals]
-
-
-def _summed_loss(model, images, labels):
-    scores = tf.cast(model(images, training=False), tf.float32)
-    loss = (
-        keras.losses.sparse_categorical_crossentropy
-        if labels.shape.rank == 1
-        else keras.losses.categorical_crossentropy
-    )
-    return tf.reduce_sum(loss(labels, scores, from_logits=not ends_in_softmax(model)))

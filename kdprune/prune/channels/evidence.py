@@ -4,10 +4,8 @@ from functools import cached_property
 
 import numpy as np
 import tensorflow as tf
-import tf_keras as keras
 
-from kdprune.models.graph import ends_in_softmax
-from kdprune.prune.inference import batches, run_layers
+from kdprune.prune.inference import batches, label_loss, run_layers
 
 
 class Evidence:
@@ -55,7 +53,7 @@ class Evidence:
         def step(images, labels):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(variables)
-                loss = self._loss(images, labels)
+                loss = tf.reduce_mean(label_loss(self.graph.model, images, labels))
             sums = []
             for weight, gradient in zip(
                 weights, tape.gradient(loss, variables, None, "zero"), strict=True
@@ -104,23 +102,6 @@ class Evidence:
             totals = new if totals is None else list(map(np.add, totals, new))
             count += size
         return [total / count for total in totals]
-
-    def _loss(self, images, labels):
-        model = self.graph.model
-        if len(model.outputs) != 1:
-            raise ValueError(
-                "gradients are taken of the loss of a classifier with one output. "
-                f"Received: {len(model.outputs)} outputs"
-            )
-        scores = tf.cast(model(images, training=False), tf.float32)
-        loss = (
-            keras.losses.sparse_categorical_crossentropy
-            if labels.shape.rank == 1
-            else keras.losses.categorical_crossentropy
-        )
-        return tf.reduce_mean(
-            loss(labels, scores, from_logits=not ends_in_softmax(model))
-        )
 
     def _weights(self, role):
         followed = self.graph.followed.values()
