@@ -5,10 +5,11 @@ from kdprune.prune.blocks import BlockPlan, find_blocks, plan_blocks, remove_blo
 from kdprune.prune.channels import (
     IMPORTANCES,
     ChannelPlan,
-    channel_sensitivity,
+    Sensitivity,
     plan_channels,
     prune_channels,
 )
+from kdprune.prune.channels.sensitivity import sensitivity
 from kdprune.prune.holding import check_masks, hold_masks, release_masks
 from kdprune.prune.magnitude import (
     layer_sparsity,
@@ -20,7 +21,6 @@ from kdprune.prune.magnitude import (
 from kdprune.prune.masks import activation_masks, weight_masks
 from kdprune.prune.memory import peak_activations
 from kdprune.prune.recalibrate import recalibrate_batch_norm
-from kdprune.prune.sensitivity_table import Sensitivity, sensitivity
 from kdprune.prune.slimming import regularize_batch_norm
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "IMPORTANCES",
     "Sensitivity",
     "activation_masks",
-    "channel_sensitivity",
     "check_masks",
     "find_blocks",
     "hold_masks",

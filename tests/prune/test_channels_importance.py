@@ -10,7 +10,6 @@ import tf_keras as keras
 from kdprune.models import count_macs
 from kdprune.prune import (
     IMPORTANCES,
-    channel_sensitivity,
     plan_channels,
     prune_channels,
 )
@@ -223,20 +222,3 @@ def test_bytes_are_measured_on_the_models_themselves(model):
     )
     assert 4 * smaller.count_params() + 1000 <= 4000
     assert len(measured) < 10
-
-
-def test_sensitivity_cuts_one_group_at_a_time(model, data):
-    seen = []
-
-    def score(candidate):
-        seen.append([candidate.get_layer(name).filters for name in "abc"])
-        return len(seen)
-
-    found = channel_sensitivity(model, score, (0.1, 0.5, 0.6), round_to=4, data=data)
-    assert seen == [[8, 8, 4], [4, 4, 4]]  # The rest rounds to these.
-    assert [group.name for group in found] == ["a", "c"]
-    assert found[0].layers == ("a", "b")
-    assert found[0].scores == {0.1: (8, 1), 0.5: (4, 2), 0.6: (4, 2)}
-    assert found[1].scores == {0.1: (4, 1), 0.5: (4, 1), 0.6: (4, 1)}
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        channel_sensitivity(model, score, (0.5, 1.5))

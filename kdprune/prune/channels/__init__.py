@@ -3,12 +3,12 @@
 from kdprune.prune.channels.cut import prune_channels
 from kdprune.prune.channels.importance import IMPORTANCES
 from kdprune.prune.channels.plan import ChannelPlan, plan_channels
-from kdprune.prune.channels.sensitivity import channel_sensitivity
+from kdprune.prune.channels.table import Sensitivity
 
 __all__ = [
     "ChannelPlan",
     "IMPORTANCES",
-    "channel_sensitivity",
+    "Sensitivity",
     "plan_channels",
     "prune_channels",
 ]

@@ -144,7 +144,7 @@ def rank(group, scores, round_to):
     return Ranking(order, scores[order], allowed, group.width)
 
 
-def choose(rankings, target, scope, cost):
+def choose(rankings, target, scope, cost, removals=None):
     """Chooses how many channels each group keeps.
 
     Every removal of a group's next channels, down to its next rounded width, is
@@ -157,6 +157,8 @@ def choose(rankings, target, scope, cost):
         scope: `"global"` or `"local"`.
         cost: `cost(kept)` for a list of numbers of channels, in the unit of the
             target; unused for a threshold and for a local ratio.
+        removals: `(group, channels left)` of the steps, in place of those sorted by
+            importance.
 
     Returns:
         A list with the number of channels that each group keeps.
@@ -171,16 +173,13 @@ def choose(rankings, target, scope, cost):
             nearest_level(ranking, channels * target.kept_share)
             for ranking, channels in zip(rankings, target.start, strict=True)
         ]
-    removals = sorted(
-        (key, group, -kept)
-        for group, ranking in enumerate(rankings)
-        for key, kept in ranking.chunks(scope)
-    )
+    if removals is None:
+        removals = _by_importance(rankings, scope)
 
     def kept_after(count):
         kept = [len(ranking.order) for ranking in rankings]
-        for _, group, level in removals[:count]:
-            kept[group] = -level
+        for group, level in removals[:count]:
+            kept[group] = level
         return kept
 
     few, enough = 0, len(removals)
@@ -194,6 +193,15 @@ def choose(rankings, target, scope, cost):
         else:
             few = middle + 1
     return kept_after(enough)
+
+
+def _by_importance(rankings, scope):
+    ordered = sorted(
+        (key, group, -kept)
+        for group, ranking in enumerate(rankings)
+        for key, kept in ranking.chunks(scope)
+    )
+    return [(group, -level) for _, group, level in ordered]
 
 
 def _above(ranking, threshold):

@@ -25,8 +25,9 @@ def prune_channels(model, ratio=None, *, steps=1, fine_tune=None, **settings):
         fine_tune: `fine_tune(model)` trains the model in place; called between
             steps, not after the last.
         **settings: The target and what else `plan_channels` takes: `importance`,
-            `scope`, `round_to`, `ignore`, `data`, `measure_bytes`. With `data`,
-            batch normalization is recalibrated after each step.
+            `scope`, `round_to`, `ignore`, `data`, `measure_bytes`, `sensitivity`
+            (of the model before the first step). With `data`, batch normalization
+            is recalibrated after each step.
 
     Returns:
         A `keras.Model` (`Sequential` if the model was), not compiled.

@@ -18,6 +18,7 @@ from kdprune.prune.channels.graph import ChannelGraph, follow_channels
 from kdprune.prune.channels.groups import find_groups
 from kdprune.prune.channels.importance import find_importance
 from kdprune.prune.channels.surgery import rebuild
+from kdprune.prune.channels.weighing import Weighing
 from kdprune.prune.memory import peak_activations
 
 SCOPES = ("global", "local")
@@ -49,10 +50,13 @@ class ChannelPlan:
     Attributes:
         graph: The `ChannelGraph` of the model.
         groups: A `GroupPlan` for each coupled group.
+        drop: The score that sensitivities foretell to be lost before any recovery,
+            in the unit of their scores; None if the plan was made without them.
     """
 
     graph: ChannelGraph
     groups: tuple
+    drop: float | None = None
 
     @cached_property
     def removed(self):
@@ -103,6 +107,7 @@ class ChannelPlan:
                 *(f"{'kept whole':>14}  {n}: {why}" for n, why in self.uncut.items()),
                 f"{_change(*self.parameters)} parameters",
                 *_cost_lines(self),
+                *([] if self.drop is None else [_drop_line(self.drop)]),
             ]
         )
 
@@ -116,6 +121,7 @@ def plan_channels(
     ignore=(),
     data=None,
     measure_bytes=None,
+    sensitivity=None,
     **target,
 ):
     """Plans which channels to remove, without touching the model.
@@ -140,6 +146,10 @@ def plan_channels(
             `(images, labels)`, as arrays or an iterable of batches.
         measure_bytes: For `target_bytes`: `measure_bytes(model)` converts the
             model and returns the size of its file.
+        sensitivity: A `Sensitivity` of this model, for the global scope: it weighs
+            the groups against each other, so that the score it foretells to be lost
+            is least, while the importance ranks the channels within each. No group
+            is cut further than the table measured.
         **target: In place of `ratio`, one of `target_macs`, `target_parameters`,
             `target_bytes` (upper bounds, met within one rounding step) and
             `threshold` (channels that score below it go).
@@ -154,6 +164,7 @@ def plan_channels(
     wanted = one_target(ratio, target)
     settings = {"importance": importance, "scope": scope, "round_to": round_to}
     settings |= {"ignore": ignore, "data": data, "measure_bytes": measure_bytes}
+    settings["sensitivity"] = sensitivity
     return plan_target(model, wanted, **settings)[0]
 
 
@@ -167,16 +178,25 @@ def plan_target(
     ignore=(),
     data=None,
     measure_bytes=None,
+    sensitivity=None,
 ):
     """Plans for a `Target`; returns the plan and the target as it has begun."""
     if scope not in SCOPES:
         raise ValueError(f"scope must be 'global' or 'local'. Received: {scope!r}")
+    if sensitivity is not None and (scope == "local" or target.kind == "threshold"):
+        raise ValueError(
+            "sensitivity weighs groups against each other, to meet a ratio or a target "
+            f"under scope='global'. Received: scope={scope!r} and a {target.kind}"
+        )
     graph, groups, rankings = rank_groups(model, importance, round_to, ignore, data)
 
     def removed(kept):
         """The roots that go from each group."""
         chosen = zip(groups, rankings, kept, strict=True)
         return [g.roots[r.order[: len(r.order) - count]] for g, r, count in chosen]
+
+    def costing(measure):
+        return lambda kept: measure(np.concatenate(removed(kept)))
 
     costs = Costs(graph, measure_bytes)
     if target.kind == "ratio":
@@ -186,14 +206,28 @@ def plan_target(
         cost, begun = None, target
     else:
         measure = getattr(costs, target.kind)
-        begun = target.begun(measure())
-
-        def cost(kept):
-            return measure(np.concatenate(removed(kept)))
-
-    kept = choose(rankings, begun, scope, cost)
+        begun, cost = target.begun(measure()), costing(measure)
+    if sensitivity is None:
+        kept, drop = choose(rankings, begun, scope, cost), None
+    else:
+        weighing = Weighing(sensitivity, groups, rankings, target.start is not None)
+        # Converting a model for each step that is weighed would take hours.
+        cheap = costing(costs.parameters) if target.kind == "bytes" else cost
+        kept = _choose_weighed(weighing, rankings, begun, cost, cheap)
+        drop = weighing.drop(kept)
     gone = zip(groups, rankings, kept, removed(kept), strict=True)
-    return ChannelPlan(graph, tuple(_planned(*one) for one in gone)), begun
+    return ChannelPlan(graph, tuple(_planned(*one) for one in gone), drop), begun
+
+
+def _choose_weighed(weighing, rankings, target, cost, cheap):
+    """Chooses by sensitivities, weighed by a cost that is quick to reckon."""
+    removals = weighing.removals(cheap)
+    try:
+        return choose(rankings, target, "global", cost, removals)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; no group is cut further than its sensitivity was measured"
+        ) from error
 
 
 def rank_groups(model, importance, round_to, ignore, data):
@@ -253,6 +287,10 @@ def _group_line(group):
 
 def _change(before, after):
     return f"{before:,} -> {after:,} ({after / before:.0%})"
+
+
+def _drop_line(drop):
+    return f"{drop:.4f} of the score expected to be lost, before recovery"
 
 
 def _cost_lines(plan):

@@ -1,58 +1,42 @@
-"""How much accuracy each coupled group costs when it alone is cut."""
-
-from dataclasses import dataclass
+"""Measuring how much each coupled group costs when it alone is cut."""
 
 from kdprune.prune.channels.choice import nearest_level
 from kdprune.prune.channels.plan import rank_groups
 from kdprune.prune.channels.surgery import rebuild
+from kdprune.prune.channels.table import GroupSensitivity, Sensitivity
 from kdprune.prune.recalibrate import recalibrate_batch_norm
 
 
-@dataclass(frozen=True)
-class GroupSensitivity:
-    """What a model scores when one of its groups is cut.
-
-    Attributes:
-        name: The first layer whose filters make the channels.
-        layers: All layers whose filters make them.
-        before: Filters of the first layer that belong to the group.
-        scores: `{ratio: (channels left, score)}`.
-    """
-
-    name: str
-    layers: tuple
-    before: int
-    scores: dict
-
-
-def channel_sensitivity(
-    model,
-    score,
-    ratios=(0.25, 0.5, 0.75),
-    importance="l2",
-    round_to=8,
-    ignore=(),
-    data=None,
+def sensitivity(
+    model, ratios, score, *, importance="l2", round_to=8, ignore=(), data=None
 ):
-    """Measures a model with each of its coupled groups cut, one at a time.
+    """Measures a model with each coupled group of channels cut, one at a time.
+
+    Groups times ratios models are built and scored; a width that two ratios round
+    to is measured once. With `data` given, batch normalization is recalibrated
+    after each cut, without which the scores say little.
+
+    Reference: Li et al., 2017, https://arxiv.org/abs/1608.08710, section 3.2.
 
     Args:
         model: A built Functional or Sequential model; left as it is.
-        score: `score(model)`, such as its validation accuracy.
-        ratios: The shares of channels to remove, to the nearest rounded width.
+        ratios: Shares of channels to remove, each in (0, 1), to the nearest
+            rounded width.
+        score: `score(model)` returns a number, the higher the better, such as the
+            accuracy on validation images.
         importance: Which channels go, as for `plan_channels`.
         round_to: As for `plan_channels`.
         ignore: As for `plan_channels`.
-        data: For the importance; batch normalization is recalibrated on it after
-            each cut, without which the scores say little.
+        data: For the importance, as for `plan_channels`, and for recalibration.
 
     Returns:
-        A list of `GroupSensitivity`, in the order of the layers. A width that two
-        ratios round to is measured once.
+        A `Sensitivity`; printed, it is a table, and `plan_channels` and
+        `prune_channels` take it to weigh groups against each other.
 
     Raises:
         ValueError: As `plan_channels` does.
     """
+    ratios = tuple(sorted(set(ratios)))
     if not ratios or not all(0 < ratio < 1 for ratio in ratios):
         raise ValueError(
             f"ratios are shares of channels, between 0 and 1. Received: {ratios}"
@@ -67,7 +51,7 @@ def channel_sensitivity(
             recalibrate_batch_norm(smaller, data)
         return score(smaller)
 
-    found = []
+    rows = []
     for group, ranking in zip(groups, rankings, strict=True):
         measured, scores = {len(ranking.order): whole}, {}
         for ratio in ratios:
@@ -75,7 +59,7 @@ def channel_sensitivity(
             if kept not in measured:
                 measured[kept] = measure(group, ranking, kept)
             scores[ratio] = (kept * ranking.width, measured[kept])
-        found.append(
+        rows.append(
             GroupSensitivity(group.name, group.layers, ranking.channels, scores)
         )
-    return found
+    return Sensitivity(ratios, whole, tuple(rows))

@@ -1,8 +1,23 @@
-"""A table of what each part of a model can spare, for heat maps and for planning."""
+"""A table of what each coupled group can spare, for heat maps and for planning."""
 
 from dataclasses import dataclass
 
-from kdprune.prune.channels.sensitivity import channel_sensitivity
+
+@dataclass(frozen=True)
+class GroupSensitivity:
+    """What a model scores when one of its groups is cut.
+
+    Attributes:
+        name: The first layer whose filters make the channels.
+        layers: All layers whose filters make them.
+        before: Filters of the first layer that belong to the group.
+        scores: `{ratio: (channels left, score)}`.
+    """
+
+    name: str
+    layers: tuple
+    before: int
+    scores: dict
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,23 @@ class Sensitivity:
             "scores": [[g.scores[r][1] for r in self.ratios] for g in self.groups],
         }
 
+    @classmethod
+    def from_dict(cls, content):
+        """The table that `as_dict` has written."""
+        ratios = tuple(content["ratios"])
+        columns = ("groups", "layers", "channels", "left", "scores")
+        rows = zip(*(content[name] for name in columns), strict=True)
+        groups = [
+            GroupSensitivity(
+                name,
+                tuple(layers),
+                before,
+                dict(zip(ratios, zip(left, scores, strict=True), strict=True)),
+            )
+            for name, layers, before, left, scores in rows
+        ]
+        return cls(ratios, content["whole"], tuple(groups))
+
     def fragile(self, drop):
         """Names the groups that lose more than `drop` at the smallest ratio.
 
@@ -62,30 +94,3 @@ class Sensitivity:
                 f"the whole model: {self.whole:.4f}",
             ]
         )
-
-
-def sensitivity(model, ratios, score, **settings):
-    """Measures a model with each coupled group of channels cut, one at a time.
-
-    With `data` given, batch normalization is recalibrated after each cut, without
-    which the scores say little. Groups times ratios models are built and scored.
-
-    Reference: Li et al., 2017, https://arxiv.org/abs/1608.08710, section 3.2.
-
-    Args:
-        model: A built Functional or Sequential model; left as it is.
-        ratios: Shares of channels to remove, each in (0, 1).
-        score: `score(model)` returns a number, the higher the better, such as the
-            accuracy on validation images.
-        **settings: `importance`, `round_to`, `ignore` and `data`, as for
-            `plan_channels`.
-
-    Returns:
-        A `Sensitivity`; printed, it is a table.
-
-    Raises:
-        ValueError: As `plan_channels` does.
-    """
-    ratios = tuple(sorted(set(ratios)))
-    groups = channel_sensitivity(model, score, ratios, **settings)
-    return Sensitivity(ratios, score(model), tuple(groups))
