@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kdprune.report.read import Run
 from kdprune.report.study import Comparison, Study
+
+# A number as a folder's name has it: 4, 0.5, 1e-05.
+NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def find_grids(study: Study, run: Run) -> list[Grid]:
 
 
 def _make_axis(members: Sequence[Comparison], place: int, run: Run) -> Axis:
-    """One of the two axes; numbers in their order, others as they come."""
+    """One of the two axes; numbers in their order, others in the recipe's."""
     key = members[0].model.axes[place][0]
     texts: dict[str, set[str]] = {}
     for member in members:
@@ -70,10 +74,8 @@ def _make_axis(members: Sequence[Comparison], place: int, run: Run) -> Axis:
         found = {_write(value) for value in _look_up(settings, key)}
         texts.setdefault(member.model.axes[place][1], set()).update(found)
     values = list(texts)
-    try:
+    if all(NUMBER.fullmatch(value) for value in values):
         values.sort(key=float)
-    except ValueError:
-        pass  # not numbers: the recipe's order
     written = [next(iter(texts[value]), value) for value in values]
     # What is the same in several cells is a stage's own setting of that name, not
     # the one that was varied before it: the folder's name has that.

@@ -222,17 +222,23 @@ def plot_confusion(model: Model, classes: list[str] | None) -> Plot | None:
 
 def plot_training(stage: Stage) -> Plot | None:
     """Draws a stage's accuracy, loss and learning rate by epoch."""
+    columns = {name for cell in stage.cells for name in cell.history}
+    # A student's whole loss is not what validation measures, its hard part is.
+    loss, title = "loss", "loss (nats)"
+    if "hard_loss" in columns:
+        loss, title = "hard_loss", "loss on the labels (nats)"
     panels = [
         ("accuracy (%)", "val_accuracy", ("accuracy",), 100),
-        ("loss", "val_loss", ("loss",), 1),
+        (title, "val_loss", (loss,), 1),
         ("learning rate", None, ("lr", "learning_rate"), 1),
     ]
-    columns = {name for cell in stage.cells for name in cell.history}
     panels = [panel for panel in panels if columns & {panel[1], *panel[2]}]
     if not panels:
         return None
     widths = [1.0 if panel[1] else 0.55 for panel in panels]
     figure, _ = new_figure(1.0 + 3.7 * sum(widths), 3.1, empty=True)
+    # The names of the lines stand between the panels.
+    figure.get_layout_engine().set(wspace=0.04)
     drawn = figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0]
     for axes, (title, validation, training, scale) in zip(drawn, panels, strict=True):
         ends = []
@@ -241,6 +247,8 @@ def plot_training(stage: Stage) -> Plot | None:
         if validation:
             ends += _draw_history(axes, stage, validation, scale, "validation")
             _label_ends(axes, ends)
+        else:
+            axes.set_ylim(bottom=0)
         axes.set_title(title)
         axes.set_xlabel("epoch")
         low, high = axes.dataLim.intervalx

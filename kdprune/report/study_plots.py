@@ -38,6 +38,8 @@ VERDICTS = {
     UNTESTED: ("x", "black", "black"),
 }
 DIVERGING = LinearSegmentedColormap.from_list("study", [VERMILLION, "white", BLUE])
+# Where white is read better than black: beyond this share of the scale's end.
+DARK = 0.85
 # An interval of two seeds can be a hundred times as wide as the others.
 WIDEST = 3.0
 COLUMNS = (10, 42)  # of figures right of the plot, in points
@@ -103,9 +105,10 @@ def plot_grid(grid: Grid) -> Plot:
     shown = np.ma.masked_invalid(differences)
     image = axes.imshow(shown, cmap=DIVERGING, vmin=-top, vmax=top, aspect="auto")
     for (row, column), (text, strong) in texts.items():
-        weight = "bold" if strong else "normal"
-        centre = {"ha": "center", "va": "center", "fontsize": 8}
-        axes.text(column, row, text, weight=weight, **centre)
+        dark = differences[row, column] > DARK * top
+        style = {"weight": "bold" if strong else "normal"}
+        style["color"] = "white" if dark else "black"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, **style)
     for axis, ticks in ((axes.yaxis, grid.rows), (axes.xaxis, grid.columns)):
         labels = [clip(text, LABEL_LENGTH) for text in ticks.texts]
         axis.set_ticks(range(len(labels)), labels)

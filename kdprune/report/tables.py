@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdprune.report import bits_page, cuts_page
@@ -43,6 +43,7 @@ MODEL_COLUMNS = (
     "timed with",
     "agreement %",
 )
+CELL_COLUMNS = ("folder", "seed", "time", "epochs", "best epoch", "validation %")
 # Plots that stand elsewhere than below the main table.
 OWN_PLACE = {"study", "training", "sensitivity", "channels", "layers"}
 # Results that a part of the page shows, which would be unreadable in a line.
@@ -206,10 +207,7 @@ def _write_stage(stage: Stage, run: Run, plots: Mapping[str, str]) -> list[str]:
     parts = [
         f"### {escape(stage.name)}" + (f" ({escape(kind)})" if kind else ""),
         f"Settings: {brief(common) or MISSING}.",
-        table(
-            ("folder", "seed", "time", "epochs", "best epoch", "validation %"),
-            [_cell_row(cell) for cell in stage.cells],
-        ),
+        _cells_table(stage.cells),
     ]
     for cell in stage.cells:
         if results := brief(_plain_results(cell.record)):
@@ -236,6 +234,14 @@ def _plain_results(record: Mapping[str, Any]) -> Any:
     if not isinstance(results, Mapping):
         return results
     return {key: value for key, value in results.items() if key not in shown}
+
+
+def _cells_table(cells: Sequence[Cell]) -> str:
+    """Writes a row for each cell; of training only where something was trained."""
+    rows = [_cell_row(cell) for cell in cells]
+    trained = any(set(row[3:]) != {MISSING} for row in rows)
+    shown = len(CELL_COLUMNS) if trained else 3
+    return table(CELL_COLUMNS[:shown], [row[:shown] for row in rows])
 
 
 def _cell_row(cell: Cell) -> list[str]:

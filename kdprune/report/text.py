@@ -139,12 +139,16 @@ def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 def scalar(value: Any) -> str:
     """Writes one value of a setting in at most 60 characters."""
+    text = _plain(value)
+    return escape(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
     if isinstance(value, list | tuple):
-        value = "[" + ", ".join(scalar(item) for item in value) + "]"
-    text = str(value)
-    return escape(text if len(text) <= 60 else text[:57] + "...")
+        return "[" + ", ".join(map(_plain, value)) + "]"
+    return str(value)
 
 
 def code(text: Any) -> str:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from matplotlib.text import Text
 
@@ -68,6 +69,26 @@ def text_faults():
         return outside + _overlapping(figure)
 
     return find
+
+
+@pytest.fixture
+def luminance():
+    """A function of the relative luminance of sRGB colours (WCAG 2)."""
+
+    def find(colours):
+        channels = np.asarray(colours)[..., :3]
+        linear = np.where(
+            channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4
+        )
+        return linear @ [0.2126, 0.7152, 0.0722]
+
+    return find
+
+
+@pytest.fixture
+def contrast():
+    """A function of the contrast of two luminances, at least 4.5 for small text."""
+    return lambda one, other: (max(one, other) + 0.05) / (min(one, other) + 0.05)
 
 
 def _visible_labels(figure):

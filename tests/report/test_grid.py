@@ -68,6 +68,31 @@ def test_the_heat_map_is_centred_on_zero_and_writes_each_cell(records):
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "4", "10"]
 
 
+def test_the_figures_of_a_dark_cell_are_white(records, luminance, contrast):
+    axes = draw_study(add_grid(records).run())["study-student"].figure.axes[0]
+    (image,) = axes.images
+    for text in axes.texts:
+        column, row = text.get_position()
+        shade = to_rgb(image.cmap(image.norm(image.get_array()[row, column])))
+        ink, paper = luminance(to_rgb(text.get_color())), luminance(shade)
+        assert contrast(ink, paper) > 4.5
+    assert {text.get_color() for text in axes.texts} == {"white", "black"}
+
+
+@pytest.mark.parametrize(
+    ("values", "order"),
+    [
+        (("10", "0.5", "1e-05"), ("1e-05", "0.5", "10")),
+        (("sgd", "10", "adam"), ("sgd", "10", "adam")),
+    ],
+)
+def test_only_numbers_are_sorted(records, values, order):
+    records.add("alone", 0.641)
+    for value, weight in itertools.product(values, WEIGHTS):
+        records.add("student", 0.65, axes=f"--rate={value}--soft_weight={weight}")
+    assert only_grid(records.run()).rows.values == order
+
+
 def test_cells_beyond_noise_are_bold(records):
     run = add_grid(records).run()
     grid = only_grid(run)

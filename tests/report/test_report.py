@@ -20,6 +20,7 @@ from kdprune.report.plots import draw_plots
 from kdprune.report.read import read_run, split_cell
 from kdprune.report.references import MLPERF_TINY
 from kdprune.report.tables import write_page
+from kdprune.report.text import scalar
 
 ROOT = Path(__file__).parents[2]
 LAYERS = ["conv", "conv_1", "conv_2", "shortcut", "conv_3", "conv_4", "dense"]
@@ -297,6 +298,32 @@ def test_one_epoch_is_drawn_on_whole_epochs(tmp_path, text_faults):
     assert text_faults(figure) == []
 
 
+def test_a_students_loss_on_labels_is_held_against_validation(tmp_path, text_faults):
+    write_stage(tmp_path, "student")
+    history = tmp_path / "student/history.csv"
+    header = "epoch,loss,soft_loss,hard_loss,val_loss,learning_rate"
+    history.write_text(f"{header}\n1,0.4,0.3,2.5,2.4,0.1\n2,0.3,0.2,2.2,2.3,0.1\n")
+    write_metrics(tmp_path, [])
+    figure = draw_plots(read_run(tmp_path))["training-student"].figure
+    loss, rate = figure.axes
+    assert loss.get_title(loc="left") == "loss on the labels (nats)"
+    assert sorted(line.get_ydata()[0] for line in loss.lines) == [2.4, 2.5]
+    assert rate.get_ylim()[0] == 0
+    assert text_faults(figure) == []
+
+
+def test_a_stage_that_trains_nothing_has_no_columns_of_training(tmp_path):
+    write_stage(tmp_path, "student")
+    (tmp_path / "student/history.csv").unlink()
+    write_metrics(tmp_path, [])
+    page = write_report(tmp_path).read_text()
+    assert "| folder | seed | time |\n" in page and "best epoch" not in page
+
+
+def test_names_within_a_list_are_escaped_once():
+    assert scalar(["avx512_bf16", 2.50001]) == "\\[avx512\\_bf16, 2.5\\]"
+
+
 def test_a_history_without_values_is_drawn_empty(tmp_path):
     write_stage(tmp_path, "student")
     (tmp_path / "student/history.csv").write_text("epoch,loss,val_accuracy\n1,,nan\n")
@@ -408,7 +435,7 @@ def test_a_stage_without_history_or_settings_is_shown(tmp_path):
     (tmp_path / "exported/record.json").write_text("{}")
     (tmp_path / "running").mkdir()  # no record: the stage is not complete
     page = page_of(tmp_path)
-    assert read_table(page, "### exported")["exported"] == ["–"] * 5
+    assert read_table(page, "### exported")["exported"] == ["–"] * 2
     assert "running" not in page
 
 
