@@ -8,7 +8,7 @@ import numpy as np
 
 from kdprune import data, distill, quantize, training
 from kdprune.data import batches
-from kdprune.models import build_model, count_macs, load_model
+from kdprune.models import build_model, count_macs, load_model, reset_weights
 from kdprune.models.graph import ends_in_softmax
 from kdprune.models.precision import cast_model
 
@@ -75,10 +75,12 @@ def fit_stage(run, node, folder, make_model, callbacks=(), cast=True):
 
 
 def new_model(run, node):
-    """The model a stage starts from: a stage's, a file's, or a factory's new one."""
+    """The model a stage starts from: another's, as it is or anew, or a factory's."""
     model = node.settings.model
     if model is None:
         return load_node(run, parent_of(node, "from_"))
+    if model.like:
+        return reset_weights(load_node(run, node.parents[model.like][0]))
     if model.file:
         return load_fitting(model.file, run.dataset)
     classes = len(run.dataset.classes)
@@ -122,7 +124,7 @@ def load_node(run, node):
 def parents_of(node, key):
     """The nodes that a setting (`teacher`, `from_`, …) of this node names."""
     named = getattr(node.settings, key)
-    names = [named] if isinstance(named, str) else named
+    names = [named] if isinstance(named, str) else named or ()
     return [node.parents[name][0] for name in names]
 
 
@@ -276,7 +278,10 @@ class _Fitting:
 def _macs(run, node):
     if node.kind == "load":
         return count_macs(load_model(node.settings.file))
-    if getattr(node.settings, "model", None):
+    model = getattr(node.settings, "model", None)
+    if model and model.like:
+        return _macs(run, node.parents[model.like][0])
+    if model:
         return count_macs(new_model(run, node))
     for key in ("from_", "teacher"):
         if getattr(node.settings, key, None):

@@ -20,6 +20,16 @@ stages:
   measured: {kind: evaluate, from: [teacher, files]}
   page: {kind: report, from: measured}
 """
+SLIM = {
+    "spare": {"kind": "sensitivity", "from": "teacher"},
+    "slim": {
+        "kind": "prune_channels",
+        "from": "student",
+        "ratio": 0.5,
+        "sensitivity": "spare",
+        "training": {},
+    },
+}
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 
@@ -103,11 +113,23 @@ def test_every_recipe_that_is_shipped_is_valid(path):
          "stages.student: `training.images` beyond train need a live `teacher`"),
         ("seeds", {"studnt": 2}, "seeds.studnt: expected a stage of kind"),
         ("seeds", {"student": 2}, "seeds.student: expected a matrix of seeds"),
+        ("stages.student.model", {"like": "soft"},
+         "stages.student.model.like: expected a stage of kind train or"),
+        ("stages.student.model", {"like": "soft", "width": 3}, "no more than `like`"),
+        ("stages.student.model", {"like": "student"}, "stages: expected no circle"),
         ("stages.student.losses", [{"weight": 2}], "stages.student.losses"),
         ("stages.student.temperature", [[0, 4], [1, -1]], "stages.student.temperature"),
         ("stages.pruned.temperature", 2, "stages.pruned: `temperature` needs a `teac"),
         ("stages.pruned", {"kind": "prune_channels", "from": "student", "ratio": 0.5,
          "target_macs": 9, "training": {}}, "stages.pruned: expected one of ratio"),
+        ("stages.slim", {"kind": "prune_channels", "from": "student", "ratio": 0.5,
+         "sensitivity": "soft", "training": {}},
+         "stages.slim.sensitivity: expected a stage of kind sensitivity, got 'soft'"),
+        ("stages", {**yaml.safe_load(RECIPE)["stages"], **SLIM},
+         "stages.slim.sensitivity: expected that of 'student', which is cut, got that "
+         "of 'teacher'"),
+        ("stages.slim", {**SLIM["slim"], "scope": "local"},
+         "scope: global and a ratio or a target, got scope: local"),
         ("stages.kit", {"kind": "kit", "from": "measured", "name": "k"},
          "stages.kit: a kit is the flagship's"),
         ("stages.pruned.threshold", 0.1, "stages.pruned: expected one of sparsity"),

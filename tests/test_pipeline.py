@@ -195,12 +195,32 @@ def test_channels_are_removed_in_steps_and_the_rest_recovers(finished, capsys):
     assert results["parameters"] == after.count_params() < before.count_params() / 2
     widths = results["channels_by_layer"]
     assert widths and all(now < was for was, now in widths.values())
+    assert 0 < results["val_accuracy_cut"] < 1
     # One history for each of the two times it was trained.
     assert (finished / "slim" / "step-1" / "history.csv").exists()
     assert (finished / "slim" / "history.csv").exists()
     content["stages"]["slim"]["importance"] = "tylor"
     with pytest.raises(ValueError, match="slim.importance: expected one of .*taylor"):
         pipeline.run(parse_recipe(content), finished, until="slim")
+
+
+def test_a_stages_layers_can_be_trained_from_the_start(finished):
+    content = yaml.safe_load(RECIPE)
+    anew = {**content["stages"]["alone"], "model": {"like": "student"}}
+    anew["training"] = {**anew["training"], "learning_rate": 1e-9}
+    content["stages"]["anew"] = anew
+    content["stages"]["other"] = {**anew, "seed": 2}
+    content["stages"]["taught"] = {**anew, "kind": "distill", "soft_labels": "soft"}
+    assert "anew (train): to do" in pipeline.preview(parse_recipe(content), finished)
+    kernels = {}
+    for name in ("anew", "other", "taught"):
+        pipeline.run(parse_recipe(content), finished, until=name)
+    for name in ("student", "anew", "other", "taught"):
+        model = load_model(finished / name / "model.keras")
+        kernels[name] = model.get_weights()[0]
+    np.testing.assert_allclose(kernels["anew"], kernels["taught"], atol=1e-5)
+    assert not np.allclose(kernels["anew"], kernels["student"], atol=1e-3)
+    assert not np.allclose(kernels["anew"], kernels["other"], atol=1e-3)
 
 
 @pytest.mark.parametrize("by", ["taylor", "activation"])
@@ -283,13 +303,25 @@ def test_blocks_are_removed_and_groups_are_measured(tmp_path):
             "ratios": [0.5],
             "round_to": 2,
         },
-        "measured": {"kind": "evaluate", "from": ["net", "short"], "latency": False},
+        "slim": {
+            "kind": "prune_channels",
+            "from": "net",
+            "sensitivity": "spare",
+            "ratio": 0.2,
+            "round_to": 2,
+            "training": training,
+        },
+        "measured": {
+            "kind": "evaluate",
+            "from": ["net", "short", "slim"],
+            "latency": False,
+        },
         "page": {"kind": "report", "from": ["measured", "spare"]},
     }
     pipeline.run(parse_recipe(content), tmp_path)
     results = {
         name: json.loads((tmp_path / name / "record.json").read_text())["results"]
-        for name in ("net", "short", "spare")
+        for name in ("net", "short", "spare", "slim")
     }
     assert results["short"]["macs"] < results["net"]["macs"]
     removed = [block for block in results["short"]["blocks"] if block["removed"]]
@@ -299,6 +331,14 @@ def test_blocks_are_removed_and_groups_are_measured(tmp_path):
     assert len(spare["groups"]) == len(spare["scores"]) > 2
     assert spare["whole"] == pytest.approx(results["net"]["val_accuracy"], abs=0.06)
     assert "spare" in (tmp_path / "report.md").read_text()
+    assert results["slim"]["macs"] < results["net"]["macs"]
+    # The table is what the plan rests on: another one cuts anew.
+    (tmp_path / "slim" / "record.json").unlink()
+    text = pipeline.preview(parse_recipe(content), tmp_path, until="slim")
+    assert "of the score expected to be lost" in text
+    content["stages"]["spare"]["ratios"] = [0.25, 0.5]
+    text = pipeline.preview(parse_recipe(content), tmp_path, until="slim")
+    assert "spare (sensitivity): to do" in text and "expected to be lost" not in text
 
 
 def test_the_flagships_kit_proves_itself(finished, tmp_path):

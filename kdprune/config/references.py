@@ -25,16 +25,27 @@ _ACCEPTS = {
     ("evaluate", "from"): (*_FLOAT, "export"),
     ("kit", "from"): ("evaluate",),
     ("report", "from"): ("evaluate", "sensitivity"),
+    "sensitivity": ("sensitivity",),
 }
 
 
 def check_references(recipe):
     for name, stage in recipe.stages.items():
         values = stage.model_dump(by_alias=True)
-        for key in ("from", "teacher", "soft_labels"):
+        for key in ("from", "teacher", "soft_labels", "sensitivity"):
             for other in names(values.get(key)):
                 accepted = _ACCEPTS.get((stage.kind, key)) or _ACCEPTS[key]
                 _check_reference(recipe, f"stages.{name}.{key}", other, accepted)
+        if values.get("sensitivity"):
+            measured = recipe.stages[stage.sensitivity].from_
+            if measured != stage.from_:
+                raise ValueError(
+                    f"stages.{name}.sensitivity: expected that of {stage.from_!r}, "
+                    f"which is cut, got that of {measured!r}"
+                )
+        like = (values.get("model") or {}).get("like")
+        if like:
+            _check_reference(recipe, f"stages.{name}.model.like", like, _FLOAT)
     for key, accepted in (("baseline", _FLOAT), ("flagship", ("quantize",))):
         if getattr(recipe, key):
             _check_reference(recipe, key, getattr(recipe, key), accepted)

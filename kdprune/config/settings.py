@@ -72,20 +72,34 @@ class Training(Settings):
 
 
 class Model(pydantic.BaseModel):
-    """A factory's name and its arguments, or the path of a saved model."""
+    """A factory's name and its arguments, a saved model's path, or a stage's layers.
+
+    `like` names a stage whose model's layers are taken with new weights: what a
+    pruned shape is worth when it is trained from the start.
+    """
 
     model_config = pydantic.ConfigDict(extra="allow", frozen=True)
 
     name: str | None = None
     file: str | None = None
+    like: Name | None = None
 
     @pydantic.model_validator(mode="after")
     def _one_source(self):
-        if (self.name is None) == (self.file is None):
-            raise ValueError("expected either `name` (a factory) or `file` (a model)")
-        if self.file and self.model_extra:
-            raise ValueError(f"expected no more than `file`, got {self.model_extra}")
+        given = [key for key in ("name", "file", "like") if getattr(self, key)]
+        if len(given) != 1:
+            raise ValueError(
+                "expected one of `name` (a factory), `file` (a model) and `like` (a "
+                f"stage whose layers get new weights), got {', '.join(given) or 'none'}"
+            )
+        if self.name is None and self.model_extra:
+            raise ValueError(
+                f"expected no more than `{given[0]}`, got {self.model_extra}"
+            )
         return self
+
+    def parents(self):
+        return names(self.like)
 
 
 class StageSettings(Settings):

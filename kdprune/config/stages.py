@@ -39,7 +39,7 @@ class Train(StageSettings):
         return self
 
     def parents(self):
-        return [self.from_] if self.from_ else []
+        return [self.from_] if self.from_ else self.model.parents()
 
 
 class Load(StageSettings):
@@ -76,9 +76,12 @@ class Distill(Taught):
 
     @pydantic.model_validator(mode="after")
     def _has_teacher(self):
-        if not self.parents():
+        if not super().parents():
             raise ValueError("expected `teacher` or `soft_labels`, got neither")
         return self
+
+    def parents(self):
+        return [*self.model.parents(), *super().parents()]
 
 
 class Prune(Taught):
@@ -143,6 +146,7 @@ class PruneChannels(Taught):
     threshold: Positive | None = None
     importance: str = "l2"
     scope: Literal["global", "local"] = "global"
+    sensitivity: Name | None = None
     round_to: Count = 8
     ignore: tuple[str, ...] = ()
     steps: Count = 1
@@ -155,6 +159,12 @@ class PruneChannels(Taught):
                 f"expected one of {', '.join(_TARGETS)}, got "
                 f"{', '.join(self.target()) or 'none'}"
             )
+        if self.sensitivity and (self.scope == "local" or self.threshold):
+            raise ValueError(
+                "`sensitivity` weighs groups of channels against each other: expected "
+                "scope: global and a ratio or a target, got "
+                f"{'scope: local' if self.scope == 'local' else '`threshold`'}"
+            )
         return self
 
     def target(self):
@@ -163,7 +173,7 @@ class PruneChannels(Taught):
         return {name: value for name, value in given.items() if value is not None}
 
     def parents(self):
-        return [self.from_, *super().parents()]
+        return [self.from_, *names(self.sensitivity), *super().parents()]
 
 
 class PruneBlocks(Taught):

@@ -1,6 +1,6 @@
 """Factories of teachers and students, safe loading and saving, the layer graph."""
 
-from kdprune.models.factories import MODELS, build_model
+from kdprune.models.factories import MODELS, build_model, reset_weights
 from kdprune.models.graph import count_macs, count_parameters
 from kdprune.models.io import load_model, save_model
 
@@ -10,5 +10,6 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "load_model",
+    "reset_weights",
     "save_model",
 ]

@@ -61,6 +61,22 @@ def build_model(name, input_shape=(32, 32, 3), classes=10, **arguments):
     return keras.Model(images, logits, name=name)
 
 
+def reset_weights(model):
+    """Builds the same layers once more, with weights drawn anew.
+
+    Training a pruned shape from the start shows what of a pruned model's accuracy is
+    owed to the weights it kept (Liu et al., 2019, https://arxiv.org/abs/1810.05270).
+
+    Args:
+        model: A Functional or Sequential `keras.Model`; it is left as it was.
+
+    Returns:
+        A new, uncompiled model. The initializers are those of the layers, and draw
+        from Keras's global random numbers unless they have seeds of their own.
+    """
+    return keras.models.clone_model(model)
+
+
 def check_model_arguments(name, arguments):
     """Raises `ValueError` unless `MODELS[name]` exists and takes `arguments`."""
     if name not in MODELS:

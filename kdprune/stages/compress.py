@@ -4,12 +4,13 @@ import itertools
 
 import numpy as np
 
-from kdprune import export, prune, training
+from kdprune import export, prune, records, training
 from kdprune.data import to_float
 from kdprune.fitting import MODEL, fit_stage, load_node, parent_of
 from kdprune.models import load_model
 from kdprune.stages.learn import save_outputs
 
+SENSITIVITY = "sensitivity.json"
 # Training images by which channels are judged and normalization is measured anew.
 _EVIDENCE = 2048
 
@@ -85,7 +86,9 @@ def prune_channels(run, node, folder):
     base, arguments = _cut_arguments(run, node)
     steps = node.settings.steps
     smaller = prune.prune_channels(base, steps=steps, fine_tune=fine_tune, **arguments)
+    cut_accuracy = _validation_accuracy(run)(smaller)
     fitted, results = fit_stage(run, node, folder, lambda _: smaller)
+    results["val_accuracy_cut"] = cut_accuracy  # Before what is left recovers.
     results, outputs = save_outputs(fitted, folder, results)
     results["channels_by_layer"] = _widths(base, load_model(folder / MODEL))
     return results, outputs
@@ -100,7 +103,9 @@ def prune_blocks(run, node, folder):
     plan = prune.plan_blocks(base, settings.count, images, loss)
     smaller = plan.apply()
     prune.recalibrate_batch_norm(smaller, images)
+    cut_accuracy = _validation_accuracy(run)(smaller)
     fitted, results = fit_stage(run, node, folder, lambda _: smaller)
+    results["val_accuracy_cut"] = cut_accuracy
     results, outputs = save_outputs(fitted, folder, results)
     results["rank"] = settings.rank
     results["blocks"] = [
@@ -119,13 +124,11 @@ def prune_blocks(run, node, folder):
 
 def measure_sensitivity(run, node, folder):
     """Scores the model on validation with each group of channels cut alone."""
-    settings, validation = node.settings, run.dataset.validation
-    images = to_float(validation.images)
+    settings, score = node.settings, _validation_accuracy(run)
 
     def accuracy(model):
-        logits = model.predict(images, batch_size=500, verbose=0)
         print(".", end="", flush=True)
-        return float(np.mean(logits.argmax(axis=1) == validation.labels))
+        return score(model)
 
     found = prune.sensitivity(
         load_node(run, parent_of(node, "from_")),
@@ -137,7 +140,8 @@ def measure_sensitivity(run, node, folder):
         data=_evidence(run, node),
     )
     print(f"\n{found}", flush=True)
-    return {"importance": settings.importance, **found.as_dict()}, []
+    records.write_json(folder / SENSITIVITY, found.as_dict())
+    return {"importance": settings.importance, **found.as_dict()}, [SENSITIVITY]
 
 
 def plan_channels(run, node):
@@ -154,8 +158,13 @@ def _cut_arguments(run, node):
         calibration = run.dataset.calibration.images
         return len(export.convert_tflite(model, "int8", calibration))
 
+    table = None
+    if settings.sensitivity:
+        path = run.folder / parent_of(node, "sensitivity").name / SENSITIVITY
+        table = prune.Sensitivity.from_dict(records.read_json(path))
     return load_node(run, parent_of(node, "from_")), {
         **settings.target(),
+        "sensitivity": table,
         "importance": settings.importance,
         "scope": settings.scope,
         "round_to": settings.round_to,
@@ -174,14 +183,23 @@ def _evidence(run, node):
 
 
 def _validation_loss(run):
+    return _validation_mean(run, training.cross_entropy)
+
+
+def _validation_accuracy(run):
+    return _validation_mean(run, lambda labels, logits: labels == logits.argmax(axis=1))
+
+
+def _validation_mean(run, figure):
+    """A function of a model: the mean of a figure over the validation images."""
     validation = run.dataset.validation
-    images, labels = to_float(validation.images), validation.labels
+    images = to_float(validation.images)
 
-    def loss(model):
+    def mean(model):
         logits = model.predict(images, batch_size=500, verbose=0)
-        return float(np.mean(training.cross_entropy(labels, logits)))
+        return float(np.mean(figure(validation.labels, logits)))
 
-    return loss
+    return mean
 
 
 def _widths(before, after):
