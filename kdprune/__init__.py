@@ -25,6 +25,7 @@ _PUBLIC = {
     "prune_magnitude": "kdprune.prune",
     "strip_pruning": "kdprune.prune",
     "quantize_model": "kdprune.quantize",
+    "fold_batch_norms": "kdprune.quantize",
     "convert_tflite": "kdprune.export",
     "evaluate_model": "kdprune.evaluate",
     "measure_latency": "kdprune.evaluate",

@@ -14,6 +14,7 @@ from kdprune.quantize.clusters import (
     count_clusters,
     strip_clustering,
 )
+from kdprune.quantize.fold import fold_batch_norms
 from kdprune.quantize.qat import calibrate_ranges, quantize_model
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "calibrate_ranges",
     "cluster_weights",
     "count_clusters",
+    "fold_batch_norms",
     "load_quantized",
     "meet_budget",
     "quantize_model",

@@ -17,6 +17,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.default_8bit i
 )
 
 from kdprune.models.precision import cast_model
+from kdprune.quantize.fold import find_obstacles
 from kdprune.quantize.schemes import new_scheme
 
 tfmot_quantize = tfmot.quantization.keras
@@ -249,7 +250,21 @@ def _explain(model, error):
         if _activation(layer) not in _ACTIVATIONS:
             kind = f"{kind} with activation {_activation(layer)}"
     fix = _FIXES.get(kind, _USE_PTQ)
+    if kind == "BatchNormalization":
+        fix += _describe_folding(model, name)
     return f"layer {name!r} ({kind}) can't be trained quantization-aware: {fix}"
+
+
+def _describe_folding(model, name):
+    """Whether the normalization can be moved into the layers behind it."""
+    obstacles = find_obstacles(model)
+    if not obstacles:
+        return (
+            "; or take kdprune.fold_batch_norms(model), which scores alike without it"
+        )
+    name = name if name in obstacles else next(iter(obstacles))
+    reason = obstacles[name]
+    return f" ({name!r} can't be folded into the layers behind it: {reason})"
 
 
 _REGISTRY = default_8bit_quantize_registry.Default8BitQuantizeRegistry()

@@ -1,0 +1,229 @@
+"""Moving batch normalization that stands after an activation into the layers behind.
+
+Quantization-aware training takes Conv -> BatchNorm -> ReLU. In Conv -> ReLU ->
+BatchNorm -> Conv the normalization is, in inference, a scale and a shift of each
+channel, which the next convolution can do with its own weights and bias. Only padding
+stands in the way: the zeros around an image would have to be shifted as well.
+"""
+
+import copy
+import itertools
+from collections import defaultdict
+
+import numpy as np
+import tf_keras as keras
+
+layers = keras.layers
+
+_LINEAR = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
+# What passes a scale and a shift of each channel on as they are.
+_PASSING = (
+    *(layers.Dropout, layers.SpatialDropout2D, layers.Flatten),
+    *(layers.AveragePooling2D, layers.GlobalAveragePooling2D),
+)
+# These do if no channel is turned upside down.
+_ORDERED = (layers.MaxPooling2D, layers.GlobalMaxPooling2D)
+
+
+def fold_batch_norms(model):
+    """Rebuilds a model without the BatchNormalization that stands after activations.
+
+    Each is folded into the convolutions and dense layers that read it, also through
+    pooling, dropout and flattening, so that the model gives the same scores: `gamma /
+    sqrt(variance + epsilon)` into their weights, what is left of `beta` and the mean
+    into their bias. That is exact where those layers pad nothing ("valid", or a
+    kernel of 1 x 1). BatchNormalization right after a convolution or dense layer
+    that is read by nothing else stays: quantization-aware training folds it itself.
+
+    Example:
+        ```python
+        model = kdprune.fold_batch_norms(kdprune.load_model("mine.keras"))
+        kdprune.save_model(model, "folded.keras")  # For a recipe's `load` stage.
+        ```
+
+    Args:
+        model: A built Functional or Sequential `tf_keras` model; left as it was.
+
+    Returns:
+        A new model of the same kind, names and weights, less those layers. To be
+        trained on as it is: without them it learns otherwise.
+
+    Raises:
+        ValueError: If one can't be folded: its name, what is in the way, and what to
+            do.
+    """
+    if not getattr(model, "_is_graph_network", False):
+        raise ValueError(
+            "fold_batch_norms expects a built Functional or Sequential model. "
+            f"Received: {type(model).__name__} {model.name!r}"
+        )
+    plan, obstacles = _plan(model)
+    for name, reason in obstacles.items():
+        raise ValueError(
+            f"BatchNormalization {name!r} can't be folded into the layers behind it: "
+            f"{reason}; put it between its convolution and the activation, Conv -> "
+            "BatchNorm -> ReLU"
+        )
+    weights = {layer.name: layer.get_weights() for layer in model.layers}
+    biased = set()
+    for target, scale, shift in itertools.chain(*plan.values()):
+        weights[target.name] = _absorb(target, scale, shift)
+        biased.add(target.name)
+    rebuilt = _without(model, plan, biased)
+    for layer in rebuilt.layers:
+        layer.set_weights(weights[layer.name])
+    return rebuilt
+
+
+def find_obstacles(model):
+    """What keeps the BatchNormalization after activations from being folded.
+
+    Args:
+        model: As for `fold_batch_norms`.
+
+    Returns:
+        `{layer: reason}`, empty if all of it can be folded.
+    """
+    return _plan(model)[1]
+
+
+class _Obstacle(Exception):
+    """Why a normalization can't be folded."""
+
+
+def _plan(model):
+    """`{normalization: [(layer, scale, shift)]}` of what reads it, and obstacles."""
+    sources, readers = _connections(model)
+    plan, obstacles = {}, {}
+    for layer in model.layers:
+        if not isinstance(layer, layers.BatchNormalization):
+            continue
+        (source, *more) = sources[layer.name]
+        behind_linear = type(source) in _LINEAR and not _has_activation(source)
+        if behind_linear and not more and len(readers[source.name]) == 1:
+            continue
+        try:
+            if more:
+                raise _Obstacle("it is called several times")
+            scale, shift = _affine(layer)
+            plan[layer.name] = list(_follow(layer, scale, shift, sources, readers))
+        except _Obstacle as reason:
+            obstacles[layer.name] = str(reason)
+    return plan, obstacles
+
+
+def _connections(model):
+    """`{layer: layers it reads}`, one for each call, and `{layer: its readers}`."""
+    sources, readers = defaultdict(list), defaultdict(list)
+    for nodes in model._nodes_by_depth.values():
+        for node in nodes:
+            for source, *_ in node.iterate_inbound():
+                sources[node.layer.name].append(source)
+                readers[source.name].append(node.layer)
+    for tensor in model.outputs:
+        readers[tensor._keras_history.layer.name].append(None)
+    return sources, readers
+
+
+def _affine(layer):
+    """What a normalization does in inference, as scale and shift of each channel."""
+    axes = np.ravel(layer.axis)
+    if len(axes) != 1 or axes[0] != len(layer.input_shape) - 1:
+        raise _Obstacle("its channels are not the last axis")
+    mean, variance = np.asarray(layer.moving_mean), np.asarray(layer.moving_variance)
+    # In double precision, so that folding adds no error of its own.
+    scale = 1 / np.sqrt(variance.astype(np.float64) + layer.epsilon)
+    if layer.scale:
+        scale *= np.asarray(layer.gamma)
+    shift = -scale * mean
+    if layer.center:
+        shift += np.asarray(layer.beta)
+    return scale, shift
+
+
+def _follow(layer, scale, shift, sources, readers):
+    """Yields `(layer, scale, shift)` of the layers that can take these over."""
+    for reader in readers[layer.name]:
+        if reader is None:
+            raise _Obstacle("it is the model's output")
+        kind = type(reader)
+        name = f"{reader.name!r} ({kind.__name__})"
+        if len(sources[reader.name]) > 1:
+            raise _Obstacle(f"{name} reads it and others, or is called several times")
+        pads = kind is layers.ZeroPadding2D or (
+            getattr(reader, "padding", "valid") != "valid"
+            and any(size > 1 for size in getattr(reader, "kernel_size", ()))
+        )
+        if pads and shift.any():
+            raise _Obstacle(f"{name} pads with zeros, which have to be shifted as well")
+        if kind in _ORDERED and (scale < 0).any():
+            raise _Obstacle(f"{name} takes the largest, and some of gamma is negative")
+        if kind in _LINEAR:
+            yield reader, scale, shift
+        elif kind in (*_PASSING, *_ORDERED, layers.ZeroPadding2D):
+            yield from _follow(reader, scale, shift, sources, readers)
+        else:
+            raise _Obstacle(
+                f"{name} reads it, where only convolutions, dense layers and pooling "
+                "take a scale and a shift"
+            )
+
+
+def _absorb(layer, scale, shift):
+    """The weights with which a layer does as before to `scale * x + shift`."""
+    kernel, *bias = (np.asarray(w, np.float64) for w in layer.get_weights())
+    if type(layer) is layers.Conv2D:
+        # Each group of output channels has its own input channels.
+        _, _, size, count = kernel.shape
+        shape = (layer.groups, size)
+        scale, shift = (
+            np.repeat(v.reshape(shape).T, count // layer.groups, axis=1)
+            for v in (scale, shift)
+        )
+        moved = (kernel * shift).sum(axis=(0, 1, 2))
+    elif type(layer) is layers.DepthwiseConv2D:
+        scale, shift = scale[:, None], shift[:, None]
+        moved = (kernel * shift).sum(axis=(0, 1)).ravel()
+    else:
+        # Behind Flatten the channels come again for every position.
+        times = len(kernel) // len(scale)
+        scale, shift = (np.tile(v, times)[:, None] for v in (scale, shift))
+        moved = (kernel * shift).sum(axis=0)
+    return [kernel * scale, moved + (bias[0] if bias else 0)]
+
+
+def _has_activation(layer):
+    return getattr(layer, "activation", None) not in (None, keras.activations.linear)
+
+
+def _without(model, removed, biased):
+    """The model's structure less some layers, others with a bias."""
+    config = copy.deepcopy(model.get_config())
+    instead = {
+        layer["config"]["name"]: layer.get("inbound_nodes")
+        for layer in config["layers"]
+        if layer["config"]["name"] in removed
+    }
+
+    def redirect(part):
+        """Replaces references `[name, node, tensor, …]` to a removed layer."""
+        if not isinstance(part, list):
+            return part
+        if part and isinstance(part[0], str) and part[0] in removed:
+            ((source,),) = instead[part[0]]
+            return [*source[:3], *part[3:]]
+        return [redirect(inner) for inner in part]
+
+    kept = []
+    for layer in config["layers"]:
+        if layer["config"]["name"] in biased:
+            layer["config"]["use_bias"] = True
+        if "inbound_nodes" in layer:
+            layer["inbound_nodes"] = redirect(layer["inbound_nodes"])
+        if layer["config"]["name"] not in removed:
+            kept.append(layer)
+    config["layers"] = kept
+    rebuilt = type(model).from_config(config)
+    if not rebuilt.built:
+        rebuilt.build(model.input_shape)
+    return rebuilt
