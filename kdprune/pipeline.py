@@ -264,7 +264,9 @@ def preview(recipe, folder, data_dir=None, until=None, wanted=None):
             state = f"{'half done' if begun else 'to do'}, {_duration(seconds)}"
         lines.append(f"  {node.name} ({node.kind}): {state}")
         if node.kind == "prune_channels" and all(
-            current.record(parent) for parent in fitting.parents_of(node, "from_")
+            current.record(parent)
+            for key in ("from_", "sensitivity")
+            for parent in fitting.parents_of(node, key)
         ):
             cuts = str(stages.plan_channels(current, node))
             lines += [f"    {line}" for line in cuts.splitlines()]
