@@ -58,6 +58,13 @@ class Facts:
         return tuple(self.ends["int8"]["input"]["shape"][1:])
 
     @property
+    def float_layers(self):
+        """Names of the layers that do not compute in integers."""
+        rows = self.ends["int8"]["float_ops"]
+        names = [row["layer"] for row in rows if "QUANTIZE" not in row["op"]]
+        return list(dict.fromkeys(map(str, names)))
+
+    @property
     def flagship(self):
         """The entry of `metrics` that the int8 file was measured as, or {}."""
         name = self.metrics.get("flagship")
@@ -80,7 +87,7 @@ def write_card(facts):
         f"# {facts.name}",
         f"Version {escape(facts.version)}. An image classifier: {kind} images of "
         f"{height} x {width} pixels in, the probabilities of {len(facts.classes)} "
-        "classes out. It computes in 8-bit integers throughout.",
+        f"classes out. {_describe_computing(facts)}",
         _describe_classes(facts),
         "## Files",
         _files_table(facts),
@@ -88,6 +95,8 @@ def write_card(facts):
         _ends_table(facts),
         "A pixel's byte stands for the value byte / 255: no mean, no deviation. Scores "
         "are probabilities in steps of 1/256.",
+        "## Operators",
+        *_describe_operators(facts),
         "## Figures",
         *_describe_figures(facts),
         "## Memory",
@@ -114,6 +123,15 @@ def table(header, rows):
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
+def _describe_computing(facts):
+    if not facts.float_layers:
+        return "It computes in 8-bit integers throughout."
+    return (
+        "It computes in 8-bit integers, but for layers that lost too much by it, in "
+        f"float: {escape(', '.join(facts.float_layers))}."
+    )
+
+
 def _describe_classes(facts):
     shown = ", ".join(escape(label) for label in facts.classes[:_CLASSES_SHOWN])
     more = len(facts.classes) - _CLASSES_SHOWN
@@ -137,6 +155,38 @@ def _ends_table(facts):
             rows.append((f"`model_{dtype}.tflite`", end, f"`{tensor['name']}`", *row))
     header = ("file", "", "tensor", "type", "shape", "scale", "zero point")
     return table(header, rows)
+
+
+def _describe_operators(facts):
+    """Which operators the files have, and who runs them."""
+    parts = []
+    for dtype in ("uint8", "int8"):
+        rows = [
+            (
+                row["op"],
+                row["type"],
+                row["count"],
+                *map(_yes, (row["gpu"], row["micro"])),
+            )
+            for row in facts.ends[dtype]["operators"]
+        ]
+        peak = facts.ends[dtype]["peak_activation_bytes"]
+        header = ("operator", "type", "number", "GPU delegate", "TFLite Micro")
+        parts += [
+            f"`model_{dtype}.tflite`, which holds at least {peak:,} bytes of "
+            "activations at once:",
+            table(header, rows),
+        ]
+    note = (
+        "By the operators' names and types, as the sources of both list them. The GPU "
+        "delegate takes 8-bit types where quantized inference is enabled; what it does "
+        "not take runs on the CPU."
+    )
+    return [*parts, note]
+
+
+def _yes(known):
+    return "yes" if known else "no"
 
 
 def _describe_figures(facts):

@@ -64,7 +64,7 @@ def convert_tflite(
             rare, large activations gains from the latter two.
         float_layers: Names of layers to leave in float, int8 and uint8 only: the
             most sensitive ones of `layer_report`. Such a file needs a runtime with
-            float kernels and is refused by `check_tflite`.
+            float kernels, and `check_tflite` the same names.
         correct_bias: Take the mean error of each channel off its bias (int8 and
             uint8 after training).
 

@@ -1,70 +1,13 @@
 """The export gate: what a `.tflite` file has to prove before it is handed over."""
 
-import os
-import pathlib
-
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
+
+from kdprune.export.inspection import float_layers_of, inspect_tflite
 
 _EIGHT_BIT = {"int8": -128, "uint8": 0}  # dtype: zero point of [0, 1] data
 _ONE_SIDED_95 = 1.6449  # Standard deviations.
-
-
-def _names(enum):
-    return {value: name for name, value in vars(enum).items() if name.isupper()}
-
-
-_TYPES = _names(schema.TensorType)
-_OPS = _names(schema.BuiltinOperator)
-
-
-def inspect_tflite(data):
-    """Reads from a file how it computes and what it takes and returns.
-
-    Args:
-        data: The file's content, or its path.
-
-    Returns:
-        Dict of `ops` (name to count), `float_ops` (list of `op` and `tensor`, the
-        name of its output), and `input` and `output` (each `dtype`, `shape`,
-        `scale`, `zero_point`; the last two None where not quantized).
-
-    Raises:
-        ValueError: If it is not a `.tflite` file of one input and one output.
-    """
-    if isinstance(data, str | os.PathLike):
-        data = pathlib.Path(data).read_bytes()
-    if bytes(data[4:8]) != b"TFL3":
-        raise ValueError(
-            "expected a .tflite file (identifier TFL3 at byte 4). "
-            f"Received: {bytes(data[:8])!r}"
-        )
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
-    main = model.subgraphs[0]
-    if len(main.inputs) != 1 or len(main.outputs) != 1:
-        raise ValueError(
-            "expected a .tflite file with one input and one output. "
-            f"Received: {len(main.inputs)} and {len(main.outputs)}"
-        )
-    ops, float_ops = {}, []
-    for graph in model.subgraphs:
-        for operator in graph.operators or []:
-            code = model.operatorCodes[operator.opcodeIndex]
-            # Files from before the 128th op have the code in the older field alone.
-            op = _OPS[max(code.builtinCode, code.deprecatedBuiltinCode)]
-            ops[op] = ops.get(op, 0) + 1
-            ends = (operator.inputs, operator.outputs)
-            indices = [index for end in ends if end is not None for index in end]
-            tensors = [graph.tensors[index] for index in indices if index >= 0]
-            if any("FLOAT" in _TYPES[tensor.type] for tensor in tensors):
-                name = graph.tensors[operator.outputs[0]].name.decode()
-                float_ops.append({"op": op, "tensor": name})
-    return {
-        "ops": ops,
-        "float_ops": float_ops,
-        "input": _describe(main.tensors[main.inputs[0]]),
-        "output": _describe(main.tensors[main.outputs[0]]),
-    }
+# Of `max_disagreement`, for a file that was trained as it computes.
+_STRICT = 0.4
 
 
 def check_tflite(
@@ -75,13 +18,16 @@ def check_tflite(
     *,
     max_disagreement=0.05,
     max_drop=0.02,
+    float_layers=(),
+    strict=False,
 ):
     """Refuses a `.tflite` file that does not do what its Keras model does.
 
     An 8-bit file must compute in integers throughout (Quantize between int8 and
-    uint8 at its ends apart) and take images as bytes: input scale exactly 1/255,
-    zero point 0 (uint8) or -128 (int8). Scores, of any file, must agree with the
-    Keras model's in the best class and must not lose accuracy against it.
+    uint8 at its ends apart, and the layers that were to stay in float) and take
+    images as bytes: input scale exactly 1/255, zero point 0 (uint8) or -128 (int8).
+    Scores, of any file, must agree with the Keras model's in the best class and must
+    not lose accuracy against it.
 
     The drop is an estimate from some images, so the gate judges a bound: it fails a
     file that *surely* loses more than the limit, with the whole one-sided 95 %
@@ -101,23 +47,32 @@ def check_tflite(
         labels: The images' classes, shape `(n,)`; validation images, not test.
         max_disagreement: Largest share of images whose best class may differ.
         max_drop: Largest accuracy the file may lose, as a share of images.
+        float_layers: The layers that the conversion was asked to leave in float;
+            an operator of any other is refused.
+        strict: Whether the Keras model rounds as the file does (QAT), so that they
+            may differ on 0.4 of `max_disagreement` only, give or take what chance
+            makes of it on so many images.
 
     Returns:
-        What `inspect_tflite` and `paired_drop` return: JSON-able.
+        What `inspect_tflite` and `paired_drop` return, and `float_layers`, those
+        that are in float indeed: JSON-able.
 
     Raises:
         ValueError: If the file fails: what, by how much, and what to do.
     """
     figures = inspect_tflite(data)
-    _check_integers(figures)
+    figures["float_layers"] = _check_integers(figures, float_layers)
     figures |= paired_drop(keras_scores, tflite_scores, labels)
     n = figures["images"]
-    if figures["disagreement"] > max_disagreement:
+    limit = max_disagreement
+    if strict:
+        limit = min(limit, _by_chance(_STRICT * limit, n))
+    if figures["disagreement"] > limit:
         raise ValueError(
             f"the .tflite file and its Keras model disagree on "
-            f"{figures['disagreement']:.1%} of {n} images (limit "
-            f"{max_disagreement:.1%}): check that both get the same images, use more "
-            "calibration images, or train quantization-aware"
+            f"{figures['disagreement']:.1%} of {n} images (limit {limit:.1%}): check "
+            "that both get the same images, use more calibration images, or train "
+            "quantization-aware"
         )
     if figures["drop_interval"][0] > max_drop:
         raise ValueError(
@@ -130,28 +85,40 @@ def check_tflite(
     return figures
 
 
-def _check_integers(figures):
-    dtype = figures["input"]["dtype"]
-    if dtype not in _EIGHT_BIT:
-        return
-    float_ops = figures["float_ops"]
-    if float_ops:
-        # The conversions to and from float only stand around what needs them.
-        op = next((op for op in float_ops if "QUANTIZE" not in op["op"]), float_ops[0])
-        raise ValueError(
-            f"{len(float_ops)} op(s) of the {dtype} file work in float, first "
-            f"{op['op']} ({op['tensor']}): replace the layer by one that int8 supports"
-        )
-    for end in ("input", "output"):
-        scale, zero = figures[end]["scale"], figures[end]["zero_point"]
-        expected = float(np.float32(1 / 255) if end == "input" else np.float32(1 / 256))
-        if (figures[end]["dtype"], scale, zero) != (dtype, expected, _EIGHT_BIT[dtype]):
+def compare_kernels(keras_scores, scores, max_disagreement=0.05):
+    """How far a file's scores are from its Keras model's, on several kernels.
+
+    Args:
+        keras_scores: Probabilities of the Keras model, shape `(n, classes)`.
+        scores: `{kernels: probabilities}` of the file on the first m <= n of the
+            same images, shape `(m, classes)`; m may differ.
+        max_disagreement: Largest share of images whose best class may differ, give
+            or take what chance makes of it on m images.
+
+    Returns:
+        `{kernels: figures}`, each `images`, `disagreement` and `largest_deviation`
+        (of a probability): JSON-able.
+
+    Raises:
+        ValueError: If some kernels answer otherwise, with their name.
+    """
+    found = {}
+    for kernels, given in scores.items():
+        expected = keras_scores[: len(given)]
+        differ = float((given.argmax(axis=1) != expected.argmax(axis=1)).mean())
+        found[kernels] = {
+            "images": len(given),
+            "disagreement": differ,
+            "largest_deviation": float(np.abs(given - expected).max()),
+        }
+        limit = _by_chance(max_disagreement, len(given))
+        if differ > limit:
             raise ValueError(
-                f"the file's {end} is {figures[end]['dtype']} with scale {scale} and "
-                f"zero point {zero}; expected {dtype}, {expected} and "
-                f"{_EIGHT_BIT[dtype]}: convert it by convert_tflite, with training "
-                "images in [0, 1]"
+                f"on the {kernels} kernels the .tflite file and its Keras model "
+                f"disagree on {differ:.1%} of {len(given)} images (limit {limit:.1%}): "
+                "the file is not fit for devices that use them"
             )
+    return found
 
 
 def paired_drop(keras_scores, tflite_scores, labels):
@@ -207,13 +174,32 @@ def paired_drop(keras_scores, tflite_scores, labels):
     }
 
 
-def _describe(tensor):
-    quantization = tensor.quantization
-    scales = [] if quantization is None else quantization.scale
-    quantized = scales is not None and len(scales) == 1
-    return {
-        "dtype": _TYPES[tensor.type].lower(),
-        "shape": [int(size) for size in tensor.shape],
-        "scale": float(scales[0]) if quantized else None,
-        "zero_point": int(quantization.zeroPoint[0]) if quantized else None,
-    }
+def _by_chance(share, n):
+    """The share that n images show at most, 19 times of 20, if it is `share` of all."""
+    return share + _ONE_SIDED_95 * (share * (1 - share) / n) ** 0.5
+
+
+def _check_integers(figures, float_layers):
+    """Refuses floats that were not asked for; returns the layers that are in float."""
+    dtype = figures["input"]["dtype"]
+    if dtype not in _EIGHT_BIT:
+        return []
+    kept, others = float_layers_of(figures, float_layers)
+    if others:
+        op = others[0]
+        asked = f" beside {', '.join(float_layers)}" if float_layers else ""
+        raise ValueError(
+            f"{len(others)} op(s) of the {dtype} file work in float{asked}, first "
+            f"{op['op']} ({op['tensor']}): replace the layer by one that int8 supports"
+        )
+    for end in ("input", "output"):
+        scale, zero = figures[end]["scale"], figures[end]["zero_point"]
+        expected = float(np.float32(1 / 255) if end == "input" else np.float32(1 / 256))
+        if (figures[end]["dtype"], scale, zero) != (dtype, expected, _EIGHT_BIT[dtype]):
+            raise ValueError(
+                f"the file's {end} is {figures[end]['dtype']} with scale {scale} and "
+                f"zero point {zero}; expected {dtype}, {expected} and "
+                f"{_EIGHT_BIT[dtype]}: convert it by convert_tflite, with training "
+                "images in [0, 1]"
+            )
+    return kept

@@ -14,8 +14,8 @@ from kdprune import __version__
 from kdprune.export import selftest
 from kdprune.export.c_source import c_source
 from kdprune.export.card import Facts, write_card
-from kdprune.export.gate import inspect_tflite
 from kdprune.export.golden import golden_images
+from kdprune.export.inspection import inspect_tflite
 from kdprune.export.metadata import LABELS, add_metadata
 from kdprune.export.micro import measure_arena
 

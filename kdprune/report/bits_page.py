@@ -14,6 +14,7 @@ from kdprune.report.bits import (
     read_sparsity,
     worst_layers,
 )
+from kdprune.report.files_page import write_files
 from kdprune.report.read import Cell, Stage
 from kdprune.report.text import (
     MISSING,
@@ -34,6 +35,7 @@ SHOWN = {
     "prune": {"sparsity_by_layer"},
     "cluster": {"sparsity_by_layer", "clusters_by_layer"},
     "quantize": {"layers", "attempts", "chosen", "met", "message"},
+    "export": {"files"},
 }
 # Layers that the table holds.
 WORST = 5
@@ -80,6 +82,7 @@ def write_bits(stage: Stage, plots: Mapping[str, str]) -> list[str]:
     if worst_layers(layers, 1):
         parts += [_explain(layers, seeds), _layers_table(layers)]
     name = f"layers-{slug(stage.name)}"
+    parts += write_files(stage)
     return [*parts, embed(name, plots[name])] if name in plots else parts
 
 
@@ -136,6 +139,12 @@ def _write_attempts(cell: Cell, alone: bool) -> list[str]:
         ]
     if message := str(results.get("message") or ""):
         parts.append(f"Outcome{where}: {escape(message)}.")
+    chosen = [row for row in attempts or () if row["name"] == results.get("chosen")]
+    if chosen and (names := chosen[0].get("float_layers")):
+        parts.append(
+            f"Left in float{where}: {', '.join(map(escape, names))}, which takes "
+            f"{count(chosen[0].get('float_bytes'))} bytes more than none."
+        )
     return parts
 
 

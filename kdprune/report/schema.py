@@ -33,7 +33,14 @@ LAYER_NUMBERS = (
     "weight_low",
     "weight_high",
 )
-ATTEMPT_NUMBERS = ("drop", "drop_bound", "disagreement", "bytes", "seconds")
+ATTEMPT_NUMBERS = (
+    "drop",
+    "drop_bound",
+    "disagreement",
+    "bytes",
+    "float_bytes",
+    "seconds",
+)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -131,6 +138,8 @@ def check_bits(record: dict[str, Any], path: Path) -> None:
     if kind == "quantize":
         _check_layers(results.get("layers") or [], path)
         _check_attempts(results.get("attempts") or [], path)
+    if kind == "export":
+        _check_files(results.get("files") or {}, path)
     if kind == "cluster":
         _check_by_layer(results, "clusters_by_layer", path)
     if kind in ("prune", "cluster"):
@@ -264,6 +273,28 @@ def _check_attempts(attempts: Any, path: Path) -> None:
     for row in attempts:
         for field in ATTEMPT_NUMBERS:
             _check_number(row.get(field), f"{path}: {field} of {row['name']!r}")
+
+
+def _check_files(files: Any, path: Path) -> None:
+    _check_objects(
+        list(files.values()) if isinstance(files, dict) else files,
+        lambda row: True,
+        f"{path}: expected figures for each of files",
+    )
+    for name, figures in files.items():
+        for row in figures.get("operators") or []:
+            _check_objects([row], _is_operator, f"{path}: expected operators of {name}")
+            _check_number(row.get("count"), f"{path}: count of {row['op']} of {name}")
+        for field in ("peak_activation_bytes", "disagreement"):
+            _check_number(figures.get(field), f"{path}: {field} of {name}")
+        for kernels, found in (figures.get("kernels") or {}).items():
+            where = f"{path}: {kernels} of {name}"
+            _check_objects([found], lambda row: True, f"{where}: expected figures")
+            _check_number(found.get("largest_deviation"), where)
+
+
+def _is_operator(row: Any) -> bool:
+    return all(isinstance(row.get(key), str) for key in ("op", "type"))
 
 
 def _check_objects(rows: Any, right: Callable, expected: str) -> None:

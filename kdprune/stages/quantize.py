@@ -15,6 +15,8 @@ _AFTER_TRAINING = [
         (False, True), ("minmax", "percentile", "mse")
     )
 ]
+# How many of the most sensitive layers are then left in float.
+_IN_FLOAT = (1, 2, 4)
 
 
 def cluster_weights(run, node, folder):
@@ -70,17 +72,19 @@ def conversions(run, node):
 def _within_budget(run, node, folder, base):
     """Tries what is cheap first, until the accuracy it costs is within bounds."""
     settings, validation = node.settings, run.dataset.validation
+    calibration = run.dataset.calibration.images
     expected = evaluate.predict(base, validation.images)
+    layers = export.layer_report(base, calibration)
 
     def converted(model, options):
-        images = run.dataset.calibration.images if options else None
+        images = calibration if options else None
         return model, options, export.convert_tflite(model, "int8", images, **options)
 
     attempts = [
         quantize.Attempt(
             _describe(options), functools.partial(converted, base, options)
         )
-        for options in _AFTER_TRAINING
+        for options in [*_AFTER_TRAINING, *_some_in_float(layers)]
     ]
     if "training" in settings.model_fields_set:
         taught = settings.teacher or settings.soft_labels
@@ -93,13 +97,15 @@ def _within_budget(run, node, folder, base):
         )
 
     def judge(made):
-        *_, content = made
+        _, options, content = made
         path = folder / "attempt.tflite"
         export.write_file(content, path)
         scores = evaluate.predict(path, validation.images)
         path.unlink()
         figures = export.paired_drop(expected, scores, validation.labels)
-        return {**figures, "bytes": len(content)}
+        found = export.inspect_tflite(content)
+        kept, _ = export.float_layers_of(found, options.get("float_layers", ()))
+        return {**figures, "bytes": len(content), "float_layers": kept}
 
     outcome = quantize.meet_budget(attempts, judge, settings.max_drop)
     print(outcome.message, flush=True)
@@ -107,19 +113,38 @@ def _within_budget(run, node, folder, base):
         raise ValueError(outcome.message)
     model, options, _ = outcome.best
     results = {
-        "layers": export.layer_report(base, run.dataset.calibration.images),
+        "layers": layers,
         "method": "auto",
         "chosen": outcome.name,
         "met": outcome.met,
         "message": outcome.message,
-        "attempts": outcome.attempts,
+        "attempts": _with_float_bytes(outcome.attempts),
     }
     return results, _save(run, folder, model, options)
 
 
+def _some_in_float(layers):
+    """Options that leave the layers of the largest error in float, few first."""
+    lists = [export.sensitive_layers(layers, count) for count in _IN_FLOAT]
+    # A small network has fewer layers than that.
+    different = [names for names, _ in itertools.groupby(lists) if names]
+    return [{**_AFTER_TRAINING[0], "float_layers": names} for names in different]
+
+
+def _with_float_bytes(attempts):
+    """The attempts, with the bytes that layers in float cost against none of them."""
+    plain = next((row["bytes"] for row in attempts if "bytes" in row), 0)
+    return [
+        {**row, "float_bytes": row["bytes"] - plain} if row.get("float_layers") else row
+        for row in attempts
+    ]
+
+
 def _describe(options):
     corrected = ", biases corrected" if options["correct_bias"] else ""
-    return f"PTQ, {options['ranges']} ranges{corrected}"
+    left = ", ".join(options.get("float_layers", ()))
+    in_float = f", in float: {left}" if left else ""
+    return f"PTQ, {options['ranges']} ranges{corrected}{in_float}"
 
 
 def _train_quantized(run, node, folder, base):

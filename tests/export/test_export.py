@@ -9,7 +9,13 @@ import tf_keras as keras
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from kdprune.export import check_tflite, convert_tflite, inspect_tflite, write_file
+from kdprune.export import (
+    check_tflite,
+    compare_kernels,
+    convert_tflite,
+    inspect_tflite,
+    write_file,
+)
 from kdprune.models import build_model
 from kdprune.quantize import quantize_model
 
@@ -394,6 +400,46 @@ def test_disagreement_beyond_its_share_is_refused(files):
     assert check_tflite(files["ptq int8"], *scores_with(100, 5))["disagreement"] == 0.05
     with pytest.raises(ValueError, match="disagree on 6.0% of 100 images"):
         check_tflite(files["ptq int8"], *scores_with(100, 6))
+
+
+def test_a_file_is_held_strictly_against_the_graph_it_was_trained_as(files):
+    """0.4 of the limit, and what chance makes of it: 2.65 % of 1,000 images."""
+
+    def check(lost):
+        arguments = scores_with(1000, lost)
+        return check_tflite(files["qat int8"], *arguments, max_drop=1, strict=True)
+
+    assert check(26)["disagreement"] == 0.026
+    with pytest.raises(ValueError, match=r"disagree on 2\.8% of 1000 images .*2\.7%"):
+        check(28)
+    loose = scores_with(1000, 28)
+    assert check_tflite(files["qat int8"], *loose, max_drop=1)["float_layers"] == []
+    # On few images chance is all there is, and the plain limit holds.
+    with pytest.raises(ValueError, match=r"limit 5\.0%"):
+        check_tflite(files["qat int8"], *scores_with(20, 2), max_drop=1, strict=True)
+
+
+def test_kernels_are_compared_with_the_keras_model_on_as_many_images():
+    expected = np.tile([0.7, 0.3], (200, 1))
+    near, other = expected + [-0.1, 0.1], expected[:, ::-1]
+    mixed = np.concatenate([other[:4], near[:96]])
+    found = compare_kernels(expected, {"xnnpack": near, "reference": mixed})
+    assert found == {
+        "xnnpack": {
+            "images": 200,
+            "disagreement": 0.0,
+            "largest_deviation": pytest.approx(0.1),
+        },
+        "reference": {
+            "images": 100,
+            "disagreement": 0.04,
+            "largest_deviation": pytest.approx(0.4),
+        },
+    }
+    broken = np.concatenate([other[:9], near[:91]])
+    message = r"on the reference kernels .* 9\.0% of 100 images \(limit 8\.6%\)"
+    with pytest.raises(ValueError, match=message):
+        compare_kernels(expected, {"xnnpack": near, "reference": broken})
 
 
 def test_a_perfect_file_has_a_record_of_plain_numbers(files):
