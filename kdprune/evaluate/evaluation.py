@@ -30,13 +30,10 @@ def evaluate_model(
     images,
     labels,
     *,
-    name=None,
-    stage=None,
+    source=None,
     input_range=(0.0, 1.0),
     resolver="xnnpack",
     threads=1,
-    source_scores=None,
-    source_name=None,
     latency=True,
 ):
     """Measures a model file: accuracy, calibration, size, zeros, MACs, latency.
@@ -45,17 +42,15 @@ def evaluate_model(
         path: A `.tflite`, `.keras` or `.h5` file.
         images: uint8 pixels, shape `(n, height, width, channels)`.
         labels: True classes, integers `(n,)`.
-        name: How to call it; the file's stem unless given.
-        stage: The stage that made it.
+        source: `(name, scores)` of the model it was made from, for `agreement`.
         input_range: The real values that pixels 0 and 255 stand for.
         resolver: Kernels for a `.tflite`, see `predict`.
         threads: Threads for a `.tflite`.
-        source_scores: Scores of the model it was made from, for `agreement`.
-        source_name: That model's name, for `agreement_with`.
         latency: Whether to time it.
 
     Returns:
-        An `Evaluation`. What does not apply to a file is `None` in its entry:
+        An `Evaluation`. Its entry goes by the file's stem, and has no stage: who
+        knows better sets "name" and "stage". What does not apply to a file is `None`:
         latency, threads and resolver of a Keras file, agreement without a source.
 
     Raises:
@@ -73,8 +68,8 @@ def evaluate_model(
         timing = measure_latency(path, threads=threads, resolver=resolver) or {}
     on_runtime = description["format"] == "tflite"
     entry = {
-        "name": name or path.stem,
-        "stage": stage,
+        "name": path.stem,
+        "stage": None,
         "format": description["format"],
         "dtype": description["input"]["dtype"],
         "path": str(path),
@@ -90,10 +85,8 @@ def evaluate_model(
         "latency_ms_p90": timing.get("latency_ms_p90"),
         "threads": threads if on_runtime else None,
         "resolver": resolver if on_runtime else None,
-        "agreement": (
-            None if source_scores is None else agreement(source_scores, scores)
-        ),
-        "agreement_with": None if source_scores is None else source_name,
+        "agreement": None if source is None else agreement(source[1], scores),
+        "agreement_with": None if source is None else source[0],
         "ece": result["ece"],
         "per_class": result["per_class"],
         "confusion": result["confusion"],

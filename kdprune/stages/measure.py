@@ -148,23 +148,24 @@ def _exported(run, parents):
     return list(found.values())
 
 
-def _measure(run, node, path, source, name, source_scores=None):
-    """One entry of `metrics.json`, and the scores it is made of."""
+def _measure(run, node, path, source, name, scores=None):
+    """One entry of `metrics.json`, and the scores it is made of.
+
+    A file is held against the scores of the node that it was made from.
+    """
     print(f"measuring {path.relative_to(run.folder)}", flush=True)
     measured = evaluate.evaluate_model(
         path,
         run.dataset.test.images,
         run.dataset.test.labels,
-        name=name,
-        stage=source.name,
+        source=None if scores is None else (source.name, scores),
         resolver=node.settings.resolver,
         threads=node.settings.threads,
-        source_scores=source_scores,
-        source_name=source.name,
         latency=node.settings.latency,
     )
-    entry = {**measured.entry, "path": str(path.relative_to(run.folder))}
-    return entry, measured.scores
+    named = {"name": name, "stage": source.name}
+    named["path"] = str(path.relative_to(run.folder))
+    return {**measured.entry, **named}, measured.scores
 
 
 def _ship(run, parents):

@@ -37,10 +37,7 @@ def test_an_entry_has_the_keys_of_metrics_json(tiny, tflites, pixels, tmp_path):
         tflites["int8"],
         pixels,
         labels,
-        name="tiny int8",
-        stage="quantized",
-        source_scores=source.scores,
-        source_name=source.entry["name"],
+        source=(source.entry["name"], source.scores),
     )
     for entry in (source.entry, result.entry):
         assert list(entry) == KEYS
@@ -49,7 +46,7 @@ def test_an_entry_has_the_keys_of_metrics_json(tiny, tflites, pixels, tmp_path):
     for key in ("latency_ms_p50", "threads", "resolver", "agreement", "agreement_with"):
         assert source.entry[key] is None
     entry = result.entry
-    assert (entry["name"], entry["stage"]) == ("tiny int8", "quantized")
+    assert (entry["name"], entry["stage"]) == (tflites["int8"].stem, None)
     assert entry["path"] == str(tflites["int8"])
     assert entry["agreement"] > 0.85 and entry["agreement_with"] == "tiny"
     assert entry["latency_ms_p50"] > 0
