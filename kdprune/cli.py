@@ -10,7 +10,7 @@ import sys
 import tempfile
 
 import kdprune
-from kdprune import config, records
+from kdprune import bench_command, config, records
 
 # What each stage command runs: the stages it accepts, with what they need.
 _ROLES = {
@@ -38,6 +38,7 @@ _DESCRIPTION = """Makes image classifiers small: distills, prunes, quantizes, pr
   kdprune run RECIPE.yaml --set stages.student.training.epochs=5
   kdprune evaluate model.tflite --dataset cifar10 --data-dir DIR
   kdprune compare a.tflite b.tflite --dataset cifar10 --data-dir DIR
+  kdprune bench a.tflite b.tflite --profile
 """
 
 
@@ -91,6 +92,15 @@ def _parser():
     compare.add_argument("--json", metavar="OUT", help="write all figures to a file")
     _add_data_options(compare)
     compare.set_defaults(function=_compare)
+    bench = commands.add_parser(
+        "bench",
+        help="measure how long one image takes, here or on a phone",
+        description=bench_command.DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    bench_command.add_options(bench)
+    _add_debug(bench)
+    bench.set_defaults(function=bench_command.run)
     return parser
 
 

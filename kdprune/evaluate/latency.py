@@ -170,15 +170,18 @@ def add_ratios(entries):
     Args:
         entries: Dictionaries with `resolver` and `turns_ms`; `ratio` and
             `ratio_interval` are added, of the turns taken side by side. Where one
-            took more turns than the other the first of them are compared.
+            took more turns than the other the first of them are compared. Both are
+            `None` where a program rounded the first one's time to 0.
     """
     first = {}
     for entry in entries:
         base = first.setdefault(entry["resolver"], entry)["turns_ms"]
-        pairs = zip(entry["turns_ms"], base, strict=False)
-        ratios = [turn / other for turn, other in pairs]
-        entry["ratio"] = float(np.median(ratios))
-        entry["ratio_interval"] = list(rank_interval(ratios))
+        entry["ratio"] = entry["ratio_interval"] = None
+        if all(base):
+            pairs = zip(entry["turns_ms"], base, strict=False)
+            ratios = [turn / other for turn, other in pairs]
+            entry["ratio"] = float(np.median(ratios))
+            entry["ratio_interval"] = list(rank_interval(ratios))
 
 
 def rank_interval(values):

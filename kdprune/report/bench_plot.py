@@ -1,0 +1,195 @@
+"""Draws what `kdprune bench` measured: the latencies, and where they go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from kdprune.report.plots import render
+from kdprune.report.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    STYLE,
+    VERMILLION,
+    add_key,
+    clip_all,
+    new_figure,
+    room_for,
+)
+from kdprune.report.text import MISSING, milliseconds
+
+# The kinds of operators that take most, if a hundredth anywhere; others are grey.
+COLOURS = (BLUE, VERMILLION, GREEN, "#E69F00", "#CC79A7", "#56B4E9")
+LEAST_SHARE, OTHERS, REST = 0.01, "0.6", "0.9"
+# The axis ends at this many times the slowest median, should a busy machine's 90th
+# percentiles lie beyond.
+WIDEST = 1.6
+COLUMNS = (10, 80)  # of figures right of the latencies, in points
+
+
+def draw_bench(record: dict, form: str) -> bytes:
+    """Draws a record of `kdprune bench`.
+
+    A row for each file and its kernels: the median, a line up to the 90th percentile
+    (of other programs' results the 95th), the turns' medians, the ratio to the first
+    file. Below, of the files with a profile, what the operators take.
+
+    Args:
+        record: What `kdprune bench --json` writes.
+        form: "png" or "svg".
+
+    Returns:
+        The picture's content.
+    """
+    entries = [*record.get("latencies", []), *record.get("results", [])]
+    profiles = record.get("profiles", [])
+    names = _names(entries)
+    with matplotlib.rc_context(STYLE):
+        height = 1.5 + 0.34 * len(entries)
+        if profiles:
+            height += 1.2 + 0.34 * len(profiles)
+        figure, _ = new_figure(8.6 + room_for(names, 34), height, empty=True)
+        ratios = [len(entries) + 2, len(profiles) + 2] if profiles else None
+        rows = figure.subplots(1 + bool(profiles), 1, height_ratios=ratios)
+        top, bottom = rows if profiles else (rows, None)
+        _draw_latencies(top, record, entries)
+        if profiles:
+            _draw_profiles(bottom, profiles)
+        add_key(figure, _latency_key(entries))
+        return render(figure, form)
+
+
+def _names(entries: Sequence[dict]) -> list[str]:
+    """Names files without their folders where that tells them apart."""
+    files = {entry["file"] for entry in entries}
+    short = {file: Path(file).name for file in files}
+    unique = len({*short.values()}) == len(files)
+    return clip_all(
+        [
+            f"{short[e['file']] if unique else e['file']}, {e['resolver']}"
+            for e in entries
+        ],
+        40,
+    )
+
+
+def _draw_latencies(axes: Axes, record: dict, entries: Sequence[dict]) -> None:
+    end = _axis_end(entries)
+    for row, entry in enumerate(entries):
+        middle, slow = _middle(entry), _slow(entry)
+        axes.plot([middle, slow], [row, row], color=BLUE, linewidth=1.2, zorder=2)
+        mark = (slow, "|") if slow < end else (end, ">")
+        axes.plot(mark[0], row, mark[1], color=BLUE, ms=7, zorder=2, clip_on=False)
+        turns = entry["turns_ms"]
+        axes.plot(turns, [row] * len(turns), ".", color=GREY, ms=3, zorder=3)
+        axes.plot(middle, row, "o", color=BLUE, ms=6, zorder=4)
+        ratio = MISSING if entry["ratio"] is None else f"{entry['ratio']:.2f}"
+        _write_beside(axes, row, (f"{milliseconds(middle)} ms", ratio))
+    for column, text in zip(COLUMNS, ("p50", "ratio"), strict=True):
+        axes.annotate(
+            text,
+            (1, 1),
+            (column, 5),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            color=GREY,
+            fontsize=8.5,
+        )
+    axes.set_yticks(range(len(entries)), _names(entries))
+    axes.set_ylim(len(entries) - 0.4, -0.6)
+    axes.set_xlim(0, min(end, axes.get_xlim()[1]))
+    axes.grid(False, axis="y")
+    where = record.get("phone", {}).get("model")
+    where = where or record.get("machine", {}).get("processor")
+    how = [_threads(entries[0]), where] if where else [_threads(entries[0])]
+    axes.set_xlabel(f"milliseconds per image ({'; '.join(how)})")
+    busy = ", on a busy machine" if record.get("busy") else ""
+    axes.set_title(f"Latency, files in turns{busy}", pad=18)
+
+
+def _threads(entry: dict) -> str:
+    """Writes with how many threads, where that is known: "1 thread"."""
+    threads = entry["threads"]
+    if threads is None:
+        return "threads unknown"
+    return f"{threads} thread{'s' * (threads > 1)}"
+
+
+def _write_beside(axes: Axes, row: int, texts: Sequence[str]) -> None:
+    for column, text in zip(COLUMNS, texts, strict=True):
+        axes.annotate(
+            text,
+            (1, row),
+            (column, 0),
+            va="center",
+            fontsize=8.5,
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
+            annotation_clip=False,
+        )
+
+
+def _middle(entry: dict) -> float:
+    """Returns the median, or of programs that do not tell it the mean."""
+    return entry["latency_ms_p50"] or entry["latency_ms_mean"]
+
+
+def _slow(entry: dict) -> float:
+    return entry.get("latency_ms_p90") or entry.get("latency_ms_p95") or _middle(entry)
+
+
+def _axis_end(entries: Sequence[dict]) -> float:
+    return WIDEST * max(map(_middle, entries)) or 1  # all rounded to 0
+
+
+def _latency_key(entries: Sequence[dict]) -> list[Line2D]:
+    slow = "p95" if all("latency_ms_p95" in entry for entry in entries) else "p90"
+    key = [
+        Line2D([], [], ls="", marker="o", color=BLUE, label="median of all runs"),
+        Line2D([], [], color=BLUE, marker="|", markevery=[1], label=f"up to {slow}"),
+        Line2D([], [], ls="", marker=">", color=BLUE, label=f"{slow} further right"),
+        Line2D([], [], ls="", marker=".", color=GREY, ms=4, label="median of a turn"),
+    ]
+    if max(map(_slow, entries)) < _axis_end(entries):
+        del key[2]
+    return key
+
+
+def _draw_profiles(axes: Axes, profiles: Sequence[dict]) -> None:
+    """Stacks the operators of each file in their order, coloured by their kind."""
+    most: dict[str, float] = {}
+    for profile in profiles:
+        sums: dict[str, float] = {}
+        for op in profile["ops"]:
+            sums[op["op"]] = sums.get(op["op"], 0) + op["share"]
+        most |= {kind: max(share, most.get(kind, 0)) for kind, share in sums.items()}
+    kinds = sorted(most, key=most.get, reverse=True)
+    large = [kind for kind in kinds if most[kind] >= LEAST_SHARE]
+    colours = dict(zip(large, COLOURS, strict=False))
+    for row, profile in enumerate(profiles):
+        left = 0.0
+        bars = [(op["us"], colours.get(op["op"], OTHERS)) for op in profile["ops"]]
+        for us, colour in [*bars, (max(profile["rest_us"], 0), REST)]:
+            edge = {"edgecolor": "white", "linewidth": 0.5}
+            axes.barh(row, us / 1000, left=left / 1000, color=colour, **edge)
+            left += us
+        axes.plot(profile["whole_us"] / 1000, row, "|", color="black", ms=14, mew=1.5)
+    axes.set_yticks(range(len(profiles)), _names(profiles))
+    axes.set_ylim(len(profiles) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.grid(False, axis="y")
+    axes.set_xlabel("milliseconds per image, each operator alone")
+    axes.set_title("Where the time goes")
+    key = [Patch(color=colour, label=kind) for kind, colour in colours.items()]
+    key += [Patch(color=OTHERS, label="others")] if len(kinds) > len(colours) else []
+    key += [
+        Patch(color=REST, label="calls and hand-over"),
+        Line2D([], [], ls="", marker="|", color="black", ms=10, label="the whole"),
+    ]
+    axes.legend(handles=key, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
