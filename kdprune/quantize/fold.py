@@ -45,8 +45,8 @@ def fold_batch_norms(model):
         model: A built Functional or Sequential `tf_keras` model; left as it was.
 
     Returns:
-        A new model of the same kind, names and weights, less those layers. To be
-        trained on as it is: without them it learns otherwise.
+        A new model of the same kind, names and other weights, less those layers. In
+        inference it is equal; trained further it learns without that normalization.
 
     Raises:
         ValueError: If one can't be folded: its name, what is in the way, and what to
@@ -150,6 +150,8 @@ def _follow(layer, scale, shift, sources, readers):
         name = f"{reader.name!r} ({kind.__name__})"
         if len(sources[reader.name]) > 1:
             raise _Obstacle(f"{name} reads it and others, or is called several times")
+        if getattr(reader, "data_format", "channels_last") != "channels_last":
+            raise _Obstacle(f"{name} takes channels first")
         pads = kind is layers.ZeroPadding2D or (
             getattr(reader, "padding", "valid") != "valid"
             and any(size > 1 for size in getattr(reader, "kernel_size", ()))

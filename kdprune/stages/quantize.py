@@ -15,7 +15,8 @@ _AFTER_TRAINING = [
         (False, True), ("minmax", "percentile", "mse")
     )
 ]
-# How many of the most sensitive layers are then left in float.
+# How many of the most sensitive layers are then left in float: at most half of those
+# that have weights, since the rest would not be worth the conversions.
 _IN_FLOAT = (1, 2, 4)
 
 
@@ -125,10 +126,12 @@ def _within_budget(run, node, folder, base):
 
 def _some_in_float(layers):
     """Options that leave the layers of the largest error in float, few first."""
-    lists = [export.sensitive_layers(layers, count) for count in _IN_FLOAT]
-    # A small network has fewer layers than that.
-    different = [names for names, _ in itertools.groupby(lists) if names]
-    return [{**_AFTER_TRAINING[0], "float_layers": names} for names in different]
+    weighted = {row["layer"] for row in layers if row["weight_low"] is not None}
+    return [
+        {**_AFTER_TRAINING[0], "float_layers": export.sensitive_layers(layers, count)}
+        for count in _IN_FLOAT
+        if count <= len(weighted) / 2
+    ]
 
 
 def _with_float_bytes(attempts):
