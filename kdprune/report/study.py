@@ -16,7 +16,7 @@ from kdprune.report.significance import ALPHA, Welch, holm, welch
 HELPS, NOISE, HURTS = "helps", "not distinguishable from noise", "hurts"
 UNTESTED = "not tested: no spread over the seeds"
 NO_PEER = "the baseline has no such file"
-OTHER_SIZE = "another number of parameters"
+LARGER = "more parameters than the baseline"
 FEW_SEEDS = "fewer than two seeds"
 FEW_BASELINE_SEEDS = "fewer than two seeds of the baseline"
 
@@ -92,7 +92,7 @@ class Study:
 
 
 def compare(run: Run) -> Study | None:
-    """Holds every model that is of the baseline's kind and size against it.
+    """Holds every model that is of the baseline's kind, and no larger, against it.
 
     A Keras model is compared with the baseline itself, a `.tflite` file with the
     baseline's own of the same number format and method, where there is one. Where
@@ -170,8 +170,8 @@ def _same_kind(model: Model, baseline: Model, run: Run) -> bool:
 def _incomparable(model: Model, peer: Model | None) -> str | None:
     if peer is None:
         return NO_PEER
-    same = model.get("parameters") == peer.get("parameters")
-    return None if same else OTHER_SIZE
+    sizes = (model.get("parameters"), peer.get("parameters"))
+    return LARGER if None not in sizes and sizes[0] > sizes[1] else None
 
 
 def _too_few_seeds(model: Model, peer: Model) -> str | None:
