@@ -106,6 +106,29 @@ def test_what_tflite_micro_refuses_is_said_in_a_line(micro, pair):
     assert "\n" not in str(caught.value)
 
 
+def test_the_self_test_passes_with_numpy_and_ai_edge_litert_alone(kit, tmp_path):
+    python = tmp_path / "empty" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "empty"], check=True)
+    install = [python, "-m", "pip", "install", "-q", "numpy", "ai-edge-litert"]
+    done = subprocess.run(install, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"needs a package registry: {done.stderr.strip()[-200:]}")
+    listed = [python, "-m", "pip", "list", "--format=json"]
+    done = subprocess.run(listed, capture_output=True, text=True, check=True)
+    packages = {row["name"].lower() for row in json.loads(done.stdout)}
+    assert not packages & {"kdprune", "tensorflow", "tf-keras", "tf_keras"}
+    done = subprocess.run(
+        [python, "-I", kit / "selftest.py"],
+        cwd=tmp_path,
+        env={},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("ok      model_") == 4
+    assert "kit is whole" in done.stdout
+
+
 def test_litert_runs_the_model_as_the_cards_kotlin_code_does(kit, shape_images):
     # The Kotlin classes wrap the same engine: bytes are written and read as int8.
     path = kit / "model_uint8.tflite"
