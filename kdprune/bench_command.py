@@ -140,13 +140,13 @@ def _measure_here(options):
     from kdprune.evaluate import benchmark_tools, latency
 
     machine, before, threads = records.machine(), _load(), options.threads
+    print(_machine_line(machine, before, threads), flush=True)
     busy = _warn_if_busy(before, BUSY)
     entries = latency.measure_latencies(
         options.files, options.resolvers, threads=threads, runs=options.runs
     )
     load = {"before": before, "after": _load()}
-    print(_machine_line(machine, load, threads))
-    print(f"turns A B A B; {entries[0]['method']}")
+    print(f"turns A B A B; {entries[0]['method']}; load after: {load['after']:.2f}")
     print(f"ratio: to {entries[0]['file']} on the same kernels\n")
     print(_latency_table(entries))
     unsettled = sum(not entry["settled"] for entry in entries)
@@ -259,9 +259,8 @@ def _warn_if_busy(load, limit):
 def _machine_line(machine, load, threads):
     features = " ".join(machine["features"]) or "no features that matter"
     return (
-        f"{machine['processor']}, {machine['cores']} cores, {features}; "
-        f"{threads} thread{'s' * (threads > 1)}; load average {load['before']:.2f} "
-        f"before, {load['after']:.2f} after"
+        f"{machine['processor']}, {machine['cores']} cores, {features}; load average "
+        f"{load:.2f}; measuring on {threads} thread{'s' * (threads > 1)}"
     )
 
 

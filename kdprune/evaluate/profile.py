@@ -262,6 +262,6 @@ def _empty_cut():
 
 
 def _short_name(tensor):
-    """Takes the layer from an output's name: `net/add_1/add;...` -> `add_1`."""
+    """Takes the layer from an output's name: `net/quant_add/add;...` -> `add`."""
     parts = tensor.split(";")[0].split("/")
-    return parts[-2] if len(parts) > 1 else parts[0]
+    return parts[-2].removeprefix("quant_") if len(parts) > 1 else parts[0]

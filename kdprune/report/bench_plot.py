@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ LEAST_SHARE, OTHERS, REST = 0.01, "0.6", "0.9"
 # The axis ends at this many times the slowest median, should a busy machine's 90th
 # percentiles lie beyond.
 WIDEST = 1.6
-COLUMNS = (10, 80)  # of figures right of the latencies, in points
+COLUMNS = (10, 85)  # of figures right of the latencies, in points
 
 
 def draw_bench(record: dict, form: str) -> bytes:
@@ -66,17 +67,13 @@ def draw_bench(record: dict, form: str) -> bytes:
 
 
 def _names(entries: Sequence[dict]) -> list[str]:
-    """Names files without their folders where that tells them apart."""
+    """Names files with no more of their folders than tells them apart."""
     files = {entry["file"] for entry in entries}
     short = {file: Path(file).name for file in files}
-    unique = len({*short.values()}) == len(files)
-    return clip_all(
-        [
-            f"{short[e['file']] if unique else e['file']}, {e['resolver']}"
-            for e in entries
-        ],
-        40,
-    )
+    if len({*short.values()}) < len(files):
+        common = os.path.commonpath([Path(file).absolute().parent for file in files])
+        short = {file: os.path.relpath(file, common) for file in files}
+    return clip_all([f"{short[e['file']]}, {e['resolver']}" for e in entries], 44)
 
 
 def _draw_latencies(axes: Axes, record: dict, entries: Sequence[dict]) -> None:
@@ -91,7 +88,7 @@ def _draw_latencies(axes: Axes, record: dict, entries: Sequence[dict]) -> None:
         axes.plot(middle, row, "o", color=BLUE, ms=6, zorder=4)
         ratio = MISSING if entry["ratio"] is None else f"{entry['ratio']:.2f}"
         _write_beside(axes, row, (f"{milliseconds(middle)} ms", ratio))
-    for column, text in zip(COLUMNS, ("p50", "ratio"), strict=True):
+    for column, text in zip(COLUMNS, (_told(entries), "ratio"), strict=True):
         axes.annotate(
             text,
             (1, 1),
@@ -137,7 +134,13 @@ def _write_beside(axes: Axes, row: int, texts: Sequence[str]) -> None:
 
 def _middle(entry: dict) -> float:
     """Returns the median, or of programs that do not tell it the mean."""
-    return entry["latency_ms_p50"] or entry["latency_ms_mean"]
+    median = entry["latency_ms_p50"]
+    return entry["latency_ms_mean"] if median is None else median
+
+
+def _told(entries: Sequence[dict]) -> str:
+    medians = all(entry["latency_ms_p50"] is not None for entry in entries)
+    return "p50" if medians else "p50 or mean"
 
 
 def _slow(entry: dict) -> float:
@@ -149,12 +152,21 @@ def _axis_end(entries: Sequence[dict]) -> float:
 
 
 def _latency_key(entries: Sequence[dict]) -> list[Line2D]:
-    slow = "p95" if all("latency_ms_p95" in entry for entry in entries) else "p90"
+    told = {"p95" if "latency_ms_p95" in entry else "p90" for entry in entries}
+    slow = " or ".join(sorted(told))
     key = [
-        Line2D([], [], ls="", marker="o", color=BLUE, label="median of all runs"),
+        Line2D([], [], ls="", marker="o", color=BLUE, label=_told(entries)),
         Line2D([], [], color=BLUE, marker="|", markevery=[1], label=f"up to {slow}"),
         Line2D([], [], ls="", marker=">", color=BLUE, label=f"{slow} further right"),
-        Line2D([], [], ls="", marker=".", color=GREY, ms=4, label="median of a turn"),
+        Line2D(
+            [],
+            [],
+            ls="",
+            marker=".",
+            color=GREY,
+            ms=4,
+            label=f"{_told(entries)} of one turn",
+        ),
     ]
     if max(map(_slow, entries)) < _axis_end(entries):
         del key[2]

@@ -44,7 +44,7 @@ def test_files_are_measured_recorded_and_drawn(tflites, tmp_path, capsys, idle):
         start = [entry["file"], entry["resolver"]]
         row = next(line for line in out.splitlines() if line.split()[:2] == start)
         assert f"{entry['latency_ms_p50']:.4g}" in row
-        assert f"{entry['outliers']} of {entry['runs']:,}" in row
+        assert f"{entry['outliers']:,} of {entry['runs']:,}" in row
     assert len(record["profiles"]) == 4
     assert "stem" in out and "calls and hand-over" in out
     assert record["load"] == {"before": 0.0, "after": 0.0} and not record["busy"]

@@ -51,10 +51,12 @@ def test_latencies_ratios_and_operators_are_drawn():
     assert draw_bench(record, "png").startswith(b"\x89PNG")
 
 
-def test_files_of_the_same_name_keep_their_folders():
-    record = {"latencies": [entry(f"{x}/m.tflite", 0.1, 0.1, 1.0) for x in "ab"]}
+def test_files_of_the_same_name_keep_what_differs_of_their_folders():
+    files = [f"a/long/way/{run}/m.tflite" for run in ("one", "two")]
+    record = {"latencies": [entry(file, 0.1, 0.1, 1.0) for file in files]}
     svg = draw_bench(record, "svg").decode()
-    assert "a/m.tflite" in svg and "b/m.tflite" in svg
+    assert "one/m.tflite, xnnpack" in svg and "two/m.tflite, xnnpack" in svg
+    assert "way" not in svg
 
 
 def test_results_of_other_programs_may_lack_medians_and_ratios():
@@ -69,6 +71,7 @@ def test_results_of_other_programs_may_lack_medians_and_ratios():
         "ratio": None,
     }
     svg = draw_bench({"results": [result]}, "svg").decode()
-    assert "0.2 ms" in svg and "threads unknown" in svg and "up to p95" in svg
+    assert "0.2 ms" in svg and "p50 or mean" in svg
+    assert "threads unknown" in svg and "up to p95" in svg
     zero = {"latency_ms_p50": 0.0, "latency_ms_mean": 0.0, "latency_ms_p95": 0.0}
     assert draw_bench({"results": [result | zero]}, "png")
