@@ -115,7 +115,7 @@ def _identity(recipe, stage, found, index):
 def _draws(settings):
     """Whether a stage's result depends on its seed: else all seeds share it."""
     if settings.kind == "quantize":
-        return "training" in settings.model_fields_set
+        return bool({"training", "calibration"} & settings.model_fields_set)
     return settings.kind not in ("load", "export")
 
 

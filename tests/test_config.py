@@ -139,6 +139,8 @@ def test_every_recipe_that_is_shipped_is_valid(path):
         ("stages.int8.ranges", "minmx", "stages.int8.ranges: expected 'minmax', 'perc"),
         ("stages.int8", {"kind": "quantize", "from": "pruned", "method": "float16",
          "correct_bias": True}, "`correct_bias` is for method ptq, got float16"),
+        ("stages.int8", {"kind": "quantize", "from": "pruned", "method": "float16",
+         "calibration": 9}, "method float16 needs no images, got `calibration`"),
         ("seed", -1, "seed: expected greater than or equal to 0"),
     ],
 )  # fmt: skip

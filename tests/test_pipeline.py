@@ -283,6 +283,23 @@ def test_quantizers_stand_side_by_side(finished):
     assert found["dynamic_dynamic"]["bytes"] < 0.6 * found["float16_float16"]["bytes"]
 
 
+def test_a_stage_may_draw_calibration_images_of_its_own(finished):
+    content = yaml.safe_load(RECIPE)
+    drawn = {"kind": "quantize", "from": "student", "calibration": 12}
+    content["stages"] |= {"one": drawn, "two": {**drawn, "seed": 2}}
+    content["stages"]["files"]["from"] = ["int8", "one", "two"]
+    pipeline.run(parse_recipe(content), finished, until="files")
+    plans = [
+        json.loads((finished / n / "plan.json").read_text()) for n in ("one", "two")
+    ]
+    assert [p["calibration"] for p in plans] == [
+        {"images": 12, "seed": 1},
+        {"images": 12, "seed": 2},
+    ]
+    files = [finished / "files" / f"{name}.int8.tflite" for name in ("one", "two")]
+    assert files[0].read_bytes() != files[1].read_bytes()
+
+
 def test_blocks_are_removed_and_groups_are_measured(tmp_path):
     content = yaml.safe_load(RECIPE)
     training = content["stages"]["alone"]["training"]

@@ -58,11 +58,13 @@ def test_seeds_share_what_draws_nothing():
     stages["given"] = {"kind": "quantize", "from": "teacher"}
     stages["taught"] = {**stages["given"], "method": "qat"}
     stages["taught"]["training"] = {"epochs": 1}
+    stages["drawn"] = {**stages["given"], "calibration": 20}
     stages["other"] = {"kind": "export", "from": ["given"]}
     stages["measured"]["from"] += ["other"]
     content["matrix"] = {"seed": [1, 2], "stages.student.temperature": [1, 4]}
     found = [node.name for node in plan(parse_recipe(content))]
     assert {"given", "other", "taught--seed=1", "taught--seed=2"} <= set(found)
+    assert {"drawn--seed=1", "drawn--seed=2"} <= set(found)
     # Each has a model of its own to start from.
     assert "int8--seed=2--temperature=4" in found
 

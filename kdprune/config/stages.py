@@ -223,6 +223,7 @@ class Quantize(Taught):
     kind: Literal["quantize"]
     from_: Name = pydantic.Field(alias="from")
     method: Literal["ptq", "qat", "auto", "float16", "dynamic", "int16x8"] = "ptq"
+    calibration: Count | None = None
     ranges: Literal["minmax", "percentile", "mse"] = "minmax"
     correct_bias: bool = False
     max_drop: Ratio | None = None
@@ -251,6 +252,10 @@ class Quantize(Taught):
         if self.method != "ptq" and chosen:
             raise ValueError(
                 f"`{sorted(chosen)[0]}` is for method ptq, got {self.method}"
+            )
+        if self.method in ("float16", "dynamic") and self.calibration:
+            raise ValueError(
+                f"method {self.method} needs no images, got `calibration`; remove it"
             )
         if (self.method == "auto") != (self.max_drop is not None):
             raise ValueError(

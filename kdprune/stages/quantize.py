@@ -4,6 +4,7 @@ import functools
 import itertools
 
 from kdprune import evaluate, export, prune, quantize
+from kdprune.data.splits import stratified_sample
 from kdprune.fitting import MODEL, fit_stage, load_node, parent_of
 from kdprune.models import load_model
 from kdprune.stages.learn import save_outputs
@@ -47,14 +48,14 @@ def quantize_model(run, node, folder):
         return _within_budget(run, node, folder, base)
     if settings.method == "qat":
         fitted, results = _train_quantized(run, node, folder, base)
-        return results, _save(run, folder, fitted)
+        return results, _save(run, node, folder, fitted)
     results = {"method": settings.method}
     conversion = {"dtypes": [settings.method]}
     if settings.method == "ptq":
         conversion = {"ranges": settings.ranges, "correct_bias": settings.correct_bias}
-        images = run.dataset.calibration.images
+        images = _calibration(run, node)
         results["layers"] = export.layer_report(base, images, ranges=settings.ranges)
-    return results, _save(run, folder, base, conversion)
+    return results, _save(run, node, folder, base, conversion)
 
 
 def conversions(run, node):
@@ -66,14 +67,14 @@ def conversions(run, node):
     options = dict(plan["conversion"])
     for dtype in options.pop("dtypes"):
         needed = plan["method"] == "ptq" and dtype in ("int8", "uint8", "int16x8")
-        images = run.dataset.calibration.images if needed else None
+        images = _calibration(run, node) if needed else None
         yield dtype, {"calibration": images, **options}
 
 
 def _within_budget(run, node, folder, base):
     """Tries what is cheap first, until the accuracy it costs is within bounds."""
     settings, validation = node.settings, run.dataset.validation
-    calibration = run.dataset.calibration.images
+    calibration = _calibration(run, node)
     expected = evaluate.predict(base, validation.images)
     layers = export.layer_report(base, calibration)
 
@@ -121,7 +122,7 @@ def _within_budget(run, node, folder, base):
         "message": outcome.message,
         "attempts": _with_float_bytes(outcome.attempts),
     }
-    return results, _save(run, folder, model, options)
+    return results, _save(run, node, folder, model, options)
 
 
 def _some_in_float(layers):
@@ -152,7 +153,7 @@ def _describe(options):
 
 def _train_quantized(run, node, folder, base):
     """Quantization-aware training that keeps zeros and clusters."""
-    settings, calibration = node.settings, run.dataset.calibration.images
+    settings, calibration = node.settings, _calibration(run, node)
     sparse = _is_sparse(base, settings.preserve_sparsity)
     clustered = settings.preserve_clusters
     if clustered == "auto":
@@ -182,11 +183,21 @@ def _is_sparse(model, asked):
     return max(prune.layer_sparsity(model).values(), default=0.0) > 0.05
 
 
-def _save(run, folder, model, conversion=None):
+def _calibration(run, node):
+    """Training images that set ranges: the recipe's, or a draw of the stage's own."""
+    count, split = node.settings.calibration, run.dataset.train
+    if count is None:
+        return run.dataset.calibration.images
+    drawn = stratified_sample(split.labels, count, (node.settings.seed, 2))
+    return split.images[drawn]
+
+
+def _save(run, node, folder, model, conversion=None):
     """Saves the artifact; returns the names of its files."""
     account = None
     if not hasattr(model, "quantized_from"):
-        count = len(run.dataset.calibration)
-        account = {"images": count, "seed": run.recipe.data.seed}
+        own = node.settings.calibration is not None
+        seed = node.settings.seed if own else run.recipe.data.seed
+        account = {"images": len(_calibration(run, node)), "seed": seed}
     plan = quantize.save_quantized(model, folder, account, conversion)
     return [*plan["files"], "plan.json"]
