@@ -223,6 +223,26 @@ def test_a_stages_layers_can_be_trained_from_the_start(finished):
     assert not np.allclose(kernels["anew"], kernels["other"], atol=1e-3)
 
 
+def test_a_target_of_bytes_is_met_by_the_exported_file(finished):
+    content = yaml.safe_load(RECIPE)
+    content["stages"]["light"] = {
+        "kind": "prune_channels",
+        "from": "student",
+        "target_bytes": 26_000,
+        "round_to": 2,
+        "steps": 2,
+        "training": content["stages"]["student"]["training"],
+    }
+    content["stages"]["light_int8"] = {"kind": "quantize", "from": "light"}
+    content["stages"]["files"]["from"] = ["int8", "light_int8"]
+    pipeline.run(parse_recipe(content), finished, until="files")
+    files = finished / "files"
+    whole = (files / "int8.int8.tflite").stat().st_size
+    light = (files / "light_int8.int8.tflite").stat().st_size
+    # Not below it by more than what a rounding step is worth here.
+    assert whole > 30_000 and 24_000 < light <= 26_000
+
+
 @pytest.mark.parametrize("by", ["taylor", "activation"])
 def test_weights_chosen_at_once_stay_zero(finished, by):
     content = yaml.safe_load(RECIPE)
