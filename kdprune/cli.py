@@ -175,16 +175,22 @@ def _guarded(function, options):
         function(options)
         return 0
     except Exception as error:
-        # TensorFlow's own errors (no memory, no space) are neither of the two.
-        ours = isinstance(error, (ValueError, OSError)) or (
-            type(error).__module__.startswith("tensorflow.")
-        )
-        if options.debug or not ours:
+        line = explain(error)
+        if options.debug or line is None:
             raise
-        print(f"kdprune: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"kdprune: {line}", file=sys.stderr)
         return 2
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def explain(error):
+    """The line that tells a user what is wrong; None for what is no user's error."""
+    # TensorFlow's own errors (no memory, no space) are neither of the two.
+    told = isinstance(error, (ValueError, OSError)) or (
+        type(error).__module__.startswith("tensorflow.")
+    )
+    return " ".join(str(error).split()) if told else None
 
 
 def _stop(*_):

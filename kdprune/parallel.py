@@ -16,7 +16,8 @@ import threading
 
 # What is timed must have the machine to itself.
 _ALONE = ("evaluate",)
-USER_ERROR = 2  # The exit status of a worker whose input is at fault.
+# Begins the line in which a worker says what is wrong with its input.
+ERROR = "kdprune: "
 
 
 @dataclasses.dataclass
@@ -59,20 +60,28 @@ def execute(run, nodes, jobs, lock):
     try:
         while waiting or running:
             ready = [node for node in waiting if _ready(run, node)]
-            for node in _choose(ready, running, len(free)):
+            done = [node for node in ready if run.record(node)]
+            for node in done:
                 waiting.remove(node)
-                if run.record(node):
-                    print(f"{node.name}: done, skipped", flush=True)
-                    break  # Others may be ready for it: look again.
-                alone = len(ready) == 1 and not running
+                print(f"{node.name}: done, skipped", flush=True)
+            if done:
+                continue  # Others may be ready for it.
+            chosen = _choose(ready, running, len(free))
+            alone = len(chosen) == 1 and not running
+            for node in chosen:
+                waiting.remove(node)
                 share = cores if alone else free.pop()
                 running.append(_start(run, node, share, lock, ended))
-            else:
-                job = ended.get()
-                running.remove(job)
-                _end(job)
-                if job.cores is not cores:
-                    free.append(job.cores)
+            if not running:
+                raise RuntimeError(
+                    f"{waiting[0].name} can't start: what it needs ended, but its "
+                    "record or files have been changed since"
+                )
+            job = ended.get()
+            running.remove(job)
+            _end(job)
+            if job.cores is not cores:
+                free.append(job.cores)
     finally:
         for job in running:
             job.process.kill()
@@ -93,13 +102,14 @@ def _choose(ready, running, places):
 
 
 def _start(run, node, cores, lock, ended):
-    errors = tempfile.TemporaryFile("w+")
+    errors = tempfile.TemporaryFile("w+", errors="replace")
     process = subprocess.Popen(
         [sys.executable, "-m", "kdprune.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,
         text=True,
+        errors="replace",
         pass_fds=[lock.fileno()],
         # Ctrl-C is for the first process alone; the others end with it.
         start_new_session=True,
@@ -121,13 +131,18 @@ def _start(run, node, cores, lock, ended):
 
 def _relay(job, ended):
     """Passes on what a process prints, under its node's name, until it ends."""
-    for line in job.process.stdout:
-        if line.strip():
-            named = line.startswith((job.node.name, "=="))
-            print("" if named else f"{job.node.name}: ", line, sep="", end="")
-            sys.stdout.flush()
-    job.process.wait()
-    ended.put(job)
+    try:
+        # Closed at an error, so that the process does not wait for its reader.
+        with job.process.stdout as lines:
+            for line in lines:
+                if line.strip():
+                    named = line.startswith((job.node.name, "=="))
+                    # In one piece: other threads write as well.
+                    sys.stdout.write(line if named else f"{job.node.name}: {line}")
+                    sys.stdout.flush()
+    finally:
+        job.process.wait()
+        ended.put(job)
 
 
 def _end(job):
@@ -136,11 +151,15 @@ def _end(job):
     with job.errors as errors:
         errors.seek(0)
         said = errors.read()
-    if job.process.returncode == USER_ERROR:
-        raise ValueError(f"stage {job.node.name!r}: {said.strip().splitlines()[-1]}")
-    if job.process.returncode:
-        sys.stderr.write(said)
-        raise RuntimeError(
-            f"the process of stage {job.node.name!r} ended with status "
-            f"{job.process.returncode}"
-        )
+    status = job.process.returncode
+    if not status:
+        return
+    lines = [line for line in said.splitlines() if line.startswith(ERROR)]
+    if lines:
+        message = f"stage {job.node.name!r}: {lines[-1].removeprefix(ERROR)}"
+        # The traceback is in what it said.
+        raise ValueError(message) from RuntimeError(said)
+    sys.stderr.write(said)
+    raise RuntimeError(
+        f"the process of stage {job.node.name!r} ended with status {status}"
+    )

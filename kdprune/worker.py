@@ -4,10 +4,12 @@ import json
 import os
 import sys
 import threading
+import traceback
 
 from kdprune import pipeline
+from kdprune.cli import explain
 from kdprune.config import parse_recipe
-from kdprune.parallel import USER_ERROR
+from kdprune.parallel import ERROR
 
 
 def main():
@@ -25,9 +27,12 @@ def main():
     node = next(node for node in run.nodes if node.name == content["node"])
     try:
         run.execute(node)
-    except (ValueError, OSError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
-        return USER_ERROR
+    except Exception as error:
+        traceback.print_exc()
+        line = explain(error)
+        if line is not None:
+            print(f"{ERROR}{line}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "stages": {*ROOMS, "config", "records", "fitting"},
     "parallel": set(),
     "pipeline": {*ROOMS, "config", "records", "plan", "parallel", "fitting", "stages"},
-    "worker": {"config", "parallel", "pipeline"},
+    "worker": {"cli", "config", "parallel", "pipeline"},
     "bench_command": {"evaluate", "records", "report"},
     "cli": {
         *ROOMS,

@@ -1,15 +1,18 @@
 """Stages in processes of their own: the same results, and nothing left behind."""
 
 import os
+import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import types
 
 import pytest
 import yaml
 
-from kdprune import cli, records
+from kdprune import cli, parallel, records
 
 RECIPE = """
 name: together
@@ -128,3 +131,54 @@ def test_jobs_are_as_many_as_cores_at_most(tmp_path, jobs, capsys):
     status = cli.main(command(write(tmp_path), "--jobs", str(jobs))[3:])
     assert status == 2
     assert "expected from 1 to" in capsys.readouterr().err
+
+
+def end_of(code):
+    """What `parallel` makes of a stage's process that runs this code."""
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            errors="replace",
+        ) as process,
+    ):
+        job = parallel._Job(types.SimpleNamespace(name="slim"), process, [0], errors)
+        ended = queue.Queue()
+        parallel._relay(job, ended)
+        assert ended.get_nowait() is job
+        parallel._end(job)
+
+
+def test_what_a_process_prints_is_told_apart_whatever_its_bytes(capsys):
+    code = r"print('== slim ==\n\nslim: begun\nEpoch 1', flush=True);"
+    code += r"import sys; sys.stdout.buffer.write(b'caf\xe9\n')"
+    end_of(code)
+    assert capsys.readouterr().out.splitlines() == [
+        "== slim ==",
+        "slim: begun",
+        "slim: Epoch 1",
+        "slim: caf\ufffd",
+    ]
+
+
+def test_the_error_is_found_between_notices_and_its_traceback_is_kept():
+    code = "import sys; sys.exit('Traceback: in a.py\\nkdprune: too wide\\nnotice')"
+    with pytest.raises(ValueError, match="^stage 'slim': too wide$") as caught:
+        end_of(code)
+    assert "in a.py" in str(caught.value.__cause__)
+
+
+def test_a_process_that_is_killed_is_no_error_of_the_input(capsys):
+    with pytest.raises(RuntimeError, match="'slim' ended with status -9"):
+        end_of("import os; print('x', flush=True); os.kill(os.getpid(), 9)")
+
+
+def test_a_reader_that_is_gone_ends_the_process(monkeypatch):
+    with open(os.devnull) as unwritable:
+        monkeypatch.setattr(sys, "stdout", unwritable)
+        with pytest.raises(OSError):
+            end_of("while True: print('x' * 1000, flush=True)")
