@@ -8,6 +8,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from kdprune.export.calibration import layers_of
 from kdprune.export.coverage import gpu_runs, micro_runs
+from kdprune.flatbuffer import IDENTIFIER, read_model
 
 _CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 _BITS = {"INT4": 4, "INT64": 64, "FLOAT64": 64, "INT16": 16, "FLOAT16": 16}
@@ -46,12 +47,12 @@ def inspect_tflite(data):
     """
     if isinstance(data, str | os.PathLike):
         data = pathlib.Path(data).read_bytes()
-    if bytes(data[4:8]) != b"TFL3":
+    if bytes(data[4:8]) != IDENTIFIER:
         raise ValueError(
             "expected a .tflite file (identifier TFL3 at byte 4). "
             f"Received: {bytes(data[:8])!r}"
         )
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+    model = read_model(data)
     main = model.subgraphs[0]
     if len(main.inputs) != 1 or len(main.outputs) != 1:
         raise ValueError(
@@ -157,9 +158,11 @@ def _op_name(model, operator):
 
 
 def _kind(model, graph, operator):
-    """Type of the first input, of the output and of the weights, where they differ."""
+    """Type of what it takes, of the output and of the weights, where they differ."""
     inputs = [graph.tensors[i] for i in _list(operator.inputs) if i >= 0]
-    taken, given = inputs[0], graph.tensors[operator.outputs[0]]
+    # The first input of some is a constant, such as a shape or an axis.
+    taken = next((t for t in inputs if not _is_constant(model, t)), inputs[0])
+    given = graph.tensors[operator.outputs[0]]
     kind = _TYPES[taken.type].lower()
     if given.type != taken.type:
         kind += f" to {_TYPES[given.type].lower()}"

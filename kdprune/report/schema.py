@@ -277,7 +277,7 @@ def _check_attempts(attempts: Any, path: Path) -> None:
 
 def _check_files(files: Any, path: Path) -> None:
     _check_objects(
-        list(files.values()) if isinstance(files, dict) else files,
+        list(files.values()) if isinstance(files, dict) else [files],
         lambda row: True,
         f"{path}: expected figures for each of files",
     )
@@ -294,7 +294,8 @@ def _check_files(files: Any, path: Path) -> None:
 
 
 def _is_operator(row: Any) -> bool:
-    return all(isinstance(row.get(key), str) for key in ("op", "type"))
+    fields = {"op": str, "type": str, "gpu": bool, "micro": bool}
+    return all(isinstance(row.get(key), kind) for key, kind in fields.items())
 
 
 def _check_objects(rows: Any, right: Callable, expected: str) -> None:

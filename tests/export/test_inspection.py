@@ -65,6 +65,16 @@ def test_operators_of_one_name_and_type_are_counted_together(found):
         assert json.loads(json.dumps(figures)) == figures
 
 
+def test_a_constant_that_comes_first_is_not_what_an_operator_takes():
+    x = inputs = keras.Input((8, 8, 3))
+    x = layers.Flatten()(layers.Conv2DTranspose(2, 3)(x))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    images = np.zeros((10, 8, 8, 3), np.uint8)
+    rows = inspect_tflite(convert_tflite(model, "int8", images))["operators"]
+    (row,) = (row for row in rows if row["op"] == "TRANSPOSE_CONV")
+    assert (row["type"], row["gpu"], row["micro"]) == ("int8", True, True)
+
+
 def test_float_operators_carry_the_layer_they_came_from(found):
     named = [row["layer"] for row in found["float32"]["float_ops"]]
     assert named[:2] == ["conv1", "conv2"] and "logits" in named

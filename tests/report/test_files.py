@@ -73,6 +73,7 @@ def test_a_record_from_before_there_were_such_figures_is_shown(records):
     ("changes", "message"),
     [
         ({"operators": [{"op": 3, "type": "int8"}]}, "operators of a"),
+        ({"operators": [{"op": "ADD", "type": "int8"}]}, "operators of a"),
         ({"peak_activation_bytes": "much"}, "peak_activation_bytes of a.*a number"),
         ({"kernels": {"xnnpack": 3}}, "xnnpack of a"),
     ],
@@ -80,3 +81,9 @@ def test_a_record_from_before_there_were_such_figures_is_shown(records):
 def test_figures_of_the_wrong_type_are_named(records, changes, message):
     with pytest.raises(ValueError, match=message):
         section(records, a=make_file(**changes))
+
+
+def test_files_that_are_a_list_are_named(records):
+    records.add_stage("files", kind="export", results={"files": [make_file()]})
+    with pytest.raises(ValueError, match="expected figures for each of files"):
+        records.run()
