@@ -21,14 +21,15 @@ ROOMS = {
     "distill": {"models", "training"},
     "prune": {"models"},
     "quantize": {"models"},
-    "export": {"models"},
-    "evaluate": {"models"},
+    "export": {"models", "flatbuffer"},
+    "evaluate": {"models", "flatbuffer"},
     "report": {"records"},
 }
 MAY_IMPORT = {
     "__init__": set(),
     "config": set(),
     "records": set(),
+    "flatbuffer": set(),
     **ROOMS,
     "plan": {"config", "records"},
     # What each kind of stage does, put together from the rooms, for the pipeline.

@@ -8,7 +8,6 @@ import shutil
 import struct
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
 from kdprune import __version__
 from kdprune.export import selftest
@@ -18,6 +17,7 @@ from kdprune.export.golden import golden_images
 from kdprune.export.inspection import inspect_tflite
 from kdprune.export.metadata import LABELS, add_metadata
 from kdprune.export.micro import measure_arena
+from kdprune.flatbuffer import read_model
 
 SCHEMA = 1
 ZERO_POINTS = {"int8": -128, "uint8": 0}
@@ -133,8 +133,7 @@ def _inspect(content, dtype):
     """How a file's model works, with the names of its input and output."""
     try:
         found = inspect_tflite(content)
-        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
-        graph = model.subgraphs[0]
+        graph = read_model(content).subgraphs[0]
         for end, (index,) in (("input", graph.inputs), ("output", graph.outputs)):
             found[end]["name"] = graph.tensors[index].name.decode()
     except _DAMAGE as error:

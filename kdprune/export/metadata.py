@@ -7,8 +7,9 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from kdprune.flatbuffer import pack_model, read_model
+
 LABELS = "labels.txt"
-ALIGNMENT = 16  # What the runtimes expect of a file's buffers, in bytes.
 
 # The tables that are written, their fields in the order of the schema. A union is
 # two fields, its type and its value.
@@ -74,7 +75,7 @@ def add_metadata(data, classes, *, name, description, version):
     Returns:
         The new file's content.
     """
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+    model = read_model(data)
     graph = model.subgraphs[0]
     (image,) = (graph.tensors[index] for index in graph.inputs)
     metadata = _table(
@@ -92,7 +93,7 @@ def add_metadata(data, classes, *, name, description, version):
         min_parser_version="1.0.0",
     )
     _embed(model, _pack(metadata))
-    return _append_labels(_pack_model(model), classes)
+    return _append_labels(pack_model(model), classes)
 
 
 def _describe_image(channels):
@@ -178,7 +179,7 @@ def _write(builder, value):
 
 def _embed(model, metadata):
     """Makes `metadata` a buffer of the model, in place of any that it has."""
-    content = _AlignedBuffer(np.frombuffer(metadata, np.uint8))
+    content = schema.BufferT(np.frombuffer(metadata, np.uint8))
     entries = model.metadata or []
     for entry in entries:
         if entry.name == b"TFLITE_METADATA":
@@ -187,31 +188,6 @@ def _embed(model, metadata):
     model.buffers.append(content)
     entry = schema.MetadataT(name=b"TFLITE_METADATA", buffer=len(model.buffers) - 1)
     model.metadata = [*entries, entry]
-
-
-def _pack_model(model):
-    model.buffers = [_AlignedBuffer(buffer.data) for buffer in model.buffers]
-    builder = flatbuffers.Builder(1 << 20)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
-
-
-class _AlignedBuffer(schema.BufferT):
-    """A buffer that starts at a multiple of `ALIGNMENT` bytes in the file.
-
-    The schema demands that; Python's generated code does not do it.
-    """
-
-    def Pack(self, builder):
-        place = None
-        if self.data is not None:
-            content = np.asarray(self.data, np.uint8).tobytes()
-            builder.Prep(ALIGNMENT, len(content))
-            place = builder.CreateByteVector(content)
-        schema.BufferStart(builder)
-        if place is not None:
-            schema.BufferAddData(builder, place)
-        return schema.BufferEnd(builder)
 
 
 def _append_labels(data, classes):

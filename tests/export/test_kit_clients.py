@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import flatbuffers
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
@@ -15,6 +14,7 @@ from ai_edge_litert.compiled_model import CompiledModel
 from kdprune.data.shapes import CLASSES
 from kdprune.export import selftest
 from kdprune.export.micro import measure_arena
+from kdprune.flatbuffer import pack_model, read_model
 
 ROOT = Path(__file__).resolve().parents[2]
 HAS_MEDIAPIPE = "import importlib.util as u; assert u.find_spec('mediapipe')"
@@ -94,15 +94,13 @@ def test_the_arena_on_the_card_is_enough_and_no_larger(kit, pair, micro):
 
 
 def test_what_tflite_micro_refuses_is_said_in_a_line(micro, pair):
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(pair["int8"], 0))
+    model = read_model(pair["int8"])
     for code in model.operatorCodes:
         if code.builtinCode == schema.BuiltinOperator.SOFTMAX:
             code.builtinCode = schema.BuiltinOperator.UNIQUE
             code.deprecatedBuiltinCode = schema.BuiltinOperator.UNIQUE
-    builder = flatbuffers.Builder(1 << 17)
-    builder.Finish(model.Pack(builder), b"TFL3")
     with pytest.raises(ValueError, match="does not run this model: .*UNIQUE") as caught:
-        measure_arena(bytes(builder.Output()))
+        measure_arena(pack_model(model))
     assert "\n" not in str(caught.value)
 
 
