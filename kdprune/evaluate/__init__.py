@@ -6,7 +6,7 @@ from kdprune.evaluate.compare import (
     describe_comparison,
 )
 from kdprune.evaluate.evaluation import Evaluation, evaluate_model
-from kdprune.evaluate.latency import measure_latency
+from kdprune.evaluate.latency import measure_latencies, measure_latency
 from kdprune.evaluate.metrics import score
 from kdprune.evaluate.prediction import predict
 from kdprune.evaluate.size import describe_file
@@ -19,6 +19,7 @@ __all__ = [
     "describe_comparison",
     "describe_file",
     "evaluate_model",
+    "measure_latencies",
     "measure_latency",
     "open_interpreter",
     "predict",

@@ -20,6 +20,7 @@ from kdprune.report.style import (
     clip_all,
     new_figure,
     room_for,
+    write_beside,
 )
 from kdprune.report.text import decibels, slug
 
@@ -95,17 +96,9 @@ def _draw_layer(axes: Axes, row: int, layer: Layer, marked: bool, size: float) -
     if layer.weight_sqnr_db is not None:
         axes.plot(min(layer.weight_sqnr_db, TOP_DB), row, zorder=4, **DIAMOND)
     exact = layer.sqnr_db is None and layer.steps == 0
-    axes.annotate(
-        "exact" if exact else decibels(layer.sqnr_db),
-        (1, row),
-        (10, 0),
-        xycoords=axes.get_yaxis_transform(),
-        textcoords="offset points",
-        annotation_clip=False,
-        va="center",
-        fontsize=size,
-        weight="bold" if marked else "normal",
-    )
+    text = "exact" if exact else decibels(layer.sqnr_db)
+    weight = "bold" if marked else "normal"
+    write_beside(axes, row, (10,), (text,), fontsize=size, weight=weight)
 
 
 def _bar(colour: str, marked: bool) -> dict:

@@ -21,7 +21,6 @@ from kdprune.report.read import Model, Run, Stage
 from kdprune.report.study_plots import draw_study
 from kdprune.report.style import (
     BLUE,
-    GREY,
     STYLE,
     VERMILLION,
     Plot,
@@ -29,9 +28,11 @@ from kdprune.report.style import (
     clip,
     clip_all,
     format_key,
+    head_columns,
     look,
     new_figure,
     room_for,
+    write_beside,
 )
 from kdprune.report.text import accuracy_text, difference_text, slug
 from kdprune.report.tradeoffs import plot_latency, plot_size
@@ -90,37 +91,15 @@ def plot_accuracy(run: Run) -> Plot | None:
     for row, model in enumerate(models):
         _draw_accuracy(axes, row, model)
         strong = {"weight": "bold"} if model is flagship else {}
-        for column, text in (
-            (COLUMNS[0], accuracy_text(model)),
-            (COLUMNS[1], difference_text(model, baseline)),
-        ):
-            axes.annotate(
-                text,
-                (1, row),
-                (column, 0),
-                va="center",
-                fontsize=8.5,
-                xycoords=axes.get_yaxis_transform(),
-                annotation_clip=False,
-                textcoords="offset points",
-                **strong,
-            )
+        texts = (accuracy_text(model), difference_text(model, baseline))
+        write_beside(axes, row, COLUMNS, texts, **strong)
     axes.set_yticks(range(len(models)), names)
     if flagship in models:
         axes.get_yticklabels()[models.index(flagship)].set_weight("bold")
     axes.set_ylim(len(models) - 0.4, -0.6)
     axes.grid(False, axis="y")
     axes.set_xlabel("accuracy on the test images (%)")
-    for column, text in zip(COLUMNS, ("accuracy %", "difference"), strict=True):
-        axes.annotate(
-            text,
-            (1, 1),
-            (column, 5),
-            xycoords="axes fraction",
-            color=GREY,
-            textcoords="offset points",
-            fontsize=8.5,
-        )
+    head_columns(axes, COLUMNS, ("accuracy %", "difference"))
     if baseline in models:
         at = 100 * baseline.mean("accuracy")
         axes.axvline(at, color="black", linestyle=(0, (5, 3)), linewidth=1, zorder=1)

@@ -25,8 +25,10 @@ from kdprune.report.style import (
     add_key,
     clip,
     clip_all,
+    head_columns,
     new_figure,
     room_for,
+    write_beside,
 )
 from kdprune.report.text import percent, points, slug
 
@@ -84,8 +86,7 @@ def plot_differences(rows: Sequence[Comparison]) -> Plot:
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
     axes.set_xlabel("difference in accuracy on the test images (points)")
-    for column, text in zip(COLUMNS, ("seeds", "difference (interval)"), strict=True):
-        _write_beside(axes, 1, column, text, height=(0, 5), color=GREY)
+    head_columns(axes, COLUMNS, ("seeds", "difference (interval)"))
     axes.set_title("Difference to the baseline", pad=10)
     _add_verdicts(figure, rows)
     return Plot("Difference of each model to the baseline, with its interval", figure)
@@ -180,24 +181,7 @@ def _draw_row(axes: Axes, place: int, row: Comparison, limits: tuple) -> None:
     axes.plot(at, place, marker, color=colour, mfc=filling, ms=7, zorder=4)
     seeds = str(len(row.model.values("accuracy")))
     weight = "normal" if row.verdict in (NOISE, UNTESTED) else "bold"
-    for column, written in zip(COLUMNS, (seeds, text), strict=True):
-        _write_beside(axes, place, column, written, weight=weight)
-
-
-def _write_beside(axes, row, column, text, height=None, **style) -> None:
-    """Writes right of the plot: beside a row, or above all where `height` is given."""
-    above = height is not None
-    axes.annotate(
-        text,
-        (1, row),
-        (column, height[1] if above else 0),
-        xycoords="axes fraction" if above else axes.get_yaxis_transform(),
-        textcoords="offset points",
-        va="baseline" if above else "center",
-        fontsize=8.5,
-        annotation_clip=False,
-        **style,
-    )
+    write_beside(axes, place, COLUMNS, (seeds, text), weight=weight)
 
 
 def _add_verdicts(figure, rows: Sequence[Comparison]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -78,6 +79,37 @@ def clip_all(names: Sequence[str], length: int = 30) -> list[str]:
 def room_for(names: Sequence[str], length: int = 30) -> float:
     """Returns the inches that names need beyond those of the usual length."""
     return 0.075 * max(0, max(map(len, names), default=0) - length)
+
+
+def write_beside(
+    axes: Axes, row: float, columns: Sequence[float], texts: Sequence[str], **style
+) -> None:
+    """Writes texts beside a row, so many points right of the axes."""
+    for column, text in zip(columns, texts, strict=True):
+        axes.annotate(
+            text,
+            (1, row),
+            (column, 0),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
+            annotation_clip=False,
+            va="center",
+            **{"fontsize": 8.5, **style},
+        )
+
+
+def head_columns(axes: Axes, columns: Sequence[float], texts: Sequence[str]) -> None:
+    """Writes above the columns of `write_beside` what they hold."""
+    for column, text in zip(columns, texts, strict=True):
+        axes.annotate(
+            text,
+            (1, 1),
+            (column, 5),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            color=GREY,
+            fontsize=8.5,
+        )
 
 
 def add_key(figure: Figure, handles: Sequence[Artist]) -> None:
