@@ -48,8 +48,8 @@ def add_options(parser):
         type=int,
         default=200,
         metavar="N",
-        help="least number of timed runs of each (200); more follow until the medians "
-        "are known within 1 %%",
+        help="least number of timed runs of each (200); up to four times that until "
+        "the medians are known within 1 %%",
     )
     parser.add_argument(
         "--profile", action="store_true", help="measure each operator by itself, too"
