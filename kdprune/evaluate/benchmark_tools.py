@@ -166,7 +166,7 @@ def run_on_phone(paths, resolvers=("xnnpack",), **options):
     ]
     logs = []
     try:
-        for push, _, _ in cases:
+        for push, _, _ in cases[: len(paths)]:  # The others are of the same files.
             _run(push, "adb push")
         for _, run, _ in cases * TURNS:
             logs.append(_run(run, "benchmark_model on the phone"))

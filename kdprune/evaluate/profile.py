@@ -15,7 +15,6 @@ import copy
 from dataclasses import dataclass
 from pathlib import Path
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import interpreter as litert
 from ai_edge_litert import schema_py_generated as schema
@@ -23,11 +22,11 @@ from ai_edge_litert import schema_py_generated as schema
 from kdprune.evaluate.latency import feed_random, summarize, time_in_turns
 from kdprune.evaluate.size import layers_by_output
 from kdprune.evaluate.tflite import RESOLVERS, open_interpreter, read_tflite
+from kdprune.flatbuffer import pack_model, read_model
 
 METHOD = "Each operator alone in a file of its own, less the time of an empty call"
 # Of each operator: a whole file's are many, and mostly short.
 RUNS, SECONDS = 50, 0.1
-ALIGNMENT = 16  # What the runtimes expect of a file's buffers, in bytes.
 
 
 @dataclass(frozen=True)
@@ -127,12 +126,13 @@ def cut_ops(path):
     """
     graph = read_tflite(path)
     data = Path(path).read_bytes()
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data))
+    model = read_model(data)
     main = model.subgraphs[0]
-    if len(model.subgraphs) > 1 or any(t.isVariable for t in main.tensors):
+    stateful = any(tensor.isVariable for tensor in main.tensors)
+    if len(model.subgraphs) > 1 or stateful:
         raise ValueError(
             f"{path}: a profile needs one graph without loops, branches or state. "
-            f"Received: {len(model.subgraphs)} subgraph(s)"
+            f"Received: {len(model.subgraphs)} graph(s){', with state' * stateful}"
         )
     interpreter = open_interpreter(path, "builtin", keep_all=True)
     feed_random(interpreter)
@@ -195,7 +195,7 @@ def _held(model, tensor, data):
 def _pack_op(model, op, values, given):
     """Writes a file of one operator: its tensors, and the constants among them."""
     main = model.subgraphs[0]
-    tensors, buffers, places = [], [_AlignedBuffer()], {-1: -1}
+    tensors, buffers, places = [], [schema.BufferT()], {-1: -1}
     for index in dict.fromkeys((*op.inputs, *op.outputs)):
         if index == -1:
             continue
@@ -206,7 +206,7 @@ def _pack_op(model, op, values, given):
             tensor.shape, tensor.shapeSignature = list(values[index].shape), None
         else:
             tensor.buffer = len(buffers)
-            buffers.append(_AlignedBuffer(np.ravel(values[index]).view(np.uint8)))
+            buffers.append(schema.BufferT(np.ravel(values[index]).view(np.uint8)))
         places[index] = len(tensors)
         tensors.append(tensor)
     alone = copy.copy(op)
@@ -226,24 +226,7 @@ def _pack(graph, code, buffers):
     model = schema.ModelT(
         version=3, operatorCodes=[code], subgraphs=[graph], buffers=buffers
     )
-    builder = flatbuffers.Builder(1 << 16)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
-
-
-class _AlignedBuffer(schema.BufferT):
-    """A buffer that starts where the schema demands it; generated code ignores that."""
-
-    def Pack(self, builder):
-        place = None
-        if self.data is not None:
-            content = self.data.tobytes()
-            builder.Prep(ALIGNMENT, len(content))
-            place = builder.CreateByteVector(content)
-        schema.BufferStart(builder)
-        if place is not None:
-            schema.BufferAddData(builder, place)
-        return schema.BufferEnd(builder)
+    return pack_model(model)
 
 
 def _empty_cut():
@@ -256,7 +239,7 @@ def _empty_cut():
     op = schema.OperatorT(inputs=[0], outputs=[1])
     graph = schema.SubGraphT(tensors=tensors, inputs=[0], outputs=[1], operators=[op])
     code = schema.OperatorCodeT(builtinCode=relu, deprecatedBuiltinCode=relu, version=1)
-    content = _pack(graph, code, [_AlignedBuffer()])
+    content = _pack(graph, code, [schema.BufferT()])
     one = np.ones(1, np.float32)
     return CutOp("RELU", "empty", None, content, [one], [one])
 

@@ -20,8 +20,10 @@ from kdprune.report.style import (
     VERMILLION,
     add_key,
     clip_all,
+    head_columns,
     new_figure,
     room_for,
+    write_beside,
 )
 from kdprune.report.text import MISSING, milliseconds
 
@@ -87,17 +89,8 @@ def _draw_latencies(axes: Axes, record: dict, entries: Sequence[dict]) -> None:
         axes.plot(turns, [row] * len(turns), ".", color=GREY, ms=3, zorder=3)
         axes.plot(middle, row, "o", color=BLUE, ms=6, zorder=4)
         ratio = MISSING if entry["ratio"] is None else f"{entry['ratio']:.2f}"
-        _write_beside(axes, row, (f"{milliseconds(middle)} ms", ratio))
-    for column, text in zip(COLUMNS, (_told(entries), "ratio"), strict=True):
-        axes.annotate(
-            text,
-            (1, 1),
-            (column, 5),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            color=GREY,
-            fontsize=8.5,
-        )
+        write_beside(axes, row, COLUMNS, (f"{milliseconds(middle)} ms", ratio))
+    head_columns(axes, COLUMNS, (_told(entries), "ratio"))
     axes.set_yticks(range(len(entries)), _names(entries))
     axes.set_ylim(len(entries) - 0.4, -0.6)
     axes.set_xlim(0, min(end, axes.get_xlim()[1]))
@@ -116,20 +109,6 @@ def _threads(entry: dict) -> str:
     if threads is None:
         return "threads unknown"
     return f"{threads} thread{'s' * (threads > 1)}"
-
-
-def _write_beside(axes: Axes, row: int, texts: Sequence[str]) -> None:
-    for column, text in zip(COLUMNS, texts, strict=True):
-        axes.annotate(
-            text,
-            (1, row),
-            (column, 0),
-            va="center",
-            fontsize=8.5,
-            xycoords=axes.get_yaxis_transform(),
-            textcoords="offset points",
-            annotation_clip=False,
-        )
 
 
 def _middle(entry: dict) -> float:
