@@ -34,6 +34,7 @@ FILES_NOTE = (
     "deviation: of a probability, on the XNNPACK, builtin and reference kernels; on "
     "the latter two of fewer images."
 )
+FIRST_NOTE = "Of files of one name in several cells, those of the first cell."
 OPERATORS_NOTE = "The operators of the files, and who takes them:"
 
 
@@ -46,14 +47,15 @@ def write_files(stage: Stage) -> list[str]:
     Returns:
         Parts of the stage's section.
     """
+    cells = [results.get("files") or {} for results in results_of(stage, "export")]
     files: dict[str, Mapping[str, Any]] = {}
-    for results in results_of(stage, "export"):
-        # Cells of a matrix have files of the same name: the first stands for all.
-        files = {**(results.get("files") or {}), **files}
+    for found in cells:
+        files = {**found, **files}  # The first of a name stands for all.
     if not files:
         return []
     rows = [_file_row(name, figures) for name, figures in files.items()]
-    parts = [FILES_NOTE, table(FILE_COLUMNS, rows)]
+    note = FILES_NOTE + (f" {FIRST_NOTE}" if len(cells) > 1 else "")
+    parts = [note, table(FILE_COLUMNS, rows)]
     return parts + _operator_tables(files)
 
 

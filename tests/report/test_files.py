@@ -64,6 +64,16 @@ def test_layers_in_float_are_named_without_the_conversions_around_them(records):
     assert "int8, 1/256 | all | 49,152" in text
 
 
+def test_of_several_cells_the_first_is_shown_and_said_to_be(records):
+    for seed, share in ((1, 0.01), (2, 0.02)):
+        files = {"a": make_file(disagreement=share)}
+        name = f"files--seed={seed}"
+        records.add_stage(name, kind="export", results={"files": files})
+    text = write_page(records.run(), {}).split("### ")[1]
+    assert "those of the first cell." in text
+    assert text.count("| a | int8, 1/255") == 1 and "| 1.00 | 0.061" in text
+
+
 def test_a_record_from_before_there_were_such_figures_is_shown(records):
     text = section(records, old={"ops": {"CONV_2D": 3}, "disagreement": 0.01})
     assert "| old | – | – | none | – | – | – | – | 1.00 | – |" in text
