@@ -320,6 +320,14 @@ def test_a_stage_may_draw_calibration_images_of_its_own(finished):
     assert files[0].read_bytes() != files[1].read_bytes()
 
 
+def test_more_calibration_images_than_there_are_are_refused_at_once(tmp_path):
+    content = yaml.safe_load(RECIPE)
+    content["stages"]["int8"]["calibration"] = 1_000_000
+    message = "stages.int8.calibration: expected at most .* got 1000000"
+    with pytest.raises(ValueError, match=message):
+        pipeline.preview(parse_recipe(content), tmp_path)
+
+
 def test_blocks_are_removed_and_groups_are_measured(tmp_path):
     content = yaml.safe_load(RECIPE)
     training = content["stages"]["alone"]["training"]

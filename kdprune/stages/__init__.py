@@ -68,6 +68,12 @@ def check(nodes, run):
                 f"{key}.importance: expected one of {', '.join(prune.IMPORTANCES)}, "
                 f"got {importance!r}"
             )
+        count = getattr(node.settings, "calibration", None)
+        if count is not None and count > len(run.dataset.train):
+            raise ValueError(
+                f"{key}.calibration: expected at most {len(run.dataset.train)} (the "
+                f"training images), got {count}"
+            )
         try:
             losses = distill.as_soft_losses(soft_losses_of(node.settings))
         except ValueError as error:
