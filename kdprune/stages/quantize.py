@@ -128,10 +128,11 @@ def _within_budget(run, node, folder, base):
 def _some_in_float(layers):
     """Options that leave the layers of the largest error in float, few first."""
     weighted = {row["layer"] for row in layers if row["weight_low"] is not None}
+    counts = [count for count in _IN_FLOAT if count <= len(weighted) / 2]
+    # Fewer layers than that may have an error at all.
+    found = {tuple(export.sensitive_layers(layers, count)): None for count in counts}
     return [
-        {**_AFTER_TRAINING[0], "float_layers": export.sensitive_layers(layers, count)}
-        for count in _IN_FLOAT
-        if count <= len(weighted) / 2
+        {**_AFTER_TRAINING[0], "float_layers": list(names)} for names in found if names
     ]
 
 

@@ -14,6 +14,7 @@ from kdprune.evaluate import predict
 from kdprune.export import check_tflite, convert_tflite, inspect_tflite, selftest
 from kdprune.export.micro import measure_arena
 from kdprune.models import load_model, save_model
+from kdprune.stages.quantize import _some_in_float
 
 layers = keras.layers
 DATA = {"dataset": "folder", "test": 0.2, "validation": 0.4, "calibration": 40}
@@ -181,3 +182,19 @@ def test_a_layer_that_computes_nothing_stays_in_integers():
     labels = scores.argmax(axis=1)
     figures = check_tflite(content, scores, scores, labels, float_layers=["pool"])
     assert figures["float_layers"] == figures["float_ops"] == []
+
+
+@pytest.mark.parametrize(
+    ("decibels", "chosen"),
+    [
+        ([9, 3, 6, 12], [["b"], ["b", "c"]]),
+        ([None, 3, None, None], [["b"]]),  # The others are exact.
+        ([None] * 4, []),
+    ],
+)
+def test_no_two_attempts_leave_the_same_layers_in_float(decibels, chosen):
+    rows = [
+        {"layer": layer, "weight_low": -1.0, "sqnr_db": found}
+        for layer, found in zip("abcd", decibels, strict=True)
+    ]
+    assert [options["float_layers"] for options in _some_in_float(rows)] == chosen
