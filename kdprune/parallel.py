@@ -104,7 +104,7 @@ def _choose(ready, running, places):
 def _start(run, node, cores, lock, ended):
     errors = tempfile.TemporaryFile("w+", errors="replace")
     process = subprocess.Popen(
-        [sys.executable, "-m", "kdprune.worker"],
+        _command(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,
@@ -127,6 +127,13 @@ def _start(run, node, cores, lock, ended):
     job = _Job(node, process, cores, errors)
     threading.Thread(target=_relay, args=(job, ended), daemon=True).start()
     return job
+
+
+def _command():
+    """Starts a worker that imports what this process does, wherever it runs."""
+    # By -m, a json.py in the present folder would stand before Python's own.
+    start = "from kdprune import worker; sys.exit(worker.main())"
+    return [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {start}"]
 
 
 def _relay(job, ended):

@@ -40,7 +40,3 @@ def _exit_with_the_first_process():
     """Ends this process when the other end of its standard input is gone."""
     os.read(0, 1)  # Blocks: nothing more is ever written.
     os._exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -172,6 +172,18 @@ def test_the_error_is_found_between_notices_and_its_traceback_is_kept():
     assert "in a.py" in str(caught.value.__cause__)
 
 
+def test_a_worker_imports_nothing_from_the_folder_it_runs_in(tmp_path):
+    (tmp_path / "json.py").write_text("raise SystemExit('a json.py of the user')")
+    ended = subprocess.run(
+        parallel._command(),
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert "JSONDecodeError" in ended.stderr and "of the user" not in ended.stderr
+
+
 def test_a_process_that_is_killed_is_no_error_of_the_input(capsys):
     with pytest.raises(RuntimeError, match="'slim' ended with status -9"):
         end_of("import os; print('x', flush=True); os.kill(os.getpid(), 9)")
