@@ -32,7 +32,7 @@ def versions():
 
 
 def machine():
-    """The processor, its number formats for learning, cores, memory and system."""
+    """The processor, its number formats for learning, memory, system, and our cores."""
     model, flags = platform.processor() or platform.machine(), ""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -47,10 +47,17 @@ def machine():
     return {
         "processor": model,
         "features": [flag for flag in matter if flag in flags.split()],
-        "cores": os.cpu_count(),
+        "cores": _cores(),
         "memory_gib": _memory_gib(),
         "system": f"{platform.system()} {platform.release()}",
     }
+
+
+def _cores():
+    """How many cores this process may use; fewer than all beside others."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def fingerprint(content):

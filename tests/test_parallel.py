@@ -88,6 +88,10 @@ def test_stages_run_beside_each_other_and_only_once(tmp_path):
     }
     assert all(found.values())
     assert found["student--seed=1"]["command"].endswith("--jobs 2")
+    # Of three that were ready two began; what is timed had the machine to itself.
+    cores = len(os.sched_getaffinity(0))
+    shares = {name: found[name]["machine"]["cores"] for name in folders}
+    assert shares["teacher"] < cores and shares["measured"] == cores
     # In one process now: every stage is recognized as done.
     second = subprocess.run(command(path), capture_output=True, text=True, timeout=600)
     assert second.stdout.count("done, skipped") == len(folders), second.stdout
