@@ -107,6 +107,7 @@ def test_every_recipe_that_is_shipped_is_valid(path):
          "stage of kind"),
         ("matrix", {"stages.measured.threads": [1]}, "of kind evaluate"),
         ("stages.teacher.from", "student", "stages.teacher: expected either `model`"),
+        ("stages.student.from", "teacher", "stages.student: expected either `model`"),
         ("stages.teacher.training",
          {"images": "train+validation", "select": "best"}, "leaves none to choose"),
         ("stages.student.training.images", "train+validation",

@@ -158,18 +158,26 @@ def test_a_trained_model_goes_on_from_its_weights_on_all_images(finished):
         "from": "teacher",
         "training": further,
     }
+    content["stages"]["taught"] = {
+        "kind": "distill",
+        "from": "teacher",
+        "soft_labels": "soft",
+        "training": {**teacher, "learning_rate": 1e-9},
+    }
+    pipeline.run(parse_recipe(content), finished, until="taught")
     pipeline.run(parse_recipe(content), finished, until="further")
     record = json.loads((finished / "further" / "record.json").read_text())
     # 180 + 20 images: nothing is left to choose by, and nothing is said of it.
     assert "val_accuracy" not in record["results"]
     history = (finished / "further" / "history.csv").read_text()
     assert "accuracy" in history and "val_" not in history
-    before, after = (
+    before, further, taught = (
         load_model(finished / name / "model.keras").get_weights()
-        for name in ("teacher", "further")
+        for name in ("teacher", "further", "taught")
     )
-    for old, new in zip(before, after, strict=True):
-        np.testing.assert_allclose(old, new, atol=1e-5)
+    for old, *new in zip(before, further, taught, strict=True):
+        for weights in new:
+            np.testing.assert_allclose(old, weights, atol=1e-5)
 
 
 def test_channels_are_removed_in_steps_and_the_rest_recovers(finished, capsys):

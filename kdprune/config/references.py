@@ -15,6 +15,7 @@ _ACCEPTS = {
     "teacher": _FLOAT,
     "soft_labels": ("soft_labels",),
     ("train", "from"): _FLOAT,
+    ("distill", "from"): _FLOAT,
     ("prune", "from"): _FLOAT,
     ("prune_channels", "from"): _FLOAT,
     ("prune_blocks", "from"): _FLOAT,

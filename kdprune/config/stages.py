@@ -21,13 +21,11 @@ from kdprune.config.settings import (
 _TARGETS = ("ratio", "target_macs", "target_parameters", "target_bytes", "threshold")
 
 
-class Train(StageSettings):
-    """Trains a model on labels alone: a teacher, the baseline, or one further."""
+class Started(StageSettings):
+    """A stage that trains a new model, or another stage's further."""
 
-    kind: Literal["train"]
     model: Model | None = None
     from_: Name | None = pydantic.Field(default=None, alias="from")
-    training: Training = Training()
 
     @pydantic.model_validator(mode="after")
     def _one_start(self):
@@ -40,6 +38,13 @@ class Train(StageSettings):
 
     def parents(self):
         return [self.from_] if self.from_ else self.model.parents()
+
+
+class Train(Started):
+    """Trains a model on labels alone: a teacher, the baseline, or one further."""
+
+    kind: Literal["train"]
+    training: Training = Training()
 
 
 class Load(StageSettings):
@@ -68,20 +73,19 @@ class SoftLabels(StageSettings):
         return names(self.teacher)
 
 
-class Distill(Taught):
+class Distill(Started, Taught):
     """Trains a student on labels and a teacher."""
 
     kind: Literal["distill"]
-    model: Model
 
     @pydantic.model_validator(mode="after")
     def _has_teacher(self):
-        if not super().parents():
+        if not Taught.parents(self):
             raise ValueError("expected `teacher` or `soft_labels`, got neither")
         return self
 
     def parents(self):
-        return [*self.model.parents(), *super().parents()]
+        return [*Started.parents(self), *Taught.parents(self)]
 
 
 class Prune(Taught):
