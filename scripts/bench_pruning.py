@@ -3,8 +3,7 @@
 Nets of MLPerf Tiny's and ResNet-20's shape are cut to a share of their MACs, and each
 takes turns with the whole one (A B A B) on the phones' kernels (XNNPACK) and on the
 runtime's own. Latency does not depend on what the weights are, so the nets are not
-trained. With --profile the time of each operator shows where a saving went, or why
-there is none: the smallest int8 nets spend theirs between the operators.
+trained. With --profile the time of each kind of operator shows where the rest went.
 
 Usage:
     python scripts/bench_pruning.py [--share 0.5] [--profile] [--json OUT]

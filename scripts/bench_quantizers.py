@@ -10,6 +10,7 @@ Usage:
 """
 
 import argparse
+import importlib.metadata
 import pathlib
 import statistics
 import sys
@@ -40,8 +41,8 @@ def main():
     parser.add_argument("--json", metavar="OUT", help="write the figures to a file")
     options = parser.parse_args()
     try:
-        import ai_edge_quantizer
-    except ImportError:
+        theirs = importlib.metadata.version("ai-edge-quantizer")
+    except importlib.metadata.PackageNotFoundError:
         sys.exit("expected ai-edge-quantizer: pip install ai-edge-quantizer")
     model = kdprune.load_model(options.model)
     data = kdprune.load_dataset(options.dataset, data_dir=options.data_dir)
@@ -57,7 +58,7 @@ def main():
         found = measure(files, data.test)
     if options.json:
         content = {"command": records.command(), "models": found}
-        content["ai_edge_quantizer"] = ai_edge_quantizer.__version__
+        content["ai_edge_quantizer"] = theirs
         content |= {"machine": records.machine(), "versions": records.versions()}
         records.write_json(options.json, content)
 
