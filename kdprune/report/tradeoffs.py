@@ -115,10 +115,11 @@ def _finish_scatter(axes, models, field, references, obstacles):
 
 
 def _set_log_ticks(axes, write):
-    """Labels 1, 2 and 5 of each decade, or the decades alone where they are many."""
+    """Labels some of each decade: the fewer decades there are, the more."""
     low, high = axes.get_xlim()
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1, 2, 5) if math.log10(high / low) < 4 else (1,)
+    span = math.log10(high / low)
+    steps = (1, 1.5, 2, 3, 4, 5, 7) if span < 1 else (1, 2, 5) if span < 4 else (1,)
     ticks = [step * 10.0**decade for decade in decades for step in steps]
     shown = [tick for tick in ticks if low <= tick <= high]
     axes.xaxis.set_major_locator(FixedLocator(shown))
