@@ -66,6 +66,8 @@ def draw_plots(run: Run, *, references: bool = True) -> dict[str, Plot]:
             drawn[name] = plot_confusion(model, run.classes)
         drawn |= draw_study(run)
         for stage in run.stages:
+            if stage.crowded:
+                continue
             drawn |= draw_cuts(stage) | draw_bits(stage)
             drawn[f"training-{slug(stage.name)}"] = plot_training(stage)
     return {name: plot for name, plot in drawn.items() if plot is not None}

@@ -24,6 +24,8 @@ from kdprune.report.schema import (
 )
 
 SCHEMA = 1
+# A stage that was run in more cells than this, seeds aside, is told in one table.
+MOST_CELLS = 6
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 
 
@@ -122,10 +124,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Stage:
-    """A recipe's stage: one cell, or one for each seed."""
+    """A recipe's stage: one cell, or one for each seed.
+
+    Attributes:
+        name: The stage's name, with the matrix values of its cells.
+        cells: Its cells, by their seeds.
+        crowded: Whether it stands for all cells of a matrix, which are too many to
+            be told one by one; the name is then without their values.
+    """
 
     name: str
     cells: tuple[Cell, ...]
+    crowded: bool = False
 
 
 @dataclass(frozen=True)
@@ -317,10 +327,18 @@ def _read_stages(folder: Path, named: list[str] | None) -> tuple[Stage, ...]:
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(split_cell(cell.folder)[0], []).append(cell)
-    return tuple(
-        Stage(name, tuple(sorted(group, key=_seed_order)))
-        for name, group in groups.items()
-    )
+    rows = {name: sorted(group, key=_seed_order) for name, group in groups.items()}
+    stages: dict[str, list[str]] = {}
+    for name in rows:
+        stages.setdefault(name.partition("--")[0], []).append(name)
+    found = []
+    for stage, names in stages.items():
+        if len(names) > MOST_CELLS:
+            cells = tuple(cell for name in names for cell in rows[name])
+            found.append(Stage(stage, cells, crowded=True))
+        else:
+            found += [Stage(name, tuple(rows[name])) for name in names]
+    return tuple(found)
 
 
 def _seed_order(cell: Cell) -> tuple[int, str]:

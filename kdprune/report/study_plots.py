@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.lines import Line2D
 
+from kdprune.report.curves import plot_curves
 from kdprune.report.grid import Grid, find_grids
 from kdprune.report.read import Model, Run
 from kdprune.report.study import HELPS, HURTS, NOISE, UNTESTED, Comparison, compare
@@ -64,6 +65,8 @@ def draw_study(run: Run) -> dict[str, Plot]:
     drawn = {"study": plot_differences(study.rows)} if study.rows else {}
     for grid in find_grids(study, run):
         drawn[f"study-{slug(grid.name)}"] = plot_grid(grid)
+        if curves := plot_curves(grid, run):
+            drawn[f"study-{slug(grid.name)}-curves"] = curves
     return drawn
 
 

@@ -20,6 +20,7 @@ from kdprune.report.text import (
     duration,
     embed,
     escape,
+    flatten,
     millions,
     milliseconds,
     percent,
@@ -43,6 +44,8 @@ MODEL_COLUMNS = (
     "timed with",
     "agreement %",
 )
+# Results that differ among the cells of a stage and still fit into their table.
+MOST_COLUMNS = 6
 CELL_COLUMNS = ("folder", "seed", "time", "epochs", "best epoch", "validation %")
 # Plots that stand elsewhere than below the main table.
 OWN_PLACE = {"study", "training", "sensitivity", "channels", "layers"}
@@ -207,12 +210,10 @@ def _write_stage(stage: Stage, run: Run, plots: Mapping[str, str]) -> list[str]:
     parts = [
         f"### {escape(stage.name)}" + (f" ({escape(kind)})" if kind else ""),
         f"Settings: {brief(common) or MISSING}.",
-        _cells_table(stage.cells),
+        *_write_cells(stage),
     ]
-    for cell in stage.cells:
-        if results := brief(_plain_results(cell.record)):
-            where = f" of {escape(cell.folder)}" if len(stage.cells) > 1 else ""
-            parts.append(f"Results{where}: {results}.")
+    if stage.crowded:
+        return parts
     folders = {cell.folder for cell in stage.cells}
     measured = [
         f"{escape(model.label)} {accuracy_text(model)} %"
@@ -236,12 +237,46 @@ def _plain_results(record: Mapping[str, Any]) -> Any:
     return {key: value for key, value in results.items() if key not in shown}
 
 
-def _cells_table(cells: Sequence[Cell]) -> str:
+def _write_cells(stage: Stage) -> list[str]:
+    """Writes a row for each cell, with what is not the same in all of their results."""
+    results = [dict(flatten(_plain_results(cell.record))) for cell in stage.cells]
+    keys = list(dict.fromkeys(key for found in results for key in found))
+    texts = {key: [_result(found, key) for found in results] for key in keys}
+    common = [key for key in keys if len({*texts[key]}) == 1]
+    differing = [key for key in keys if key not in common]
+    columns = differing if len(differing) <= MOST_COLUMNS else []
+    parts = [_cells_table(stage.cells, {key: texts[key] for key in columns})]
+    if common:
+        pairs = (f"`{key}` {texts[key][0]}" for key in common)
+        where = " in all cells" if len(results) > 1 else ""
+        parts.append(f"Results{where}: {', '.join(pairs)}.")
+    if columns == differing or stage.crowded:
+        return parts
+    for cell, found in zip(stage.cells, results, strict=True):
+        line = brief({key: found[key] for key in differing if key in found})
+        parts.append(f"Results of {escape(cell.folder)}: {line}.")
+    return parts
+
+
+def _result(results: Mapping[str, Any], key: str) -> str:
+    return scalar(results[key]) if key in results else MISSING
+
+
+def _cells_table(
+    cells: Sequence[Cell], results: Mapping[str, Sequence[str]] | None = None
+) -> str:
     """Writes a row for each cell; of training only where something was trained."""
     rows = [_cell_row(cell) for cell in cells]
     trained = any(set(row[3:]) != {MISSING} for row in rows)
     shown = len(CELL_COLUMNS) if trained else 3
-    return table(CELL_COLUMNS[:shown], [row[:shown] for row in rows])
+    results = results or {}
+    return table(
+        (*CELL_COLUMNS[:shown], *(f"`{key}`" for key in results)),
+        [
+            [*row[:shown], *texts]
+            for row, *texts in zip(rows, *results.values(), strict=True)
+        ],
+    )
 
 
 def _cell_row(cell: Cell) -> list[str]:

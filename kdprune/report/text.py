@@ -123,17 +123,18 @@ def slug(name: str) -> str:
 
 def brief(value: Any) -> str:
     """Writes settings or results in one line: `epochs` 30, `optimizer.name` sgd."""
-    return ", ".join(f"`{key}` {scalar(item)}" for key, item in _flatten(value))
+    return ", ".join(f"`{key}` {scalar(item)}" for key, item in flatten(value))
 
 
-def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Pairs each setting or result with its whole name: `optimizer.name`, "sgd"."""
     if not isinstance(value, Mapping):
         return [(prefix or "value", value)]
     return [
         pair
         for key, item in value.items()
         if item not in ({}, [], None)
-        for pair in _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+        for pair in flatten(item, f"{prefix}.{key}" if prefix else str(key))
     ]
 
 

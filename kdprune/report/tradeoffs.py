@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from kdprune.report.labels import place_labels
-from kdprune.report.read import Run
+from kdprune.report.read import MOST_CELLS, Run
 from kdprune.report.references import MLPERF_TINY
 from kdprune.report.style import (
     GREY,
@@ -143,13 +143,18 @@ def _name_points(axes, models, field, references, obstacles, flagship):
     names = [name for _, _, name in points]
     if flagship in models:
         names[models.index(flagship)] += " (flagship)"
-    groups = _group_near(
-        axes.transData.transform([point[:2] for point in points]), 5 * figure.dpi / 72
-    )
+    crowds = _find_crowds(models)
+    for best, cells in crowds.items():
+        names[best] = f"{models[best].name}, best of {len(cells)} cells"
+    silent = {i for best, cells in crowds.items() for i in cells if i != best}
+    named = [i for i in range(len(points)) if i not in silent]
+    places = axes.transData.transform([points[i][:2] for i in named])
+    near = _group_near(places, 5 * figure.dpi / 72)
+    groups = [[named[i] for i in group] for group in near]
     place_labels(
         axes,
         [points[group[0]][:2] for group in groups],
-        [_join_names(group, names, models) for group in groups],
+        [_join_names(group, names, models, crowds) for group in groups],
         obstacles=[*obstacles, *(point[:2] for point in points)],
         styles=[
             {"fontsize": 8.5}
@@ -159,9 +164,23 @@ def _name_points(axes, models, field, references, obstacles, flagship):
     )
 
 
-def _join_names(group, names, models):
+def _find_crowds(models):
+    """The cells of each model that has too many to name, by the best of them."""
+    cells: dict[tuple, list[int]] = {}
+    for i, model in enumerate(models):
+        cells.setdefault((model.name, model.get("format"), look(model)), []).append(i)
+    return {
+        max(found, key=lambda i: models[i].mean("accuracy")): found
+        for found in cells.values()
+        if len(found) > MOST_CELLS
+    }
+
+
+def _join_names(group, names, models, crowds):
     """Writes a group's names; the cells of a study's model are counted instead."""
-    cells = Counter(models[i].name for i in group if i < len(models))
+    cells = Counter(
+        models[i].name for i in group if i < len(models) and i not in crowds
+    )
     lines = [
         f"{models[i].name}, {cells[models[i].name]} cells"
         if i < len(models) and cells[models[i].name] > 2

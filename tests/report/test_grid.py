@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
@@ -186,3 +187,71 @@ def test_the_report_embeds_the_plots_in_the_section(records):
         assert f"(plots/{name}.png)" in after and f"(plots/{name}.png)" not in before
         for form in ("png", "svg"):
             assert (records.folder / f"plots/{name}.{form}").is_file()
+
+
+CRITERIA = ("random", "l1", "taylor")
+TARGETS = (4_167_000, 6_250_000, 8_334_000)
+
+
+def add_cuts(records):
+    """Nine cells of nets of three sizes, and a net with zeros beside them."""
+    whole = {"macs": 12_500_000, "bytes": 318_000, "bytes_gzip": 290_000}
+    records.add("alone", (0.869, 0.871, 0.873), entry=whole)
+    records.add("sparse", (0.86, 0.861, 0.862), entry={**whole, "bytes_gzip": 150_000})
+    for importance, target in itertools.product(CRITERIA, TARGETS):
+        share = target / whole["macs"]
+        score = 0.80 + 0.06 * share + 0.005 * CRITERIA.index(importance)
+        records.add(
+            "slim",
+            (score - 0.002, score, score + 0.002),
+            axes=f"--importance={importance}--target_macs={target}",
+            entry={key: round(value * share) for key, value in whole.items()},
+            kind="prune_channels",
+            settings={"importance": importance, "target_macs": target},
+            results={"val_accuracy": score, "val_accuracy_cut": 0.4, "macs": target},
+        )
+    return records
+
+
+def test_cells_that_differ_in_size_make_a_line_for_each_row(records, text_faults):
+    figure = draw_study(add_cuts(records).run())["study-slim-curves"].figure
+    assert [axes.get_xlabel() for axes in figure.axes] == [
+        "multiply-adds (millions)",
+        "bytes in gzip (thousands)",
+    ]
+    for axes, unit in zip(figure.axes, (12_500_000, 290_000), strict=True):
+        lines = axes.containers[: len(CRITERIA)]
+        assert tuple(line.get_label() for line in lines) == CRITERIA
+        for row, line in enumerate(lines):
+            sizes, scores = line.lines[0].get_data()
+            shares = np.divide(sizes, unit)
+            assert shares == pytest.approx(np.divide(TARGETS, 12_500_000), abs=1e-4)
+            expected = 100 * (0.80 + 0.06 * shares + 0.005 * row)
+            assert scores == pytest.approx(expected, abs=1e-2)
+        assert {text.get_text() for text in axes.texts if text.get_text()} == {
+            "alone",
+            "sparse",
+        }
+    assert text_faults(figure) == []
+
+
+def test_cells_of_one_size_make_no_lines(records):
+    assert "study-student-curves" not in draw_study(add_grid(records).run())
+
+
+def test_too_many_cells_to_name_are_named_by_their_best(records):
+    plots = draw_plots(add_cuts(records).run())
+    named = {text.get_text() for text in plots["size"].figure.axes[0].texts}
+    assert named - {""} == {"slim, best of 9 cells", "sparse", "alone"}
+
+
+def test_too_many_cells_to_tell_share_a_section_without_plots_of_each(records):
+    page = write_report(add_cuts(records).run() and records.folder).read_text()
+    assert page.count("### slim") == 1
+    section = page.split("### slim")[1].split("### ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| slim--")]
+    assert len(rows) == 9 * 3
+    assert "`macs`" in section.split("| ---")[0]
+    assert "Results in all cells: `val_accuracy_cut` 0.4." in section
+    assert "Results of" not in section
+    assert not list((records.folder / "plots").glob("training-slim*"))
