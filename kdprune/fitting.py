@@ -4,8 +4,6 @@ import dataclasses
 import functools
 import os
 
-import numpy as np
-
 from kdprune import data, distill, quantize, training
 from kdprune.data import batches
 from kdprune.models import build_model, count_macs, load_model, reset_weights
@@ -39,13 +37,15 @@ def fit_stage(run, node, folder, make_model, callbacks=(), cast=True):
     """
     settings = node.settings.training
     held_out = settings.images == "train"
-    images, validation = run.dataset.train, run.dataset.validation
+    teaching = _teaching(run, node)
+    images = run.dataset.taught if teaching.present else run.dataset.train
+    validation = run.dataset.validation
     if not held_out:
-        images, validation = _joined(images, validation), None
+        images, validation = data.join_splits(images, validation), None
     policy = training.resolve_precision(settings.precision) if cast else "float32"
     fitting = _Fitting(
         stage=node.settings,
-        teaching=_teaching(run, node),
+        teaching=teaching,
         validation=validation,
         policy=policy,
         make_model=make_model,
@@ -148,7 +148,7 @@ def augment_of(settings):
 def estimate_seconds(run, node):
     """Guesses how long a node will take, from MACs, images and epochs."""
     settings = getattr(node.settings, "training", None)
-    images = len(run.dataset.train)
+    images = len(run.dataset.taught)
     if node.kind == "soft_labels":
         work = _macs(run, node) * images * node.settings.views
     elif settings is None or getattr(node.settings, "method", None) == "ptq":
@@ -287,10 +287,3 @@ def _macs(run, node):
         if getattr(node.settings, key, None):
             return sum(_macs(run, parent) for parent in parents_of(node, key))
     return 0
-
-
-def _joined(first, second):
-    return data.Split(
-        np.concatenate([first.images, second.images]),
-        np.concatenate([first.labels, second.labels]),
-    )

@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from kdprune import pipeline, records, training
 from kdprune.config import parse_recipe
+from kdprune.data import load_dataset
 from kdprune.models import load_model
 from kdprune.plan import plan
 
@@ -446,3 +448,37 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path):
     }
     with pytest.raises(ValueError, match="to 10 classes.*Received.*7 classes"):
         pipeline.run(parse_recipe(content), tmp_path / "run")
+
+
+def save_images(folder, images, labels=None):
+    for number, pixels in enumerate(images):
+        place = folder if labels is None else folder / f"class_{labels[number]}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+
+
+def test_a_student_learns_from_images_without_labels_and_its_teacher_does_not(tmp_path):
+    shapes = load_dataset("shapes", train_images=120, test_images=40)
+    data = tmp_path / "images"
+    save_images(data / "train", shapes.train.images, shapes.train.labels)
+    save_images(data / "test", shapes.test.images, shapes.test.labels)
+    save_images(data / "unlabelled", shapes.validation.images)
+    small = recipe(data={"dataset": "folder", "path": str(data)})
+    run = pipeline.Run(small, tmp_path / "run")
+    labels = run.dataset.train.labels
+
+    def train():
+        pipeline.run(small, run.folder, until="student")
+        logits = np.load(run.folder / "soft/view-000.npy")
+        record = json.loads((run.folder / "soft/record.json").read_text())
+        right = (logits[: len(labels)].argmax(axis=1) == labels).mean()
+        assert record["results"]["train_accuracy_by_view"] == [pytest.approx(right)]
+        assert len(logits) == len(labels) + len(shapes.validation)
+        models = (run.folder / name / "model.keras" for name in ("teacher", "student"))
+        return [load_model(path).get_weights() for path in models]
+
+    first = train()
+    save_images(data / "unlabelled", 255 - shapes.validation.images)
+    for before, after, same in zip(first, train(), (True, False), strict=True):
+        equal = [(a == b).all() for a, b in zip(before, after, strict=True)]
+        assert all(equal) == same

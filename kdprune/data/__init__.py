@@ -8,7 +8,7 @@ import os
 
 from kdprune.data import cifar10, folder, shapes
 from kdprune.data.arrays import from_arrays, to_float
-from kdprune.data.dataset import Dataset, Source, Split
+from kdprune.data.dataset import Dataset, Source, Split, join_splits
 from kdprune.data.splits import stratified_sample, stratified_split
 
 DATASETS = {"cifar10": cifar10.load, "folder": folder.load, "shapes": shapes.load}
@@ -19,6 +19,7 @@ __all__ = [
     "Source",
     "Split",
     "from_arrays",
+    "join_splits",
     "load_dataset",
     "stratified_sample",
     "stratified_split",

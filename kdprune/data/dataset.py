@@ -61,6 +61,7 @@ class Source:
         read_test: Reads the test images; called at the first access only.
         test_size: Number of test images, known without opening them.
         validation: The validation set, where the source comes with one.
+        unlabelled: Images without labels, each -1, where the source has some.
     """
 
     origin: str
@@ -69,6 +70,7 @@ class Source:
     read_test: Callable[[], Split]
     test_size: int
     validation: Split | None = None
+    unlabelled: Split | None = None
 
 
 class Dataset:
@@ -80,6 +82,8 @@ class Dataset:
         train: What models learn from.
         validation: What choices are made on; shares no image with `train`.
         calibration: Training images that set the ranges of int8 activations.
+        taught: What a teacher shows its student: `train`, then the images without
+            labels, each -1, if there are any.
         description: What this data is, as JSON-able values: `name`, `source`,
             `classes`, `image_shape`, `sizes`, `seed`, and `sha256` of all but
             the test images.
@@ -125,6 +129,9 @@ class Dataset:
         self.calibration = self.train.take(drawn)
         check_split(self.train, "training", self.image_shape, self.classes)
         check_split(self.validation, "validation", self.image_shape, self.classes)
+        self.taught = self.train
+        if source.unlabelled is not None:
+            self.taught = join_splits(self.train, source.unlabelled)
         self.description = self._describe(source, seed)
 
     @property
@@ -147,20 +154,32 @@ class Dataset:
         digest = hashlib.sha256(repr(self.classes).encode())
         for split in (self.train, self.validation, self.calibration):
             digest.update(split.sha256().encode())
+        sizes = {
+            "train": len(self.train),
+            "validation": len(self.validation),
+            "calibration": len(self.calibration),
+            "test": source.test_size,
+        }
+        if source.unlabelled is not None:
+            digest.update(source.unlabelled.sha256().encode())
+            sizes["unlabelled"] = len(source.unlabelled)
         return {
             "name": self.name,
             "source": source.origin,
             "classes": list(self.classes),
             "image_shape": list(self.image_shape),
-            "sizes": {
-                "train": len(self.train),
-                "validation": len(self.validation),
-                "calibration": len(self.calibration),
-                "test": source.test_size,
-            },
+            "sizes": sizes,
             "seed": seed,
             "sha256": digest.hexdigest(),
         }
+
+
+def join_splits(*splits: Split) -> Split:
+    """Puts splits of one image shape one after the other."""
+    return Split(
+        np.concatenate([split.images for split in splits]),
+        np.concatenate([split.labels for split in splits]),
+    )
 
 
 def check_split(

@@ -19,6 +19,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
 MAX_PIXELS = 100_000_000
 PROGRESS_FROM = 5_000
+UNLABELLED = "unlabelled"
 
 Files = list[tuple[Path, int]]
 
@@ -35,9 +36,10 @@ def load(
     """Finds the images of a folder and reads those to train on.
 
     The folder holds `train/<class>/*`, `test/<class>/*` and, if you have it,
-    `validation/<class>/*` (or `val`); or only `<class>/*`, of which a stratified
-    share is then held out as test set. Images are turned upright (EXIF), their
-    transparency is dropped, animations give their first frame. Nothing is cached.
+    `validation/<class>/*` (or `val`) and `unlabelled/*`; or only `<class>/*`, of which
+    a stratified share is then held out as test set. Images are turned upright
+    (EXIF), their transparency is dropped, animations give their first frame. Nothing
+    is cached.
 
     Args:
         path: The folder, relative to `data_dir` if that is given.
@@ -70,6 +72,9 @@ def load(
     validation = None
     if "validation" in files:
         validation = read_images(files["validation"], channels, size, resize=resize)
+    unlabelled = None
+    if found := find_unlabelled(root):
+        unlabelled = read_images(found, channels, size, resize=resize)
     return Source(
         origin=f"image folder {root.name!r}",
         classes=classes,
@@ -77,6 +82,7 @@ def load(
         read_test=lambda: read_images(files["test"], channels, size, resize=resize),
         test_size=len(files["test"]),
         validation=validation,
+        unlabelled=unlabelled,
     )
 
 
@@ -128,7 +134,31 @@ def class_names(folder: Path) -> tuple[str, ...]:
             f"Received: {', '.join(names) or 'none'}. "
             "Put the images of each class into a folder of its name."
         )
+    if UNLABELLED in names:
+        raise ValueError(
+            f"Expected folders of classes in {folder}. Received: {UNLABELLED}/ among "
+            "them. Put images that have no class beside train/, which holds the others."
+        )
     return names
+
+
+def find_unlabelled(root: Path) -> Files:
+    """Lists the images of `unlabelled/`, whose label is -1; none without the folder.
+
+    Raises:
+        ValueError: If the folder is there but holds no image, or a symbolic link
+            leaves `root` or leads to a folder.
+    """
+    folder = root / UNLABELLED
+    if not folder.is_dir():
+        return []
+    images = sorted(_walk(folder, root.resolve()))
+    if not images:
+        raise ValueError(
+            f"Expected images in {folder}. Received: none "
+            f"({' '.join(sorted(SUFFIXES))}). Add images or remove the folder."
+        )
+    return [(image, -1) for image in images]
 
 
 def find_images(folder: Path, classes: tuple[str, ...], root: Path) -> Files:

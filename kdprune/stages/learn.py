@@ -33,8 +33,8 @@ def load(run, node, folder):
 
 
 def soft_labels(run, node, folder):
-    """Stores the teacher's logits of every view of the training images."""
-    settings, split = node.settings, run.dataset.train
+    """Stores the teacher's logits of every view of the images it is to teach."""
+    settings, split = node.settings, run.dataset.taught
     precision = training.resolve_precision(settings.precision)
     teachers = [load_node(run, parent) for parent in parents_of(node, "teacher")]
     key = distill.store_key(
@@ -51,7 +51,8 @@ def soft_labels(run, node, folder):
         teachers, read_view, folder, views=settings.views, key=key
     )
     views = distill.load_soft_labels(folder, key)
-    right = [float((view.argmax(axis=1) == split.labels).mean()) for view in views]
+    labels = run.dataset.train.labels  # The first rows: the others have none.
+    right = [float((v[: len(labels)].argmax(1) == labels).mean()) for v in views]
     names = sorted(path.name for path in folder.glob("view-*.npy"))
     return {"train_accuracy_by_view": right}, ["store.json", *names]
 

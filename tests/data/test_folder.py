@@ -93,6 +93,37 @@ class TestSplits:
         (flat / "cat" / "notes.txt").write_text("not an image")
         assert len(load(flat).train) + len(load(flat).validation) == 21 - 4
 
+    def test_images_without_labels_are_taught_but_never_drawn(self, parted):
+        without = load(parted).description
+        save(parted / "unlabelled" / "camera" / "b.png", colour=(7, 7, 7))
+        save(parted / "unlabelled" / "a.png", colour=(8, 8, 8))
+        dataset = load(parted)
+        assert dataset.taught.labels.tolist() == [0] * 4 + [1] * 4 + [-1, -1]
+        assert dataset.taught.images[-2:, 0, 0, 0].tolist() == [8, 7]
+        np.testing.assert_array_equal(dataset.taught.images[:8], dataset.train.images)
+        for part in (dataset.train, dataset.validation, dataset.calibration):
+            assert part.labels.min() == 0
+        assert dataset.description["sizes"] == {**without["sizes"], "unlabelled": 2}
+        assert dataset.description["sha256"] != without["sha256"]
+        save(parted / "unlabelled" / "a.png", colour=(9, 9, 9))
+        assert load(parted).description["sha256"] != dataset.description["sha256"]
+
+    def test_without_such_images_the_training_images_are_taught(self, parted):
+        dataset = load(parted)
+        assert dataset.taught is dataset.train
+
+    def test_unlabelled_is_no_class(self, flat):
+        save(flat / "unlabelled" / "0.png")
+        refused(flat, "unlabelled/ among them. Put images .* beside train/")
+
+    def test_an_empty_unlabelled_folder_is_refused(self, parted):
+        (parted / "unlabelled").mkdir()
+        refused(parted, "Expected images in .*unlabelled. Received: none")
+
+    def test_unlabelled_images_must_be_of_the_same_size(self, parted):
+        save(parted / "unlabelled" / "0.png", size=(5, 5))
+        refused(parted, "Expected images of one size, 4x6")
+
     def test_different_classes_in_a_split_are_refused(self, parted):
         (parted / "test" / "dog").rename(parted / "test" / "fox")
         refused(
