@@ -42,17 +42,16 @@ def fit_stage(run, node, folder, make_model, callbacks=(), cast=True):
     validation = run.dataset.validation
     if not held_out:
         images, validation = data.join_splits(images, validation), None
-    policy = training.resolve_precision(settings.precision) if cast else "float32"
     fitting = _Fitting(
         stage=node.settings,
         teaching=teaching,
         validation=validation,
-        policy=policy,
+        cast=cast,
         make_model=make_model,
         callbacks=callbacks,
     )
     try:
-        model, history = fitting(
+        model, history, policy = fitting(
             images,
             settings.epochs,
             folder,
@@ -134,6 +133,14 @@ def parent_of(node, key):
     return parent
 
 
+def cast_teachers(teachers, precision):
+    """The teachers, each computing in what `precision` is for it."""
+    return [
+        cast_model(teacher, training.resolve_precision(precision, teacher))
+        for teacher in teachers
+    ]
+
+
 def soft_losses_of(settings):
     """The soft losses of settings, as `distill.Distiller` takes them."""
     losses = getattr(settings, "losses", ())
@@ -183,8 +190,7 @@ def _teaching(run, node):
     settings = node.settings
     if getattr(settings, "teacher", None):
         teachers = [load_node(run, parent) for parent in parents_of(node, "teacher")]
-        precision = training.resolve_precision(settings.training.precision)
-        return _Teaching(tuple(cast_model(model, precision) for model in teachers))
+        return _Teaching(tuple(cast_teachers(teachers, settings.training.precision)))
     if getattr(settings, "soft_labels", None):
         store = parent_of(node, "soft_labels")
         logits = distill.load_soft_labels(run.folder / store.name)
@@ -202,20 +208,23 @@ class _Fitting:
     stage: object
     teaching: _Teaching
     validation: data.Split | None
-    policy: str
+    cast: bool
     make_model: object
     callbacks: tuple
 
     def __call__(self, split, epochs, folder, select="last", patience=None):
-        """Trains a new model; returns it, in float32, and its history."""
+        """Trains a model; returns it, in float32, its history and its precision."""
         folder.mkdir(exist_ok=True)
         settings, teaching = self.stage.training, self.teaching
         steps = batches.steps_per_epoch(split, settings.batch_size)
         training.seed_everything(self.stage.seed)
         with training.strategy().scope():
             model = self.make_model(epochs * steps)
-            if self.policy != "float32":
-                model = cast_model(model, self.policy)
+            policy = "float32"
+            if self.cast:
+                policy = training.resolve_precision(settings.precision, model)
+            if policy != "float32":
+                model = cast_model(model, policy)
             compiled = self._compile(model, epochs * steps)
 
         def stream(start):
@@ -240,9 +249,9 @@ class _Fitting:
             patience=patience,
             callbacks=self.callbacks,
         )
-        if self.policy != "float32":
+        if policy != "float32":
             model = cast_model(model, "float32")
-        return model, history
+        return model, history, policy
 
     def _compile(self, model, steps):
         settings = self.stage.training

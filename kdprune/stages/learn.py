@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from kdprune import distill, evaluate, training
+from kdprune import distill, evaluate
 from kdprune.data import batches
 from kdprune.fitting import (
     MODEL,
     augment_of,
+    cast_teachers,
     fit_stage,
     load_fitting,
     load_node,
@@ -14,7 +15,6 @@ from kdprune.fitting import (
     parents_of,
 )
 from kdprune.models import count_macs, count_parameters, save_model
-from kdprune.models.precision import cast_model
 
 
 def train(run, node, folder):
@@ -35,12 +35,11 @@ def load(run, node, folder):
 def soft_labels(run, node, folder):
     """Stores the teacher's logits of every view of the images it is to teach."""
     settings, split = node.settings, run.dataset.taught
-    precision = training.resolve_precision(settings.precision)
     teachers = [load_node(run, parent) for parent in parents_of(node, "teacher")]
     key = distill.store_key(
         teachers, split, augment=augment_of(settings), seed=settings.seed
     )
-    teachers = [cast_model(teacher, precision) for teacher in teachers]
+    teachers = cast_teachers(teachers, settings.precision)
 
     def read_view(view):
         return batches.view_batches(

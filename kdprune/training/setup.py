@@ -6,6 +6,8 @@ import pathlib
 import tensorflow as tf
 import tf_keras as keras
 
+from kdprune.models.precision import fits_bfloat16
+
 
 def seed_everything(seed):
     """Seeds Python, NumPy and TensorFlow, and forgets earlier models' names.
@@ -20,13 +22,18 @@ def seed_everything(seed):
     keras.utils.set_random_seed(seed)
 
 
-def resolve_precision(precision="auto"):
+def resolve_precision(precision="auto", model=None):
     """Turns "auto" into the precision policy that is quickest on this machine.
 
+    Args:
+        precision: "auto", or a policy.
+        model: What is to be computed; any model if None.
+
     Returns:
-        "mixed_bfloat16" where a GPU is present or the processor multiplies
-        bfloat16 natively (AMX or AVX512-BF16), else "float32"; any other value
-        is returned unchanged.
+        "mixed_bfloat16" where a GPU is present, or the processor multiplies bfloat16
+        natively (AMX or AVX512-BF16) and the model's widths are what it takes
+        (`models.precision.fits_bfloat16`), else "float32"; any other value is
+        returned unchanged.
     """
     if precision != "auto":
         return precision
@@ -35,7 +42,8 @@ def resolve_precision(precision="auto"):
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
     native = "amx_bf16" in flags or "avx512_bf16" in flags
-    return "mixed_bfloat16" if native else "float32"
+    fits = model is None or fits_bfloat16(model)
+    return "mixed_bfloat16" if native and fits else "float32"
 
 
 def strategy():

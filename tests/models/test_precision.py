@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tf_keras as keras
 
-from kdprune.models.precision import cast_model
+from kdprune.models import build_model
+from kdprune.models.precision import cast_model, fits_bfloat16
 from kdprune.training import resolve_precision
 
 layers = keras.layers
@@ -134,3 +135,30 @@ def test_a_precision_that_is_named_is_taken():
     assert resolve_precision("float32") == "float32"
     assert resolve_precision("mixed_bfloat16") == "mixed_bfloat16"
     assert resolve_precision() in ("float32", "mixed_bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("filters", "fits"),
+    [
+        ([16, 32, 64], True),
+        ([16, 24, 64], True),
+        ([12, 24, 48], False),
+        ([24, 48, 96], False),
+        ([8, 12, 20], False),
+    ],
+)
+def test_bfloat16_is_for_widths_its_kernels_take(filters, fits):
+    model = build_model("resnet", (32, 32, 3), 10, depth=8, filters=filters)
+    assert fits_bfloat16(model) == fits
+    images = keras.Input((None, None, 3))
+    convolution = keras.layers.SeparableConv2D(filters[0], 3, padding="same")
+    nested = keras.Sequential([keras.Input((None, None, 3)), convolution])
+    open_size = keras.Model(images, nested(images))
+    assert fits_bfloat16(open_size) == (filters[0] == 16)
+    if not fits:
+        assert resolve_precision("auto", model) == "float32"
+    assert resolve_precision("mixed_bfloat16", model) == "mixed_bfloat16"
+
+
+def test_a_model_without_convolutions_may_be_in_any_precision():
+    assert fits_bfloat16(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
