@@ -17,7 +17,7 @@ PACKAGE = ROOT / "kdprune"
 ROOMS = {
     "data": set(),
     "models": set(),
-    "training": set(),
+    "training": {"models"},
     "distill": {"models", "training"},
     "prune": {"models"},
     "quantize": {"models"},
