@@ -211,3 +211,10 @@ def test_an_override_leaves_a_stage_out(tmp_path):
     assert "page" not in load_recipe(path, ["stages.page=null"]).stages
     with pytest.raises(ValueError, match="got 'student'|expected a stage of kind"):
         load_recipe(path, ["stages.student=null"])
+
+
+def test_one_stage_to_export_needs_no_brackets():
+    one = parse_recipe(recipe(**{"stages.files.from": "int8"}))
+    assert one == parse_recipe(recipe(**{"stages.files.from": ["int8"]}))
+    with pytest.raises(ValueError, match="stages.files.from.*'Int 8'"):
+        parse_recipe(recipe(**{"stages.files.from": "Int 8"}))

@@ -13,6 +13,12 @@ Seed = Annotated[int, pydantic.Field(ge=0, lt=2**31, strict=True)]
 # Points (share of training, value), between which a value moves in straight lines.
 Place = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
 Name = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*$")]
+# One name may be written without its brackets.
+Names = Annotated[
+    tuple[Name, ...],
+    pydantic.BeforeValidator(lambda v: (v,) if isinstance(v, str) else v),
+    pydantic.Field(min_length=1),
+]
 
 
 class Settings(pydantic.BaseModel):

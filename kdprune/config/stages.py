@@ -9,6 +9,7 @@ from kdprune.config.settings import (
     Count,
     Model,
     Name,
+    Names,
     Positive,
     Ratio,
     Share,
@@ -275,7 +276,7 @@ class Export(StageSettings):
     """Writes and checks `.tflite` files."""
 
     kind: Literal["export"]
-    from_: tuple[Name, ...] = pydantic.Field(alias="from", min_length=1)
+    from_: Names = pydantic.Field(alias="from")
     max_disagreement: Share = 0.05
     max_drop: Share = 0.01
 
@@ -287,7 +288,7 @@ class Evaluate(StageSettings):
     """Scores models and files on the test images; the only stage that does."""
 
     kind: Literal["evaluate"]
-    from_: tuple[Name, ...] = pydantic.Field(alias="from", min_length=1)
+    from_: Names = pydantic.Field(alias="from")
     latency: bool = True
     threads: Count = 1
     resolver: Literal["xnnpack", "builtin", "reference"] = "xnnpack"
