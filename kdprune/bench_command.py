@@ -40,9 +40,11 @@ def add_options(parser):
         nargs="+",
         default=["xnnpack"],
         metavar="KERNELS",
-        help=f"kernels of the runtime: {', '.join(RESOLVERS)} (xnnpack)",
+        help=f"kernels: {', '.join(RESOLVERS)} (xnnpack); name the files first",
     )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="(1)")
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="threads of one call (1)"
+    )
     parser.add_argument(
         "--runs",
         type=int,

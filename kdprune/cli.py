@@ -19,7 +19,7 @@ _ROLES = {
     "distill": "the stages that distill a student",
     "prune": "the stages that prune",
     "sensitivity": "the stages that measure what channels can be spared",
-    "quantize": "the stages that quantize",
+    "quantize": "the stages that cluster and quantize",
     "export": "the stages that write .tflite files and the ship kit",
     "evaluate": "the stages that measure on the test images",
     "report": "the stages that draw tables and plots (or redraw a run's folder)",
@@ -28,6 +28,7 @@ _ROLES = {
 # The kinds of stages, where a role is not one kind of its own name.
 _KINDS = {
     "prune": ("prune", "prune_channels", "prune_blocks"),
+    "quantize": ("cluster", "quantize"),
     "export": ("export", "kit"),
 }
 
@@ -105,7 +106,9 @@ def _parser():
 
 
 def _add_run_options(parser, until):
-    parser.add_argument("recipe", metavar="RECIPE.yaml")
+    parser.add_argument(
+        "recipe", metavar="RECIPE.yaml", help="the recipe; see configs/ for examples"
+    )
     parser.add_argument(
         "--output", metavar="DIR", help="the run's folder (default: runs/NAME)"
     )
@@ -123,8 +126,8 @@ def _add_run_options(parser, until):
         type=int,
         default=1,
         metavar="N",
-        help="stages run at once, each on its share of the cores (1); small networks "
-        "take less time in all with as many jobs as cores",
+        help="stages run at once, each on its share of the cores (1); for small "
+        "networks one job per core is quickest",
     )
     if until:
         parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
@@ -136,14 +139,14 @@ def _add_run_options(parser, until):
 
 def _add_data_options(parser):
     parser.add_argument(
-        "--dataset", required=True, help="cifar10, shapes or folder (test images)"
+        "--dataset", required=True, help="whose test images: cifar10, shapes or folder"
     )
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set is")
     parser.add_argument(
-        "--data-path", metavar="DIR", help="of --dataset folder: the image folders"
+        "--data-path", metavar="DIR", help="needed with --dataset folder: the images"
     )
     parser.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="of --dataset folder"
+        "--image-size", type=int, metavar="PIXELS", help="resize images of a folder"
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="the seed that the data is split by (0)"
@@ -160,7 +163,9 @@ def _add_data_options(parser):
         choices=("xnnpack", "builtin", "reference"),
         help="the runtime's kernels",
     )
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of one call (1)"
+    )
     _add_debug(parser)
 
 

@@ -38,7 +38,7 @@ def fit_stage(run, node, folder, make_model, callbacks=(), cast=True):
     settings = node.settings.training
     held_out = settings.images == "train"
     teaching = _teaching(run, node)
-    images = run.dataset.taught if teaching.present else run.dataset.train
+    images = run.dataset.shown if teaching.present else run.dataset.train
     validation = run.dataset.validation
     if not held_out:
         images, validation = data.join_splits(images, validation), None
@@ -155,10 +155,12 @@ def augment_of(settings):
 def estimate_seconds(run, node):
     """Guesses how long a node will take, from MACs, images and epochs."""
     settings = getattr(node.settings, "training", None)
-    images = len(run.dataset.taught)
+    images = run.dataset.description["sizes"]["train"]
+    if node.taught:
+        images += run.dataset.description["sizes"].get("unlabelled", 0)
     if node.kind == "soft_labels":
         work = _macs(run, node) * images * node.settings.views
-    elif settings is None or getattr(node.settings, "method", None) == "ptq":
+    elif settings is None or not _trains(node.settings):
         return 30.0
     else:
         # The backward pass takes twice the forward one; QAT three times in all.
@@ -171,6 +173,11 @@ def estimate_seconds(run, node):
     precision = getattr(settings or node.settings, "precision", "auto")
     policy = "float32" if wrapped else training.resolve_precision(precision)
     return work / (_SPEED[policy] * (os.cpu_count() or 1))
+
+
+def _trains(settings):
+    """Whether a stage trains: of those that quantize, the ones that were told how."""
+    return settings.kind != "quantize" or "training" in settings.model_fields_set
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,6 +107,9 @@ class Run:
             "inputs": self._inputs(node),
             "files": [records.sha256(path) for path in node.settings.files()],
         }
+        unlabelled = self.dataset.description.get("unlabelled_sha256")
+        if unlabelled and node.taught:
+            content["unlabelled"] = unlabelled
         if node.kind == "evaluate":
             named = ("name", "baseline", "flagship", "keep")
             content["recipe"] = {key: getattr(self.recipe, key) for key in named}

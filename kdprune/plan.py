@@ -33,6 +33,11 @@ class Node:
     def kind(self):
         return self.settings.kind
 
+    @property
+    def taught(self):
+        """Whether a teacher is asked, so that images without labels are of use."""
+        return any(getattr(self.settings, k, None) for k in ("teacher", "soft_labels"))
+
 
 def plan(recipe):
     """Turns a recipe into nodes, each after the ones it needs.

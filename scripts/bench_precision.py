@@ -21,7 +21,14 @@ from kdprune import records, training
 from kdprune.models.precision import cast_model
 
 PRECISIONS = ("float32", "mixed_bfloat16")
-WIDTHS = ("16,32,64", "16,24,64", "24,48,96", "20,36,64", "12,24,48", "8,16,32")
+WIDTHS = (
+    (16, 32, 64),
+    (16, 24, 64),
+    (24, 48, 96),
+    (20, 36, 64),
+    (12, 24, 48),
+    (8, 16, 32),
+)
 
 
 def main():
@@ -42,11 +49,11 @@ def main():
     options = parser.parse_args()
     print("milliseconds a step: float32, bfloat16, their ratio, what auto takes")
     results = {}
-    for filters in map(_widths, options.filters):
-        times = _measure(filters, options.batch, options.steps)
+    for filters in options.filters:
         model = kdprune.build_model(
             "resnet", (32, 32, 3), 10, depth=8, filters=list(filters)
         )
+        times = _measure(model, options.batch, options.steps)
         chosen = training.resolve_precision("auto", model)
         ratio = times["mixed_bfloat16"] / times["float32"]
         name = ",".join(map(str, filters))
@@ -62,8 +69,6 @@ def main():
 
 def _widths(text):
     """Three whole numbers above 0, from "16,32,64"."""
-    if isinstance(text, tuple):
-        return text
     try:
         widths = tuple(int(number) for number in text.split(","))
     except ValueError:
@@ -75,14 +80,11 @@ def _widths(text):
     return widths
 
 
-def _measure(filters, batch, steps):
+def _measure(model, batch, steps):
     """Median seconds of a training step by precision, the two in turns."""
     random = np.random.default_rng(0)
     images = random.random((batch, 32, 32, 3), np.float32)
     labels = random.integers(0, 10, batch)
-    model = kdprune.build_model(
-        "resnet", (32, 32, 3), 10, depth=8, filters=list(filters)
-    )
     models = {}
     for precision in PRECISIONS:
         models[precision] = cast_model(model, precision)

@@ -318,4 +318,5 @@ def _image_folder(place: Path) -> Source:
         read_test=source.read_test,
         test_size=source.test_size,
         validation=source.validation,
+        unlabelled=source.unlabelled,
     )

@@ -82,11 +82,11 @@ class Dataset:
         train: What models learn from.
         validation: What choices are made on; shares no image with `train`.
         calibration: Training images that set the ranges of int8 activations.
-        taught: What a teacher shows its student: `train`, then the images without
-            labels, each -1, if there are any.
+        unlabelled: Images without labels, each -1, that a teacher shows its student
+            as well; None if there are none.
         description: What this data is, as JSON-able values: `name`, `source`,
-            `classes`, `image_shape`, `sizes`, `seed`, and `sha256` of all but
-            the test images.
+            `classes`, `image_shape`, `sizes`, `seed`, `sha256` of all labelled but
+            the test images, and `unlabelled_sha256` where there are such images.
     """
 
     def __init__(
@@ -129,15 +129,20 @@ class Dataset:
         self.calibration = self.train.take(drawn)
         check_split(self.train, "training", self.image_shape, self.classes)
         check_split(self.validation, "validation", self.image_shape, self.classes)
-        self.taught = self.train
-        if source.unlabelled is not None:
-            self.taught = join_splits(self.train, source.unlabelled)
+        self.unlabelled = source.unlabelled
         self.description = self._describe(source, seed)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of every image."""
         return self.train.images.shape[1:]
+
+    @cached_property
+    def shown(self) -> Split:
+        """What a teacher shows its student: `train`, then `unlabelled` if any."""
+        if self.unlabelled is None:
+            return self.train
+        return join_splits(self.train, self.unlabelled)
 
     @cached_property
     def test(self) -> Split:
@@ -160,9 +165,10 @@ class Dataset:
             "calibration": len(self.calibration),
             "test": source.test_size,
         }
-        if source.unlabelled is not None:
-            digest.update(source.unlabelled.sha256().encode())
-            sizes["unlabelled"] = len(source.unlabelled)
+        unlabelled = {}
+        if self.unlabelled is not None:
+            sizes["unlabelled"] = len(self.unlabelled)
+            unlabelled = {"unlabelled_sha256": self.unlabelled.sha256()}
         return {
             "name": self.name,
             "source": source.origin,
@@ -171,6 +177,7 @@ class Dataset:
             "sizes": sizes,
             "seed": seed,
             "sha256": digest.hexdigest(),
+            **unlabelled,
         }
 
 

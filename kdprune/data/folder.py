@@ -19,7 +19,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
 MAX_PIXELS = 100_000_000
 PROGRESS_FROM = 5_000
-UNLABELLED = "unlabelled"
+UNLABELLED = ("unlabelled", "unlabeled")
 
 Files = list[tuple[Path, int]]
 
@@ -134,23 +134,23 @@ def class_names(folder: Path) -> tuple[str, ...]:
             f"Received: {', '.join(names) or 'none'}. "
             "Put the images of each class into a folder of its name."
         )
-    if UNLABELLED in names:
+    if found := set(UNLABELLED) & set(names):
         raise ValueError(
-            f"Expected folders of classes in {folder}. Received: {UNLABELLED}/ among "
+            f"Expected folders of classes in {folder}. Received: {found.pop()}/ among "
             "them. Put images that have no class beside train/, which holds the others."
         )
     return names
 
 
 def find_unlabelled(root: Path) -> Files:
-    """Lists the images of `unlabelled/`, whose label is -1; none without the folder.
+    """Lists the images of `unlabelled/` (or `unlabeled`) with -1; none without it.
 
     Raises:
         ValueError: If the folder is there but holds no image, or a symbolic link
             leaves `root` or leads to a folder.
     """
-    folder = root / UNLABELLED
-    if not folder.is_dir():
+    folder = next((root / name for name in UNLABELLED if (root / name).is_dir()), None)
+    if folder is None:
         return []
     images = sorted(_walk(folder, root.resolve()))
     if not images:

@@ -51,9 +51,9 @@ def fits_bfloat16(model):
     """Whether a processor's bfloat16 kernels are made for a model's convolutions.
 
     They take 16 channels at a time. A convolution of another number of filters, such
-    as channel pruning leaves, falls back to kernels that are slower than those of
-    float32: by 1.7 to 2.1 for a `resnet8` of 8 or 12 filters in its first stage, on an
-    AMD EPYC with AVX512-BF16 (`scripts/bench_precision.py`).
+    as channel pruning leaves, falls back to others that are slower than those of
+    float32: a `resnet8` with 8 or 12 filters in its first stage takes 1.6 to 2.1 times
+    as long (AMD EPYC with AVX512-BF16, `scripts/bench_precision.py`).
 
     Returns:
         True if at least half of the values that convolutions write are in channels of

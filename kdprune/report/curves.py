@@ -1,4 +1,4 @@
-"""Draws a grid's accuracy against what its cells cost, a line for each row.
+"""Draws a grid's accuracy against what its cells cost, as lines.
 
 A heat map tells which cell is better; lines tell what a smaller model gives up, and
 whether another way to the same size gives up less.
@@ -6,12 +6,13 @@ whether another way to the same size gives up less.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from kdprune.report.grid import Grid
+from kdprune.report.grid import Axis, Grid
 from kdprune.report.labels import place_labels
 from kdprune.report.read import Model, Run
 from kdprune.report.style import Plot, clip, new_figure
@@ -29,7 +30,7 @@ MARKERS = "osD^vP*"
 
 
 def plot_curves(grid: Grid, run: Run) -> Plot | None:
-    """Draws a line for each row of a grid whose cells differ in what they cost.
+    """Draws a grid whose cells differ in what they cost, as lines of growing cost.
 
     Args:
         grid: The grid.
@@ -40,24 +41,17 @@ def plot_curves(grid: Grid, run: Run) -> Plot | None:
         A panel for multiply-adds and one for compressed bytes, as far as they are
         known and differ; None where neither does.
     """
-    lines = [
-        [
-            grid.cells[row, c].model
-            for c in grid.columns.values
-            if (row, c) in grid.cells
-        ]
-        for row in grid.rows.values
-    ]
-    cells = [model for line in lines for model in line]
+    cells = [comparison.model for comparison in grid.cells.values()]
     fields = [field for field in COSTS if _differ(cells, field)]
     if not fields:
         return None
+    axis, lines = _make_lines(grid, fields[0])
     others = _find_others(grid, run, cells)
     figure, _ = new_figure(0.8 + 3.9 * len(fields), 4.4, empty=True)
     panels = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0]
     for axes, field in zip(panels, fields, strict=True):
         label, unit = COSTS[field]
-        for number, (line, text) in enumerate(zip(lines, grid.rows.texts, strict=True)):
+        for number, (line, text) in enumerate(zip(lines, axis.texts, strict=True)):
             _draw_line(axes, line, field, number, text)
         _draw_others(axes, others, field)
         axes.set_xlabel(label)
@@ -67,7 +61,7 @@ def plot_curves(grid: Grid, run: Run) -> Plot | None:
         )
     panels[0].set_ylabel("accuracy on the test images (%)")
     figure.suptitle(
-        f"{clip(grid.name)}: accuracy by {grid.rows.key}",
+        f"{clip(grid.name)}: accuracy by {axis.key}",
         x=0.01,
         ha="left",
         fontsize=10,
@@ -78,7 +72,7 @@ def plot_curves(grid: Grid, run: Run) -> Plot | None:
         handles,
         [clip(text, 24) for text in texts],
         loc="outside lower left",
-        ncols=min(6, len(texts)),
+        ncols=min(3 * len(fields), len(texts)),
         frameon=False,
         fontsize=8,
     )
@@ -87,7 +81,22 @@ def plot_curves(grid: Grid, run: Run) -> Plot | None:
     for axes, field in zip(panels, fields, strict=True):
         _name_others(axes, others, field, cells)
     costs = " and ".join(COSTS[field][0].partition(" (")[0] for field in fields)
-    return Plot(f"Accuracy of {grid.name} by {grid.rows.key} against {costs}", figure)
+    return Plot(f"Accuracy of {grid.name} by {axis.key} against {costs}", figure)
+
+
+def _make_lines(grid: Grid, field: str) -> tuple[Axis, list[list[Model]]]:
+    """Joins the cells along the axis that costs more, and returns the other one."""
+    found = []
+    for place, axis in enumerate((grid.rows, grid.columns)):
+        lines = [
+            [c.model for key, c in grid.cells.items() if key[place] == value]
+            for value in axis.values
+        ]
+        costs = [[model.mean(field) for model in line] for line in lines if line]
+        spread = statistics.fmean(max(line) / min(line) for line in costs)
+        found.append((spread, axis, lines))
+    _, axis, lines = max(found, key=lambda found: found[0])
+    return axis, lines
 
 
 def _differ(cells: Sequence[Model], field: str) -> bool:
@@ -103,6 +112,7 @@ def _find_others(grid: Grid, run: Run, cells: Sequence[Model]) -> list[Model]:
         model
         for model in run.models
         if model not in cells
+        and set(model.axes) <= set(baseline.axes)
         and _how(model) == how
         and model.values("accuracy")
         and (
@@ -144,7 +154,7 @@ def _draw_others(axes: Axes, others: Sequence[Model], field: str) -> None:
 
 
 def _name_others(axes: Axes, others, field: str, cells) -> None:
-    shown: Mapping[tuple, list[str]] = {}
+    shown: dict[tuple, list[str]] = {}
     for model in others:
         if model.mean(field) is not None:
             at = model.mean(field), 100 * model.mean("accuracy")

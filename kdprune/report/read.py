@@ -145,7 +145,7 @@ class Run:
     Attributes:
         metrics: The content of `metrics.json`.
         models: Rows of the main table, in the order of `metrics.json`.
-        stages: The stages that are complete, in the order they were started.
+        stages: The stages that are complete, by when their first cell was started.
     """
 
     metrics: dict[str, Any]
@@ -333,7 +333,9 @@ def _read_stages(folder: Path, named: list[str] | None) -> tuple[Stage, ...]:
         stages.setdefault(name.partition("--")[0], []).append(name)
     found = []
     for stage, names in stages.items():
-        if len(names) > MOST_CELLS:
+        kinds = {cell.record.get("kind") for name in names for cell in rows[name]}
+        # What can be spared is told by its own table and plot or not at all.
+        if len(names) > MOST_CELLS and kinds != {"sensitivity"}:
             cells = tuple(cell for name in names for cell in rows[name])
             found.append(Stage(stage, cells, crowded=True))
         else:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdprune.report import bits_page, cuts_page
+from kdprune.report.files_page import write_files
 from kdprune.report.read import Cell, Model, Run, Stage, split_cell
 from kdprune.report.references import MLPERF_TINY, MLPERF_TINY_SOURCE
 from kdprune.report.study_page import write_study
@@ -46,7 +47,9 @@ MODEL_COLUMNS = (
 )
 # Results that differ among the cells of a stage and still fit into their table.
 MOST_COLUMNS = 6
-CELL_COLUMNS = ("folder", "seed", "time", "epochs", "best epoch", "validation %")
+# Results that the row of a cell tells under other names.
+TOLD = {"epochs", "best_epoch", "training_seconds"}
+CELL_COLUMNS = ("folder", "seed", "time", "epochs", "best epoch", "its validation %")
 # Plots that stand elsewhere than below the main table.
 OWN_PLACE = {"study", "training", "sensitivity", "channels", "layers"}
 # Results that a part of the page shows, which would be unreadable in a line.
@@ -169,8 +172,9 @@ def _fact(value: Any) -> str:
 
 def _find_command(run: Run) -> Any:
     """Returns the command of the stage that was started last."""
-    found = [c.record.get("command") for s in run.stages for c in s.cells]
-    return next((command for command in reversed(found) if command), None)
+    cells = [c for s in run.stages for c in s.cells if c.record.get("command")]
+    last = max(cells, key=lambda c: str(c.record.get("started") or ""), default=None)
+    return last and last.record["command"]
 
 
 def _model_row(model: Model, run: Run, baseline: Model | None) -> list[str]:
@@ -213,7 +217,7 @@ def _write_stage(stage: Stage, run: Run, plots: Mapping[str, str]) -> list[str]:
         *_write_cells(stage),
     ]
     if stage.crowded:
-        return parts
+        return parts + write_files(stage)
     folders = {cell.folder for cell in stage.cells}
     measured = [
         f"{escape(model.label)} {accuracy_text(model)} %"
@@ -228,33 +232,47 @@ def _write_stage(stage: Stage, run: Run, plots: Mapping[str, str]) -> list[str]:
     return [*parts, embed(name, plots[name])] if name in plots else parts
 
 
-def _plain_results(record: Mapping[str, Any]) -> Any:
-    """A stage's results without those that are shown in a way of their own."""
+def _plain_results(record: Mapping[str, Any], several: bool, crowded: bool) -> Any:
+    """A stage's results without those that are shown in a way of their own.
+
+    A row for each of several cells tells its epochs and time; a crowded stage shows
+    nothing else, so that of its results only the long ones are left out.
+    """
     shown = SHOWN.get(record.get("kind"), ())
     results = record.get("results") or {}
     if not isinstance(results, Mapping):
         return results
-    return {key: value for key, value in results.items() if key not in shown}
+    return {
+        key: value
+        for key, value in results.items()
+        if not (several and key in TOLD)
+        and (isinstance(value, str | int | float) if crowded else key not in shown)
+    }
 
 
 def _write_cells(stage: Stage) -> list[str]:
     """Writes a row for each cell, with what is not the same in all of their results."""
-    results = [dict(flatten(_plain_results(cell.record))) for cell in stage.cells]
+    several = len(stage.cells) > 1
+    results = [
+        dict(flatten(_plain_results(cell.record, several, stage.crowded)))
+        for cell in stage.cells
+    ]
     keys = list(dict.fromkeys(key for found in results for key in found))
     texts = {key: [_result(found, key) for found in results] for key in keys}
     common = [key for key in keys if len({*texts[key]}) == 1]
     differing = [key for key in keys if key not in common]
-    columns = differing if len(differing) <= MOST_COLUMNS else []
+    fit = stage.crowded or len(differing) <= MOST_COLUMNS
+    columns = differing[:MOST_COLUMNS] if fit else []
     parts = [_cells_table(stage.cells, {key: texts[key] for key in columns})]
     if common:
         pairs = (f"`{key}` {texts[key][0]}" for key in common)
-        where = " in all cells" if len(results) > 1 else ""
+        where = " in all cells" if several else ""
         parts.append(f"Results{where}: {', '.join(pairs)}.")
     if columns == differing or stage.crowded:
         return parts
     for cell, found in zip(stage.cells, results, strict=True):
-        line = brief({key: found[key] for key in differing if key in found})
-        parts.append(f"Results of {escape(cell.folder)}: {line}.")
+        if line := brief({key: found[key] for key in differing if key in found}):
+            parts.append(f"Results of {escape(cell.folder)}: {line}.")
     return parts
 
 

@@ -141,12 +141,13 @@ def _name_points(axes, models, field, references, obstacles, flagship):
     figure.set_layout_engine("none")
     points = _scatter_points(models, field, references)
     names = [name for _, _, name in points]
-    if flagship in models:
-        names[models.index(flagship)] += " (flagship)"
     crowds = _find_crowds(models)
     for best, cells in crowds.items():
         names[best] = f"{models[best].name}, best of {len(cells)} cells"
     silent = {i for best, cells in crowds.items() for i in cells if i != best}
+    if flagship in models:
+        names[models.index(flagship)] += " (flagship)"
+        silent -= {models.index(flagship)}
     named = [i for i in range(len(points)) if i not in silent]
     places = axes.transData.transform([points[i][:2] for i in named])
     near = _group_near(places, 5 * figure.dpi / 72)

@@ -1,5 +1,7 @@
 """Stages that give a model: trained, loaded, distilled; and what teaches."""
 
+import sys
+
 import numpy as np
 
 from kdprune import distill, evaluate
@@ -29,12 +31,21 @@ def load(run, node, folder):
     validation = run.dataset.validation
     scores = evaluate.predict(model, validation.images)
     accuracy = float(np.mean(scores.argmax(axis=1) == validation.labels))
+    chance = 1 / len(run.dataset.classes)
+    if accuracy < chance + 0.1 * (1 - chance):
+        print(
+            f"warning: {node.settings.file} is right on {100 * accuracy:.1f} % of the "
+            f"validation images, near the {100 * chance:.1f} % of chance: are its "
+            "inputs pixels in [0, 1] (else put a Rescaling layer in front), and its "
+            f"outputs in the order {', '.join(map(str, run.dataset.classes[:3]))}, …?",
+            file=sys.stderr,
+        )
     return save_outputs(model, folder, {"val_accuracy": accuracy})
 
 
 def soft_labels(run, node, folder):
     """Stores the teacher's logits of every view of the images it is to teach."""
-    settings, split = node.settings, run.dataset.taught
+    settings, split = node.settings, run.dataset.shown
     teachers = [load_node(run, parent) for parent in parents_of(node, "teacher")]
     key = distill.store_key(
         teachers, split, augment=augment_of(settings), seed=settings.seed

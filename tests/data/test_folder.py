@@ -93,24 +93,26 @@ class TestSplits:
         (flat / "cat" / "notes.txt").write_text("not an image")
         assert len(load(flat).train) + len(load(flat).validation) == 21 - 4
 
-    def test_images_without_labels_are_taught_but_never_drawn(self, parted):
+    def test_images_without_labels_are_shown_but_never_drawn(self, parted):
         without = load(parted).description
         save(parted / "unlabelled" / "camera" / "b.png", colour=(7, 7, 7))
         save(parted / "unlabelled" / "a.png", colour=(8, 8, 8))
         dataset = load(parted)
-        assert dataset.taught.labels.tolist() == [0] * 4 + [1] * 4 + [-1, -1]
-        assert dataset.taught.images[-2:, 0, 0, 0].tolist() == [8, 7]
-        np.testing.assert_array_equal(dataset.taught.images[:8], dataset.train.images)
+        assert dataset.shown.labels.tolist() == [0] * 4 + [1] * 4 + [-1, -1]
+        assert dataset.shown.images[-2:, 0, 0, 0].tolist() == [8, 7]
+        np.testing.assert_array_equal(dataset.shown.images[:8], dataset.train.images)
         for part in (dataset.train, dataset.validation, dataset.calibration):
             assert part.labels.min() == 0
         assert dataset.description["sizes"] == {**without["sizes"], "unlabelled": 2}
-        assert dataset.description["sha256"] != without["sha256"]
+        assert dataset.description["sha256"] == without["sha256"]
         save(parted / "unlabelled" / "a.png", colour=(9, 9, 9))
-        assert load(parted).description["sha256"] != dataset.description["sha256"]
+        (parted / "unlabelled").rename(parted / "unlabeled")
+        digests = {d.description["unlabelled_sha256"] for d in (dataset, load(parted))}
+        assert len(digests) == 2 and "unlabelled_sha256" not in without
 
-    def test_without_such_images_the_training_images_are_taught(self, parted):
+    def test_without_such_images_the_training_images_are_shown(self, parted):
         dataset = load(parted)
-        assert dataset.taught is dataset.train
+        assert dataset.shown is dataset.train
 
     def test_unlabelled_is_no_class(self, flat):
         save(flat / "unlabelled" / "0.png")

@@ -147,7 +147,7 @@ def test_a_precision_that_is_named_is_taken():
         ([8, 12, 20], False),
     ],
 )
-def test_bfloat16_is_for_widths_its_kernels_take(filters, fits):
+def test_bfloat16_is_for_widths_its_kernels_take(filters, fits, monkeypatch):
     model = build_model("resnet", (32, 32, 3), 10, depth=8, filters=filters)
     assert fits_bfloat16(model) == fits
     images = keras.Input((None, None, 3))
@@ -155,8 +155,11 @@ def test_bfloat16_is_for_widths_its_kernels_take(filters, fits):
     nested = keras.Sequential([keras.Input((None, None, 3)), convolution])
     open_size = keras.Model(images, nested(images))
     assert fits_bfloat16(open_size) == (filters[0] == 16)
-    if not fits:
-        assert resolve_precision("auto", model) == "float32"
+    # On a processor that has such kernels, and no GPU beside it.
+    monkeypatch.setattr("tensorflow.config.list_physical_devices", lambda kind: [])
+    monkeypatch.setattr("pathlib.Path.read_text", lambda path: "flags: avx512_bf16")
+    chosen = "mixed_bfloat16" if fits else "float32"
+    assert resolve_precision("auto", model) == chosen
     assert resolve_precision("mixed_bfloat16", model) == "mixed_bfloat16"
 
 

@@ -193,28 +193,39 @@ CRITERIA = ("random", "l1", "taylor")
 TARGETS = (4_167_000, 6_250_000, 8_334_000)
 
 
-def add_cuts(records):
+def add_cuts(records, swapped=False):
     """Nine cells of nets of three sizes, and a net with zeros beside them."""
     whole = {"macs": 12_500_000, "bytes": 318_000, "bytes_gzip": 290_000}
     records.add("alone", (0.869, 0.871, 0.873), entry=whole)
     records.add("sparse", (0.86, 0.861, 0.862), entry={**whole, "bytes_gzip": 150_000})
     for importance, target in itertools.product(CRITERIA, TARGETS):
         share = target / whole["macs"]
+        axes = (f"--importance={importance}", f"--target_macs={target}")
         score = 0.80 + 0.06 * share + 0.005 * CRITERIA.index(importance)
         records.add(
             "slim",
             (score - 0.002, score, score + 0.002),
-            axes=f"--importance={importance}--target_macs={target}",
+            axes="".join(axes[::-1] if swapped else axes),
             entry={key: round(value * share) for key, value in whole.items()},
             kind="prune_channels",
             settings={"importance": importance, "target_macs": target},
-            results={"val_accuracy": score, "val_accuracy_cut": 0.4, "macs": target},
+            results={
+                "val_accuracy": score,
+                "val_accuracy_cut": 0.4,
+                "macs": target,
+                "epochs": target,
+                **{f"figure_{n}": score + n for n in range(5)},
+                "channels_by_layer": {"conv": [16, 8]},
+            },
         )
     return records
 
 
-def test_cells_that_differ_in_size_make_a_line_for_each_row(records, text_faults):
-    figure = draw_study(add_cuts(records).run())["study-slim-curves"].figure
+@pytest.mark.parametrize("swapped", [False, True])
+def test_cells_that_differ_in_size_make_a_line_for_each_way(
+    records, text_faults, swapped
+):
+    figure = draw_study(add_cuts(records, swapped).run())["study-slim-curves"].figure
     assert [axes.get_xlabel() for axes in figure.axes] == [
         "multiply-adds (millions)",
         "bytes in gzip (thousands)",
@@ -235,8 +246,34 @@ def test_cells_that_differ_in_size_make_a_line_for_each_row(records, text_faults
     assert text_faults(figure) == []
 
 
-def test_cells_of_one_size_make_no_lines(records):
-    assert "study-student-curves" not in draw_study(add_grid(records).run())
+def test_cells_of_about_one_size_make_no_lines(records):
+    records.add("alone", 0.641)
+    cells = enumerate(itertools.product(TEMPERATURES, WEIGHTS))
+    for number, (temperature, weight) in cells:
+        axes = f"--temperature={temperature}--soft_weight={weight}"
+        size = {"macs": 12_500_000, "bytes_gzip": 290_000 + 2_000 * number}
+        records.add("student", 0.64, axes=axes, entry=size)
+    assert "study-student-curves" not in draw_study(records.run())
+
+
+def test_a_missing_cell_makes_a_shorter_line(records):
+    add_cuts(records)
+    records.entries = [
+        entry
+        for entry in records.entries
+        if "importance=l1--target_macs=4167000" not in entry["stage"]
+    ]
+    lines = draw_study(records.run())["study-slim-curves"].figure.axes[0].containers
+    assert [len(line.lines[0].get_xdata()) for line in lines[:3]] == [3, 2, 3]
+
+
+def test_a_cost_that_is_not_known_of_all_cells_has_no_panel(records):
+    add_cuts(records)
+    for entry in records.entries:
+        if "importance=l1--target_macs=4167000" in entry["stage"]:
+            del entry["macs"]
+    axes = draw_study(records.run())["study-slim-curves"].figure.axes
+    assert [a.get_xlabel() for a in axes] == ["bytes in gzip (thousands)"]
 
 
 def test_too_many_cells_to_name_are_named_by_their_best(records):
@@ -251,7 +288,9 @@ def test_too_many_cells_to_tell_share_a_section_without_plots_of_each(records):
     section = page.split("### slim")[1].split("### ")[0]
     rows = [line for line in section.splitlines() if line.startswith("| slim--")]
     assert len(rows) == 9 * 3
-    assert "`macs`" in section.split("| ---")[0]
+    header = section.split("| ---")[0].strip()
+    shown = ("val_accuracy", "macs", *(f"figure_{n}" for n in range(4)))
+    assert header.endswith("| ".join(f"`{name}` " for name in shown) + "|")
     assert "Results in all cells: `val_accuracy_cut` 0.4." in section
     assert "Results of" not in section
     assert not list((records.folder / "plots").glob("training-slim*"))
