@@ -499,3 +499,14 @@ def test_a_given_model_that_guesses_is_warned_of(tmp_path, capsys):
     pipeline.run(small, tmp_path / "run")
     warning = f"warning: {path} is right on 10.0 % of the validation images"
     assert warning in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_a_stage_trains_in_the_precision_it_is_given(tmp_path, precision):
+    net = yaml.safe_load(RECIPE)["stages"]["alone"]
+    net["training"] |= {"precision": precision, "epochs": 1}
+    pipeline.run(recipe(stages={"net": net}, baseline=None, flagship=None), tmp_path)
+    record = json.loads((tmp_path / "net/record.json").read_text())
+    assert record["results"]["precision"] == precision
+    weights = load_model(tmp_path / "net/model.keras").get_weights()
+    assert {w.dtype for w in weights} == {np.dtype("float32")}

@@ -75,8 +75,7 @@ def save_model(model, path, half=False):
             "save_model takes a built Functional or Sequential tf_keras model. "
             f"Received: {type(model).__name__}"
         )
-    config = keras.saving.serialize_keras_object(model)
-    plain = _build(_float32(config), "this model cannot be saved")
+    plain = _build(_float32(_config(model)), "this model cannot be saved")
     plain.set_weights([np.asarray(w, np.float32) for w in model.get_weights()])
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as folder:
@@ -86,6 +85,19 @@ def save_model(model, path, half=False):
         _write_reproducibly(raw, finished, half)
         os.replace(finished, path)
     _sync_folder(path.parent)
+
+
+def _config(model):
+    """A model's config without how it was compiled: a loss may be any function."""
+    models = (m for m in (model, *model.submodules) if isinstance(m, keras.Model))
+    compiled = [m for m in models if m._is_compiled]
+    try:
+        for one in compiled:
+            one._is_compiled = False
+        return keras.saving.serialize_keras_object(model)
+    finally:
+        for one in compiled:
+            one._is_compiled = True
 
 
 def load_model(path):

@@ -1,5 +1,6 @@
 """Models survive saving; files that hold anything but plain layers are refused."""
 
+import functools
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 
 from kdprune.models import io as model_io
@@ -130,6 +132,19 @@ def test_a_failed_save_keeps_the_old_file(saved, monkeypatch):
         save_model(small_model(), saved)
     assert saved.read_bytes() == before
     assert os.listdir(saved.parent) == ["model.keras"]
+
+
+def test_how_a_model_was_compiled_is_no_matter(tmp_path):
+    model = nested_model()
+    weighing = functools.partial(tf.math.multiply, 2.0)
+    for one in (model, model.get_layer("inner")):
+        one.compile("sgd", loss=lambda labels, logits: weighing(logits - labels))
+    expected = model(images()).numpy()
+    save_model(model, tmp_path / "model.keras")
+    loaded = load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(images()), expected)
+    assert loaded.optimizer is None
+    model.train_on_batch(images(), np.zeros((4, 3)))  # It is still compiled.
 
 
 def test_what_could_not_be_loaded_again_is_not_saved(tmp_path):
