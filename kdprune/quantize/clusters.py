@@ -3,7 +3,10 @@
 import numpy as np
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
-from tensorflow_model_optimization.python.core.clustering.keras import cluster_wrapper
+from tensorflow_model_optimization.python.core.clustering.keras import (
+    cluster_config,
+    cluster_wrapper,
+)
 
 from kdprune.models.precision import cast_model
 
@@ -70,6 +73,9 @@ def cluster_weights(model, clusters=16, preserve_sparsity=False, exclude=()):
             # Evenly spread, which keeps the large weights (section 3.2).
             tfmot_cluster.CentroidInitialization.LINEAR,
             preserve_sparsity=preserve_sparsity,
+            # The sum over thousands of weights, TFMOT's default, makes the centroids
+            # of large kernels diverge at learning rates that suit the others.
+            cluster_gradient_aggregation=cluster_config.GradientAggregation.AVG,
         )
 
     return keras.models.clone_model(base, clone_function=wrap)

@@ -215,3 +215,15 @@ def test_a_kernel_smaller_than_the_number_of_clusters_is_left_alone():
 def test_what_does_not_fit_is_an_error(base, arguments, message):
     with pytest.raises(ValueError, match=message):
         cluster_weights(base, **arguments)
+
+
+def test_centroids_of_a_large_kernel_do_not_diverge():
+    # With the gradients of its 4,096 weights summed, the loss grows a thousandfold.
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64)])
+    inputs = np.random.default_rng(0).standard_normal((256, 64), np.float32)
+    clustered = cluster_weights(model, 16)
+    clustered.compile(keras.optimizers.SGD(0.5), "mse")
+    outputs = model.predict(inputs, verbose=0)
+    losses = clustered.fit(inputs, outputs, epochs=3, verbose=0).history["loss"]
+    assert losses[-1] < 1.5 * losses[0] < 0.01
