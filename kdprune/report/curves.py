@@ -110,7 +110,7 @@ def _find_others(grid: Grid, run: Run, cells: Sequence[Model]) -> list[Model]:
     most = baseline.mean("parameters")
     return [
         model
-        for model in run.models
+        for model in run.distinct
         if model not in cells
         and set(model.axes) <= set(baseline.axes)
         and _how(model) == how

@@ -84,7 +84,7 @@ def render(figure: Figure, form: str) -> bytes:
 
 def plot_accuracy(run: Run) -> Plot | None:
     """Draws a dot for each model, its interval, and the baseline as a line."""
-    models = [model for model in run.models if model.values("accuracy")]
+    models = [model for model in run.distinct if model.values("accuracy")]
     if not models:
         return None
     names = clip_all([model.label for model in models])
@@ -123,7 +123,7 @@ def plot_accuracy(run: Run) -> Plot | None:
 def plot_sparsity(run: Run) -> Plot | None:
     """Draws the share of zero weights of each layer, for models that have zeros."""
     models = [
-        m for m in run.models if max(m.sparsity_by_layer.values(), default=0) >= 0.01
+        m for m in run.distinct if max(m.sparsity_by_layer.values(), default=0) >= 0.01
     ]
     if not models:
         return None

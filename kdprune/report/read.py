@@ -152,6 +152,20 @@ class Run:
     models: tuple[Model, ...]
     stages: tuple[Stage, ...]
 
+    @property
+    def distinct(self) -> tuple[Model, ...]:
+        """The models without those that are an int8 file's uint8 twin.
+
+        A twin holds the same weights and scores the same images alike: beside its
+        sibling it would be drawn over it, and counted as one more test.
+        """
+        int8 = {_twin_key(model) for model in self.models if model.get("dtype") == "int8"}
+        return tuple(
+            model
+            for model in self.models
+            if model.get("dtype") != "uint8" or _twin_key(model) not in int8
+        )
+
     def find(self, role: str) -> Model | None:
         """Returns the model that `metrics.json` names as "baseline" or "flagship"."""
         named = self.metrics.get(role)
@@ -275,6 +289,12 @@ def difference(model: Model, baseline: Model) -> tuple[float, float | None] | No
     if len(ours) < 2 or ours.keys() != theirs.keys() or model is baseline:
         return mean, None
     return mean, statistics.stdev(ours[seed] - theirs[seed] for seed in ours)
+
+
+def _twin_key(model: Model) -> tuple:
+    """What the int8 and the uint8 file of an export have in common."""
+    stages = tuple(str(entry.get("stage")) for entry in model.entries)
+    return (stages, model.get("resolver"), model.get("threads"))
 
 
 def _group_models(entries: list[dict[str, Any]], path: Path) -> tuple[Model, ...]:

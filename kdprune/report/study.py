@@ -104,10 +104,10 @@ def compare(run: Run) -> Study | None:
     Returns:
         The study; None where there is nothing to compare.
     """
-    baselines = [m for m in run.models if m.values("accuracy") and _is_baseline(m, run)]
+    baselines = [m for m in run.distinct if m.values("accuracy") and _is_baseline(m, run)]
     comparisons: list[Comparison] = []
     left_out: dict[str, list[str]] = {}
-    for model in run.models:
+    for model in run.distinct:
         if model in baselines or not model.values("accuracy"):
             continue
         peer = next((b for b in baselines if _same_kind(model, b, run)), None)

@@ -42,7 +42,8 @@ def make_entry(name, seed=None, shift=0.0):
     form = name.rpartition("_")[2]
     dtype = form if form in ("int8", "uint8") else "float32"
     half = 1.96 * math.sqrt(accuracy * (1 - accuracy) / 10_000)
-    stage = name if seed is None else f"{name}--seed={seed}"
+    stage = name.replace("uint8", "int8")
+    stage = stage if seed is None else f"{stage}--seed={seed}"
     zeros = 1 - nonzero / weights
     return {
         "name": name,
@@ -257,9 +258,10 @@ def test_plots_exist_in_both_forms_and_are_embedded(report):
 
 
 @pytest.mark.parametrize("plot", ["accuracy", "size", "latency"])
-def test_svg_names_every_model_as_text(report, plot):
+def test_svg_names_every_distinct_model_as_text(report, plot):
     text = all_text(report[0] / f"plots/{plot}.svg")
-    assert [name for name in MODELS if name not in text] == []
+    # An int8 file's uint8 twin would lie on top of it.
+    assert [name for name in MODELS if name not in text] == ["student_uint8"]
 
 
 def test_svg_names_references_classes_and_layers(report):

@@ -137,6 +137,21 @@ def test_a_file_is_held_against_the_baselines_own_of_its_method(records, method)
         assert "(5 seeds) and alone\\_quantized\\_int8 (5 seeds)" in section(run)
 
 
+def test_an_int8_files_uint8_twin_is_not_one_more_test(records):
+    add_scores(records)
+    for stage in ("alone", "kl"):
+        for dtype in ("int8", "uint8"):
+            entry = {"format": "tflite", "dtype": dtype, "resolver": "xnnpack"}
+            name = f"{stage}_{dtype}"
+            records.add(name, SCORES[stage], stage=stage, entry=entry, kind="distill")
+    records.add("only_uint8", (0.86, 0.861), entry={**entry, "dtype": "uint8"})
+    run = records.run()
+    drawn = [model.name for model in run.distinct]
+    assert "kl_int8" in drawn and "kl_uint8" not in drawn and "only_uint8" in drawn
+    assert "kl_uint8" in [model.name for model in run.models]
+    assert set(verdicts(run)) == {"kl", "dist", "hints", "kl_int8"}
+
+
 def test_a_baseline_of_several_cells_is_met_in_its_own_cell(records):
     for width, shift in (("8", 0.0), ("16", 0.03)):
         for name in ("alone", "kl"):

@@ -51,7 +51,8 @@ class Costs:
         """The size of the smaller model's file, really converted."""
         if self.measure_bytes is None:
             raise ValueError(
-                "target_bytes is checked by converting: give measure_bytes, a function "
-                "of a model that returns the bytes of its file. Received: None"
+                "target_bytes is checked by converting: give measure_bytes, e.g. "
+                "lambda m: len(kdprune.convert_tflite(m, 'int8', images)). "
+                "Received: None"
             )
         return self.measure_bytes(rebuild(self.graph, removed))
