@@ -159,7 +159,9 @@ class Run:
         A twin holds the same weights and scores the same images alike: beside its
         sibling it would be drawn over it, and counted as one more test.
         """
-        int8 = {_twin_key(model) for model in self.models if model.get("dtype") == "int8"}
+        int8 = {
+            _twin_key(model) for model in self.models if model.get("dtype") == "int8"
+        }
         return tuple(
             model
             for model in self.models

@@ -104,7 +104,9 @@ def compare(run: Run) -> Study | None:
     Returns:
         The study; None where there is nothing to compare.
     """
-    baselines = [m for m in run.distinct if m.values("accuracy") and _is_baseline(m, run)]
+    baselines = [
+        m for m in run.distinct if m.values("accuracy") and _is_baseline(m, run)
+    ]
     comparisons: list[Comparison] = []
     left_out: dict[str, list[str]] = {}
     for model in run.distinct:

@@ -7,6 +7,8 @@ import sys
 
 import numpy as np
 import pytest
+import tree_sitter
+import tree_sitter_kotlin
 
 from kdprune.data.shapes import CLASSES
 from kdprune.export.snippets import micro_ops
@@ -58,10 +60,15 @@ int main() {
 """
 
 
-def code(folder, language):
-    """The last block of a language on the card."""
+def blocks(folder, language):
+    """The blocks of a language on the card."""
     card = (folder / "MODEL_CARD.md").read_text()
-    return re.findall(rf"```{language}\n(.*?)```", card, re.DOTALL)[-1]
+    return re.findall(rf"```{language}\n(.*?)```", card, re.DOTALL)
+
+
+def code(folder, language):
+    """The last of them."""
+    return blocks(folder, language)[-1]
 
 
 def run(*command, **options):
@@ -105,6 +112,18 @@ def test_the_cards_cpp_code_compiles_against_tflite_micros_interface(kit, tmp_pa
 )
 def test_operators_are_called_as_in_tflite_micro(op, method):
     assert micro_ops([op]) == [method]
+
+
+def test_the_cards_kotlin_code_is_kotlin(kit):
+    # Android's own compiler and libraries are in no package registry of Python: the
+    # grammar is checked here, what the calls do in test_kit_clients.
+    kotlin = tree_sitter.Language(tree_sitter_kotlin.language())
+    parse = tree_sitter.Parser(kotlin).parse
+    mediapipe, litert = blocks(kit, "kotlin")
+    for source in (mediapipe, litert):
+        assert not parse(source.encode()).root_node.has_error
+        assert "$" not in source
+    assert parse(litert.replace("context.assets,", ",").encode()).root_node.has_error
 
 
 def test_the_cards_python_code_runs(kit):
