@@ -5,7 +5,7 @@ every file is scored on all test images and takes turns with the others on the r
 (A B A B). Needs `pip install ai-edge-quantizer`.
 
 Usage:
-    python scripts/bench_quantizers.py results/cifar10/student.keras \\
+    python scripts/bench_quantizers.py results/quantization/student.keras \\
         --dataset cifar10 --data-dir DIR [--draws 3] [--json OUT]
 """
 
