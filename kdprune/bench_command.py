@@ -181,7 +181,7 @@ def _profile(options):
 
 
 def _measure_on_phone(options):
-    from kdprune.evaluate import benchmark_tools, read_tflite
+    from kdprune.evaluate import benchmark_tools
 
     settings = {
         "threads": options.threads,
@@ -190,8 +190,7 @@ def _measure_on_phone(options):
         "binary": options.benchmark_model,
     }
     if not benchmark_tools.phone_is_there():
-        for path in options.files:
-            read_tflite(path)
+        benchmark_tools.check_phone_files(options.files)
         print(_what_to_run(options, settings))
         return None
     phone = benchmark_tools.describe_phone()
@@ -209,24 +208,27 @@ def _measure_on_phone(options):
 def _what_to_run(options, settings):
     from kdprune.evaluate import benchmark_tools
 
+    cases = [
+        benchmark_tools.phone_commands(path, resolver=resolver, **settings)
+        for resolver in options.resolvers
+        for path in options.files
+    ]
+    files = cases[: len(options.files)]  # The others are of the same files.
+    place = settings["binary"] or benchmark_tools.BENCHMARK_MODEL
     lines = [
         "No phone: adb is not installed, or finds none (`adb get-state`).",
-        "Where there is one, with TFLite's benchmark_model on it, run:",
+        "Where there is one, with TFLite's benchmark_model on it, push the files:",
         "",
-    ]
-    for resolver in options.resolvers:
-        for path in options.files:
-            push, run, remove = benchmark_tools.phone_commands(
-                path, resolver=resolver, **settings
-            )
-            lines += [shlex.join(push), f"{shlex.join(run)} | tee -a phone.txt"]
-            lines.append(shlex.join(remove))
-    place = settings["binary"] or benchmark_tools.BENCHMARK_MODEL
-    lines += [
+        *(shlex.join(push) for push, _, _ in files),
         "",
-        "Run the `adb shell` lines three times in turns, since phones grow hot, then",
+        "Run these lines three times in turns, since phones grow hot:",
+        "",
+        *(f"{shlex.join(run)} | tee -a phone.txt" for _, run, _ in cases),
+        "",
+        "Look at the figures, and only then remove the files:",
         "",
         "kdprune bench --import phone.txt",
+        *(shlex.join(remove) for _, _, remove in files),
         "",
         f"The program itself: adb push benchmark_model {place}; "
         f"adb shell chmod +x {place}",

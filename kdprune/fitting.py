@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 
-from kdprune import data, distill, quantize, training
+from kdprune import data, distill, prune, quantize, training
 from kdprune.data import batches
 from kdprune.models import build_model, count_macs, load_model, reset_weights
 from kdprune.models.graph import ends_in_softmax
@@ -117,6 +117,8 @@ def load_node(run, node):
     folder = run.folder / node.name
     if node.kind == "quantize":
         return quantize.load_quantized(folder)
+    if node.kind == "load" and not run.record(node):
+        return load_fitting(node.settings.file, run.dataset)
     return load_model(folder / MODEL)
 
 
@@ -165,10 +167,11 @@ def estimate_seconds(run, node):
     else:
         # The backward pass takes twice the forward one; QAT three times in all.
         factor = 9 if node.kind == "quantize" else 3
-        work = _macs(run, node) * images * settings.epochs * factor
+        epochs = settings.epochs * getattr(node.settings, "steps", 1)
+        work = _macs(run, node) * images * epochs * factor
         if getattr(node.settings, "teacher", None):
             teachers = sum(_macs(run, other) for other in parents_of(node, "teacher"))
-            work += teachers * images * settings.epochs
+            work += teachers * images * epochs
     wrapped = node.kind in ("prune", "quantize")
     precision = getattr(settings or node.settings, "precision", "auto")
     policy = "float32" if wrapped else training.resolve_precision(precision)
@@ -227,6 +230,8 @@ class _Fitting:
         training.seed_everything(self.stage.seed)
         with training.strategy().scope():
             model = self.make_model(epochs * steps)
+            if settings.slimming:
+                model = prune.regularize_batch_norm(model, settings.slimming)
             policy = "float32"
             if self.cast:
                 policy = training.resolve_precision(settings.precision, model)
@@ -258,6 +263,8 @@ class _Fitting:
         )
         if policy != "float32":
             model = cast_model(model, "float32")
+        if settings.slimming:
+            model = prune.release_batch_norm(model)
         return model, history, policy
 
     def _compile(self, model, steps):

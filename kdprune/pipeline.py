@@ -266,15 +266,23 @@ def preview(recipe, folder, data_dir=None, until=None, wanted=None):
             begun = current.half_done(node)
             state = f"{'half done' if begun else 'to do'}, {_duration(seconds)}"
         lines.append(f"  {node.name} ({node.kind}): {state}")
-        if node.kind == "prune_channels" and all(
-            current.record(parent)
-            for key in ("from_", "sensitivity")
-            for parent in fitting.parents_of(node, key)
-        ):
-            cuts = str(stages.plan_channels(current, node))
-            lines += [f"    {line}" for line in cuts.splitlines()]
+        if node.kind in stages.PLANS:
+            plan = _plan(current, node, stages.PLANS[node.kind])
+            lines += [f"    {line}" for line in plan.splitlines()]
     lines.append(f"in all {_duration(total)} (a rough estimate for this machine)")
     return "\n".join(lines)
+
+
+def _plan(current, node, make):
+    """What a stage will cut, as text; a file that a stage loads is there before it."""
+    from kdprune.fitting import parents_of
+
+    given = [k for k in ("from_", "sensitivity") if getattr(node.settings, k, None)]
+    parents = [parent for key in given for parent in parents_of(node, key)]
+    missing = [p.name for p in parents if p.kind != "load" and not current.record(p)]
+    if missing:
+        return f"what it cuts can be told once {' and '.join(missing)} is done"
+    return str(make(current, node))
 
 
 def _duration(seconds):

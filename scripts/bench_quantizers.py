@@ -51,9 +51,7 @@ def main():
         files["float"][0].write_bytes(kdprune.convert_tflite(model))
         for draw in range(options.draws):
             made = quantize(model, files["float"][0], data, draw, options.images)
-            for name, content in made.items():
-                path = pathlib.Path(folder) / f"{len(files)}-{draw}-{len(name)}.tflite"
-                path.write_bytes(content)
+            for name, path in save(made, pathlib.Path(folder), draw).items():
                 files.setdefault(name, []).append(path)
         found = measure(files, data.test)
     if options.json:
@@ -73,6 +71,28 @@ def quantize(model, float_file, data, draw, count):
     }
     made[THEIRS] = quantize_static(float_file, images)
     return made
+
+
+def save(made, folder, draw):
+    """Writes the files of one draw, each to a path of its own.
+
+    Args:
+        made: The files' content by the quantizer's name.
+        folder: Where to.
+        draw: The draw's number.
+
+    Returns:
+        The files' paths by the quantizer's name.
+
+    Raises:
+        FileExistsError: If a path is taken: no file may stand for another.
+    """
+    paths = {}
+    for place, (name, content) in enumerate(made.items()):
+        paths[name] = folder / f"{draw}-{place}.tflite"
+        with open(paths[name], "xb") as file:
+            file.write(content)
+    return paths
 
 
 def quantize_static(float_file, images):

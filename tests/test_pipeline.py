@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from kdprune import pipeline, records, training
+from kdprune import pipeline, records, stages, training
 from kdprune.config import parse_recipe
 from kdprune.data import load_dataset
 from kdprune.models import build_model, load_model
@@ -182,6 +182,9 @@ def test_a_trained_model_goes_on_from_its_weights_on_all_images(finished):
             np.testing.assert_allclose(old, weights, atol=1e-5)
 
 
+CUT = {"kind": "prune_channels", "ratio": 0.5, "round_to": 4}
+
+
 def test_channels_are_removed_in_steps_and_the_rest_recovers(finished, capsys):
     content = yaml.safe_load(RECIPE)
     content["stages"]["slim"] = {
@@ -206,12 +209,80 @@ def test_channels_are_removed_in_steps_and_the_rest_recovers(finished, capsys):
     widths = results["channels_by_layer"]
     assert widths and all(now < was for was, now in widths.values())
     assert 0 < results["val_accuracy_cut"] < 1
-    # One history for each of the two times it was trained.
+    # One history for each of the two times it was trained, and both are counted.
+    assert results["epochs"] == 2 * content["stages"]["slim"]["training"]["epochs"]
     assert (finished / "slim" / "step-1" / "history.csv").exists()
     assert (finished / "slim" / "history.csv").exists()
     content["stages"]["slim"]["importance"] = "tylor"
     with pytest.raises(ValueError, match="slim.importance: expected one of .*taylor"):
         pipeline.run(parse_recipe(content), finished, until="slim")
+
+
+def test_a_dry_run_tells_what_a_loaded_model_loses(finished, tmp_path):
+    content = yaml.safe_load(RECIPE)
+    training = content["stages"]["student"]["training"]
+    file = str(finished / "student" / "model.keras")
+    content["stages"] = {
+        "net": {"kind": "load", "file": file},
+        "slim": {
+            "kind": "prune_channels",
+            "from": "net",
+            "ratio": 0.5,
+            "round_to": 4,
+            "importance": {"name": "l1", "reduction": "max", "normalize": "none"},
+            "training": training,
+        },
+        "slimmer": {**CUT, "from": "slim", "training": training},
+    }
+    for key in ("baseline", "flagship", "keep"):
+        content.pop(key, None)
+    text = pipeline.preview(parse_recipe(content), tmp_path / "run")
+    assert "16 -> " in text and "MACs" in text
+    assert "what it cuts can be told once slim is done" in text
+    assert not (tmp_path / "run" / "net").exists()
+
+
+def test_random_channels_are_drawn_by_the_seed(finished):
+    content = yaml.safe_load(RECIPE)
+    cut = {**CUT, "from": "student", "importance": "random"}
+    cut["training"] = content["stages"]["student"]["training"]
+    removed = []
+    for seed in (1, 1, 2):
+        content["stages"]["slim"] = {**cut, "seed": seed}
+        run = pipeline.Run(parse_recipe(content), finished)
+        (node,) = (node for node in run.nodes if node.name == "slim")
+        removed.append(set(stages.PLANS[node.kind](run, node).removed.tolist()))
+    assert removed[0] == removed[1] != removed[2]
+
+
+def test_slimming_pulls_factors_to_zero_and_leaves_no_penalty(tmp_path):
+    content = yaml.safe_load(RECIPE)
+    training = {**content["stages"]["alone"]["training"], "epochs": 3}
+    training["learning_rate"] = 0.02
+    net = {
+        "kind": "train",
+        "model": {"name": "resnet", "depth": 8, "filters": [4, 4, 4]},
+    }
+    content["stages"] = {
+        "plain": {**net, "training": training},
+        "slimmed": {**net, "training": {**training, "slimming": 0.05}},
+    }
+    for key in ("baseline", "flagship", "keep"):
+        content.pop(key, None)
+    pipeline.run(parse_recipe(content), tmp_path)
+    sizes = {}
+    for name in ("plain", "slimmed"):
+        model = load_model(tmp_path / name / "model.keras")
+        assert not model.losses
+        gammas = [w.numpy() for w in model.weights if "gamma" in w.name]
+        sizes[name] = np.mean(np.abs(np.concatenate(gammas)))
+    assert sizes["slimmed"] < sizes["plain"] - 0.05
+    settings = json.loads((tmp_path / "plain/record.json").read_text())["settings"]
+    assert "slimming" not in settings["training"]
+    content["stages"]["slim"] = {**CUT, "from": "slimmed", "ratio": 0.25}
+    content["stages"]["slim"]["training"] = {**training, "slimming": 0.05}
+    with pytest.raises(ValueError, match="slim.training.slimming: expected in a train"):
+        pipeline.run(parse_recipe(content), tmp_path)
 
 
 def test_a_stages_layers_can_be_trained_from_the_start(finished):

@@ -66,6 +66,16 @@ class Training(Settings):
     precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
     augment: Augment | None = None
     images: Literal["train", "train+validation"] = "train"
+    # Network Slimming: the weight of the L1 norm of batch normalization's factors.
+    slimming: Positive | None = None
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_slimming(self, serialize):
+        # It came later: what was trained before it stays done.
+        found = serialize(self)
+        if self.slimming is None:
+            found.pop("slimming", None)
+        return found
 
     @pydantic.model_validator(mode="after")
     def _chooses_on_unseen(self):
@@ -106,6 +116,28 @@ class Model(pydantic.BaseModel):
 
     def parents(self):
         return names(self.like)
+
+
+class Importance(Settings):
+    """By what channels are ranked, with how the layers' scores become one."""
+
+    name: str
+    reduction: Literal["mean", "max", "sum"] | None = None
+    normalize: Literal["mean", "max", "none"] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _has_scores(self):
+        if self.name == "random" and (self.reduction or self.normalize):
+            raise ValueError(
+                "random channels have no scores of layers: expected neither "
+                "`reduction` nor `normalize`"
+            )
+        return self
+
+    @property
+    def options(self):
+        """What its function takes beside a group and evidence."""
+        return self.model_dump(exclude={"name"}, exclude_none=True)
 
 
 class StageSettings(Settings):

@@ -7,6 +7,7 @@ import pydantic
 from kdprune.config.settings import (
     Augment,
     Count,
+    Importance,
     Model,
     Name,
     Names,
@@ -149,7 +150,7 @@ class PruneChannels(Taught):
     target_parameters: Count | None = None
     target_bytes: Count | None = None
     threshold: Positive | None = None
-    importance: str = "l2"
+    importance: str | Importance = "l2"
     scope: Literal["global", "local"] = "global"
     sensitivity: Name | None = None
     round_to: Count = 8
@@ -163,6 +164,11 @@ class PruneChannels(Taught):
             raise ValueError(
                 f"expected one of {', '.join(_TARGETS)}, got "
                 f"{', '.join(self.target()) or 'none'}"
+            )
+        if self.threshold and self.steps > 1:
+            raise ValueError(
+                "`threshold` says at once which channels go: expected steps: 1, got "
+                f"{self.steps}"
             )
         if self.sensitivity and (self.scope == "local" or self.threshold):
             raise ValueError(
@@ -200,7 +206,7 @@ class Sensitivity(StageSettings):
     kind: Literal["sensitivity"]
     from_: Name = pydantic.Field(alias="from")
     ratios: tuple[Ratio, ...] = pydantic.Field(default=(0.25, 0.5, 0.75), min_length=1)
-    importance: str = "l2"
+    importance: str | Importance = "l2"
     round_to: Count = 8
     ignore: tuple[str, ...] = ()
 

@@ -31,13 +31,14 @@ class Distiller(keras.Model):
         teacher: A trained `keras.Model`; logits out. Several, in a list, teach by
             the mean of their logits. None if every batch brings the logits.
         losses: What the student learns from the teacher: names, dicts or `SoftLoss`
-            objects, each once; "kl" unless said. Losses of features need layer
+            objects, each once; "kl" if None or empty. Losses of features need layer
             graphs and one teacher.
 
     Raises:
         ValueError: If teacher and student differ in classes or images, share
-            weights, or give probabilities; if a loss is not known, or needs a
-            teacher or layers that are not there.
+            weights or layers that are yet to be built, or give probabilities; if a
+            loss is not valid, or needs a teacher or layers that are not there. What
+            only the first batch shows of models without a graph is said in `fit`.
 
     Example:
         >>> distiller = Distiller(student, teacher)
@@ -170,7 +171,10 @@ class Distiller(keras.Model):
         soft_weight = self._soft_weight.at(step)
         with tf.GradientTape() as tape:
             logits, *features = _as_list(self._tapped_student(images, training=True))
-            logits = self._logits(logits, [self.student])
+            logits = _checked_logits(logits)
+            for teacher in self.teachers:
+                # A model without a graph has its weights only now.
+                _check_apart(teacher, self.student)
             terms = self._soft_terms(labels, teaching, (logits, features), step)
             soft = tf.add_n(list(terms.values()))
             hard = known * cross_entropy(
@@ -189,23 +193,25 @@ class Distiller(keras.Model):
         self._record("hard_loss", hard, labelled)
         for name, term in terms.items() if len(terms) > 1 else ():
             self._record(f"{name}_loss", _mean(term, sample_weight), count)
-        # No metric is asked of a label that is missing.
-        rows = tf.where(labels >= 0)[:, 0]
-        shown = [labels, logits, sample_weight]
-        shown = [
-            None if values is None else tf.gather(values, rows) for values in shown
-        ]
+        shown = _labelled(labels, logits, sample_weight)
         self.compiled_metrics.update_state(*shown)
         return {metric.name: metric.result() for metric in self.metrics}
 
     def test_step(self, data):
-        """Evaluates the student on labels alone: "loss" is the hard loss."""
+        """Evaluates the student on labels alone: "loss" is the hard loss.
+
+        Images whose label is missing are left out.
+        """
         images, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if isinstance(labels, tuple):
             labels, _ = labels
+        if labels is None:
+            raise ValueError("an evaluation needs labels. Received: images alone")
+        labels = _flat(tf.cast(labels, tf.int32))
         logits = self.student(images, training=False)
+        labels, logits, sample_weight = _labelled(labels, logits, sample_weight)
         hard = cross_entropy(labels, logits)
-        count = tf.cast(tf.shape(images)[0], tf.float32)
+        count = tf.cast(tf.size(labels), tf.float32)
         self._record("loss", _mean(hard, sample_weight), count)
         self.compiled_metrics.update_state(labels, logits, sample_weight)
         only_training = set(self._loss_means) - {"loss"}
@@ -223,7 +229,7 @@ class Distiller(keras.Model):
         """Labels, -1 where there is none, and the teacher's `(logits, features)`."""
         if isinstance(targets, tuple):
             labels, logits = targets
-            stored = self._logits(logits, [])
+            stored = _checked_logits(logits)
             if self._tapped_teacher is None:
                 return _flat(tf.cast(labels, tf.int32)), (stored, [])
             raise ValueError(
@@ -246,12 +252,15 @@ class Distiller(keras.Model):
         if self._tapped_teacher is not None:
             logits, *features = self._tapped_teacher(images, training=False)
             logits, features = tf.nest.map_structure(
-                tf.stop_gradient, (tf.cast(logits, tf.float32), features)
+                tf.stop_gradient, (_checked_logits(logits), features)
             )
             return labels, (logits, features)
-        outputs = [_one(model(images, training=False)) for model in self.teachers]
-        mean = tf.add_n(_float32(outputs)) / len(outputs)
-        return labels, (tf.stop_gradient(self._logits(mean, self.teachers)), [])
+        outputs = [
+            _checked_logits(_as_list(model(images, training=False))[0])
+            for model in self.teachers
+        ]
+        mean = tf.add_n(outputs) / len(outputs)
+        return labels, (tf.stop_gradient(mean), [])
 
     def _soft_terms(self, labels, teaching, student, step):
         """Each soft loss by its name, times its weight, per example."""
@@ -268,17 +277,6 @@ class Distiller(keras.Model):
             terms[loss.name] = loss.weight * value
         return terms
 
-    def _logits(self, values, models):
-        """Checks what no graph shows: that stored or hidden outputs are logits."""
-        values = tf.cast(values, tf.float32)
-        if models and all(model._is_graph_network for model in models):
-            return values
-        ones = tf.abs(tf.reduce_sum(values, axis=1) - 1.0) < 1e-2
-        probabilities = tf.reduce_all(ones) & tf.reduce_all(values >= 0.0)
-        check = tf.debugging.Assert(~probabilities, [_PROBABILITIES])
-        with tf.control_dependencies([check] if check is not None else []):
-            return tf.identity(values)
-
 
 def _check_pair(teacher, student):
     # A subclassed model has no shape before its first call; the loss checks then.
@@ -293,19 +291,44 @@ def _check_pair(teacher, student):
                 f"teacher and student must have the same {what}. Received: a teacher "
                 f"of {first} and a student of {second}; train a teacher on this data."
             )
-    shared = {id(variable) for variable in teacher.variables}
-    for layer in student.submodules:
-        for variable in getattr(layer, "variables", ()):
-            if id(variable) in shared:
-                raise ValueError(
-                    "teacher and student must not share weights, or the teacher "
-                    f"changes as it teaches. Received: both have {variable.name!r}; "
-                    "copy the teacher (keras.models.clone_model, set_weights)."
-                )
+    _check_apart(teacher, student)
+
+
+def _check_apart(teacher, student):
+    """Refuses weights that both have, and layers whose weights are yet to come."""
+    parts, weights = _parts(teacher), _weights(teacher)
+    shared = [
+        f"the layer {part.name!r}"
+        for key, part in _parts(student).items()
+        if key in parts and not part.built
+    ]
+    shared += [repr(w.name) for key, w in _weights(student).items() if key in weights]
+    if shared:
+        raise ValueError(
+            "teacher and student must not share weights, or the teacher changes as it "
+            f"teaches. Received: both have {shared[0]}; copy the teacher "
+            "(keras.models.clone_model, set_weights)."
+        )
+
+
+def _parts(model):
+    """A model and the layers in it, by identity."""
+    parts = (model, *model.submodules)
+    return {id(part): part for part in parts if isinstance(part, keras.layers.Layer)}
+
+
+def _weights(model):
+    """All variables of a model, by identity; a model that is not built has none."""
+    return {
+        id(variable): variable
+        for part in _parts(model).values()
+        if part.built or not isinstance(part, keras.Model)
+        for variable in part.variables
+    }
 
 
 def _check_logits_out(model):
-    if getattr(model, "_is_graph_network", False) and ends_in_softmax(model):
+    if ends_in_softmax(model):
         raise ValueError(_without_softmax(f"model {model.name!r}"))
 
 
@@ -319,22 +342,30 @@ def _without_softmax(who):
 def _layers_of(loss, teacher, student):
     """Names of the teacher's and of the student's layers that a loss compares."""
     given = loss.teacher_layers, loss.student_layers
-    if None not in given:
-        return given
-    if given != (None, None):
-        raise ValueError(
-            f"{loss.name}: expected both teacher_layers and student_layers, or "
-            "neither. Received: only one of them"
-        )
-    return match_taps(teacher, student)
+    return match_taps(teacher, student) if None in given else given
 
 
 def _as_list(outputs):
     return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
 
 
-def _one(output):
-    return output[0] if isinstance(output, list | tuple) else output
+def _checked_logits(values):
+    """In float32, checked for what no graph shows: that they are no probabilities."""
+    values = tf.cast(values, tf.float32)
+    ones = tf.abs(tf.reduce_sum(values, axis=1) - 1.0) < 1e-2
+    probabilities = tf.reduce_all(ones) & tf.reduce_all(values >= 0.0)
+    # The logits of a single example may add up to 1 by chance.
+    probabilities &= tf.shape(values)[0] > 1
+    check = tf.debugging.Assert(~probabilities, [_PROBABILITIES])
+    with tf.control_dependencies([check] if check is not None else []):
+        return tf.identity(values)
+
+
+def _labelled(labels, logits, sample_weight):
+    """These, of the examples whose label is not missing: metrics see no others."""
+    rows = tf.where(labels >= 0)[:, 0]
+    given = labels, logits, sample_weight
+    return [None if values is None else tf.gather(values, rows) for values in given]
 
 
 def _flat(values):
@@ -342,9 +373,11 @@ def _flat(values):
 
 
 def _mean(values, weight):
-    if weight is None:
-        return tf.reduce_mean(values)
-    return tf.reduce_mean(values * tf.cast(_flat(weight), values.dtype))
+    """The mean over the batch; zero of an empty one, as a replica's last may be."""
+    if weight is not None:
+        values *= tf.cast(_flat(weight), values.dtype)
+    count = tf.cast(tf.size(values), values.dtype)
+    return tf.math.divide_no_nan(tf.reduce_sum(values), count)
 
 
 def _float32(values):

@@ -5,10 +5,13 @@ apply them to lists of tapped maps, and own what has to be learned for that.
 """
 
 import functools
+import math
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
+
+from kdprune.distill.losses import check_weights
 
 # Vectors shorter than this have no direction. Their gradient is zero, where that
 # of `x / |x|` would be infinite.
@@ -99,7 +102,11 @@ def relational_loss(teacher, student, distance_weight=1.0, angle_weight=2.0):
 
     Returns:
         The batch's loss once for each example, float32, shape `(batch,)`.
+
+    Raises:
+        ValueError: If a weight is negative or not finite, or both are 0.
     """
+    check_weights(distance_weight=distance_weight, angle_weight=angle_weight)
     teacher_distances, teacher_cosines = _relations(_float32(teacher))
     student_distances, student_cosines = _relations(_float32(student))
     count = tf.shape(student)[0]
@@ -131,7 +138,7 @@ def info_nce_loss(teacher, student, temperature=0.1):
     Args:
         teacher: Embeddings, shape `(batch, width)`.
         student: Embeddings, same shape.
-        temperature: Divides the cosines; above 0.
+        temperature: Divides the cosines; finite and above 0.
 
     Returns:
         Loss per example in nats, float32, shape `(batch,)`; `log(batch)` by chance.
@@ -139,8 +146,7 @@ def info_nce_loss(teacher, student, temperature=0.1):
     Raises:
         ValueError: If `temperature` is not positive.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0. Received: {temperature}")
+    _check_temperature(temperature)
     teacher, student = _unit(_float32(teacher)), _unit(_float32(student))
     scores = tf.matmul(student, teacher, transpose_b=True) / temperature
     return -tf.linalg.diag_part(tf.nn.log_softmax(scores))
@@ -180,6 +186,10 @@ class FeatureLoss(keras.layers.Layer):
 
     # Relations between examples are read off the last features only.
     last_only = False
+
+    @staticmethod
+    def check():
+        """Raises `ValueError` for arguments out of range, before anything is made."""
 
     def __init__(self, teacher_shapes, student_shapes, name=None):
         super().__init__(name=name, dtype="float32")
@@ -244,6 +254,9 @@ class RelationalLoss(FeatureLoss):
     """`relational_loss` of the last pair of maps, averaged over positions.
 
     Nothing is learned. Takes the function's weights besides the shapes.
+
+    Raises:
+        ValueError: As `relational_loss`, besides the errors of `FeatureLoss`.
     """
 
     last_only = True
@@ -256,8 +269,13 @@ class RelationalLoss(FeatureLoss):
         angle_weight=2.0,
         name=None,
     ):
+        self.check(distance_weight, angle_weight)
         super().__init__(teacher_shapes, student_shapes, name)
         self._weights = distance_weight, angle_weight
+
+    @staticmethod
+    def check(distance_weight=1.0, angle_weight=2.0):
+        check_weights(distance_weight=distance_weight, angle_weight=angle_weight)
 
     def _pair_loss(self, index, teacher, student):
         teacher, student = _embedding(teacher), _embedding(student)
@@ -269,13 +287,21 @@ class ContrastiveLoss(FeatureLoss):
 
     A learned linear head for each network maps its features to 128 values
     (CRD, section 4). Takes the function's temperature besides the shapes.
+
+    Raises:
+        ValueError: As `info_nce_loss`, besides the errors of `FeatureLoss`.
     """
 
     last_only = True
 
     def __init__(self, teacher_shapes, student_shapes, temperature=0.1, name=None):
+        self.check(temperature)
         super().__init__(teacher_shapes, student_shapes, name)
         self._temperature = temperature
+
+    @staticmethod
+    def check(temperature=0.1):
+        _check_temperature(temperature)
 
     def _prepare(self, pairs):
         ((teacher, student),) = pairs
@@ -294,6 +320,13 @@ FEATURE_LOSSES = {
     "relational": RelationalLoss,
     "contrastive": ContrastiveLoss,
 }
+
+
+def _check_temperature(temperature):
+    if not 0 < temperature < math.inf:
+        raise ValueError(
+            f"temperature must be a finite number above 0. Received: {temperature}"
+        )
 
 
 def _checked(teacher_shapes, student_shapes):

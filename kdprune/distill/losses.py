@@ -76,6 +76,10 @@ def contrastive_loss(teacher_logits, student_logits, temperature=1.0):
     It rewards confidence in what the teacher favours, and does not replace
     `soft_cross_entropy`.
 
+    Source: the articles whose demo `configs/article.yaml` follows. It is not the
+    contrastive loss of Tian et al., 2020, https://arxiv.org/abs/1910.10699, to which
+    `distill.features.info_nce_loss` is near.
+
     Arguments, result and errors are those of `distillation_loss`.
     """
     teacher, student, temperature = _checked(
@@ -89,6 +93,9 @@ def articles_loss(
     teacher_logits, student_logits, temperature=1.0, contrastive_weight=1.0
 ):
     """Adds the articles' two terms: `L_CE + contrastive_weight * L_contrastive`.
+
+    Source: the articles whose demo `configs/article.yaml` follows. The terms are
+    `soft_cross_entropy` and `contrastive_loss`, which says what there is to know.
 
     Args:
         teacher_logits: Unnormalised scores, shape `(batch, classes)`.
@@ -104,7 +111,7 @@ def articles_loss(
         ValueError: If `temperature` is not positive, the weight is negative, or the
             shapes differ.
     """
-    _check_weights(cross_entropy_weight=1.0, contrastive_weight=contrastive_weight)
+    check_weights(cross_entropy_weight=1.0, contrastive_weight=contrastive_weight)
     logits = teacher_logits, student_logits, temperature
     return soft_cross_entropy(*logits) + contrastive_weight * contrastive_loss(*logits)
 
@@ -141,7 +148,7 @@ def dkd_loss(
         ValueError: If `temperature` is not positive, a weight is negative or both
             are 0, or the shapes do not fit.
     """
-    _check_weights(alpha=alpha, beta=beta)
+    check_weights(alpha=alpha, beta=beta)
     teacher, student, temperature = _checked(
         teacher_logits, student_logits, temperature
     )
@@ -187,7 +194,7 @@ def dist_loss(teacher_logits, student_logits, temperature=1.0, beta=1.0, gamma=1
         ValueError: If `temperature` is not positive, a weight is negative or both
             are 0, or the shapes differ.
     """
-    _check_weights(beta=beta, gamma=gamma)
+    check_weights(beta=beta, gamma=gamma)
     teacher, student, temperature = _checked(
         teacher_logits, student_logits, temperature
     )
@@ -230,11 +237,13 @@ def standardized_loss(teacher_logits, student_logits, temperature=2.0):
     return temperature**2 * _divergence(scale * teacher, scale * student)
 
 
-# What a recipe calls them. `dkd` takes the labels as well.
+# What a recipe calls them. `dkd` takes the labels as well. The articles' contrastive
+# term goes by their name, since `contrastive` compares features.
 LOGIT_LOSSES = {
     "kl": distillation_loss,
     "cross_entropy": soft_cross_entropy,
     "articles": articles_loss,
+    "articles_contrastive": contrastive_loss,
     "dkd": dkd_loss,
     "dist": dist_loss,
     "standardized": standardized_loss,
@@ -273,7 +282,8 @@ def _checked(teacher_logits, student_logits, temperature):
     return teacher, student, temperature
 
 
-def _check_weights(**weights):
+def check_weights(**weights):
+    """Raises `ValueError` unless weights are finite, at least 0 and not all 0."""
     for name, weight in weights.items():
         if not 0 <= weight < math.inf:
             raise ValueError(

@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import math
+import numbers
 
 import tensorflow as tf
 
@@ -17,15 +19,16 @@ class SoftLoss:
 
     Attributes:
         name: One of `SOFT_LOSSES`; of the teacher's logits or of its features.
-        weight: Its weight, above 0.
+        weight: Its weight, finite and above 0.
         teacher_layers: For features, names of the teacher's layers to compare; None
             for the last feature map of each resolution.
         student_layers: The student's, one for each of the teacher's.
-        arguments: More arguments of the loss, such as `{"alpha": 1, "beta": 8}` of
-            "dkd"; a `temperature` here is this loss's own.
+        arguments: More arguments of the loss, numbers such as `{"alpha": 1, "beta":
+            8}` of "dkd"; a `temperature` here is this loss's own.
 
     Raises:
-        ValueError: If the name, the weight or an argument is none that there is.
+        ValueError: If the name or an argument is none that there is, a value is out
+            of its range, or the layers are not named in pairs.
     """
 
     name: str = "kl"
@@ -40,7 +43,7 @@ class SoftLoss:
                 f"a soft loss must be one of {', '.join(SOFT_LOSSES)}. Received: "
                 f"{self.name!r}"
             )
-        if not self.weight > 0:
+        if not 0 < self.weight < math.inf:
             raise ValueError(
                 f"the weight of {self.name} must be above 0. Received: {self.weight}; "
                 "leave the loss out instead"
@@ -57,6 +60,40 @@ class SoftLoss:
             raise ValueError(
                 f"{self.name}: unknown argument {unknown[0]!r}; it {takes}"
             )
+        self._check_layers()
+        self._check_arguments()
+
+    def _check_layers(self):
+        given = self.teacher_layers, self.student_layers
+        if given == (None, None):
+            return
+        if None in given:
+            raise ValueError(
+                f"{self.name}: expected both teacher_layers and student_layers, or "
+                "neither. Received: only one of them"
+            )
+        counts = [len(names) for names in given]
+        if counts[0] != counts[1] or not counts[0]:
+            raise ValueError(
+                f"{self.name}: expected a layer of the student for each of the "
+                f"teacher's, at least one. Received: {counts[0]} of the teacher, "
+                f"{counts[1]} of the student"
+            )
+
+    def _check_arguments(self):
+        for key, value in self.arguments.items():
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise ValueError(
+                    f"{self.name}: {key} must be a number. Received: {value!r}"
+                )
+        try:
+            if self.of_features:
+                FEATURE_LOSSES[self.name].check(**self.arguments)
+            else:
+                # A loss of logits is tried on one example, and checks them itself.
+                self.of_logits([0], [[0.0, 1.0]], [[0.0, 1.0]], temperature=1.0)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
 
     @property
     def of_features(self):
@@ -103,7 +140,11 @@ class Schedule:
         self.points = ((0.0, value),) if constant else tuple(map(tuple, value))
         self.steps = steps
         shares = [point[0] for point in self.points]
-        if shares != sorted(shares) or not 0 <= shares[0] <= shares[-1] <= 1:
+        if (
+            not shares
+            or shares != sorted(shares)
+            or not 0 <= shares[0] <= shares[-1] <= 1
+        ):
             raise ValueError(
                 f"{name} must be a number or points (share of training, value), the "
                 f"shares rising within [0, 1]. Received: {value}"
@@ -139,10 +180,17 @@ class Schedule:
 
 
 def as_soft_losses(losses):
-    """`SoftLoss` objects of names, dicts or `SoftLoss` objects; "kl" if there are none.
+    """`SoftLoss` objects of names, dicts or `SoftLoss` objects.
+
+    Args:
+        losses: What is named; None or an empty list is "kl", as in a recipe that
+            names none. To learn from labels alone, `soft_weight=0` leaves all out.
+
+    Returns:
+        Tuple of `SoftLoss`, at least one.
 
     Raises:
-        ValueError: If there is a loss twice, or one that is not known.
+        ValueError: If there is a loss twice, or one that is not valid.
     """
     found = [_as_soft_loss(loss) for loss in losses or ("kl",)]
     names = [loss.name for loss in found]

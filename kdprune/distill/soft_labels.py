@@ -9,14 +9,19 @@ import time
 
 import numpy as np
 
-_KEY = "store.json"
+_STORE = "store.json"
+# Parts of a layer's config that change no logits: how weights were drawn and learned,
+# and what Keras calls things. The precision is told apart from the rest.
+_NO_LOGITS = ("name", "trainable", "dtype", "module", "registered_name", "build_config")
+_NO_LOGITS_ENDINGS = ("_initializer", "_regularizer", "_constraint")
 
 
 def store_key(teachers, split, *, augment=None, seed=0):
     """Names all that determines the logits of a store.
 
     Args:
-        teachers: The `keras.Model` objects whose logits are averaged.
+        teachers: The `keras.Model` objects whose logits are averaged, each in the
+            precision it will compute in (`models.precision.cast_model`).
         split: The images, `data.Split`.
         augment: The augmentation of the views, a dict, or None.
         seed: Its seed.
@@ -24,12 +29,15 @@ def store_key(teachers, split, *, augment=None, seed=0):
     Returns:
         JSON-able dict, for `write_soft_labels` and `load_soft_labels`.
     """
-    weights = hashlib.sha256()
+    content, precisions = hashlib.sha256(), set()
     for teacher in teachers:
+        content.update(_architecture(teacher).encode())
         for value in teacher.get_weights():
-            weights.update(np.ascontiguousarray(value).tobytes())
+            content.update(np.ascontiguousarray(value).tobytes())
+        precisions |= {layer.compute_dtype for layer in teacher._flatten_layers()}
     return {
-        "teacher": weights.hexdigest(),
+        "teacher": content.hexdigest(),
+        "precision": sorted(precisions - {None}),
         "images": hashlib.sha256(np.ascontiguousarray(split.images)).hexdigest(),
         "augmentation": augment,
         "seed": seed,
@@ -48,22 +56,25 @@ def write_soft_labels(teachers, read_view, folder, *, views, key):
             images in their own order (`data.batches.view_batches`). One view
             without augmentation is the articles' `teacher.predict`.
         folder: `pathlib.Path` of the store.
-        views: Number K of views. In epoch e a student sees view e mod K.
+        views: Number K of views, at least 1; more than there are add to a store. In
+            epoch e a student sees view e mod K.
         key: What the logits depend on: `store_key` of teachers and images.
 
     Raises:
-        ValueError: If the folder holds the store of another key, or the teachers
-            give no logits that half precision can hold.
+        ValueError: If there is no view to store, the folder holds the store of
+            another key, or the teachers give no logits that half precision can hold.
         OSError: If a view can't be written; those before it are kept.
     """
     teachers = list(teachers) if isinstance(teachers, list | tuple) else [teachers]
+    if views < 1:
+        raise ValueError(f"views must be at least 1. Received: {views}")
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / _KEY).exists():
-        _check_key(folder, key)
-    else:
-        _write(folder / _KEY, json.dumps(key).encode())
-    for view in range(views):
-        path = folder / f"view-{view:03d}.npy"
+    found = _read_store(folder)
+    if found:
+        _check_key(folder, found, key)
+    if found.get("views") != views:
+        _write(folder / _STORE, json.dumps({**found, **key, "views": views}).encode())
+    for view, path in enumerate(_paths(folder, views)):
         if path.exists():
             continue
         started = time.perf_counter()
@@ -89,14 +100,23 @@ def load_soft_labels(folder, key=None):
         One array per view, `(images, classes)`, float16.
 
     Raises:
-        ValueError: If there is no store, if it is of another teacher, of other
-            images, another augmentation or seed, or if a view is cut short.
+        ValueError: If there is no store, if it is of another teacher or precision,
+            of other images, another augmentation or seed, or if a view is missing or
+            cut short.
     """
-    paths = sorted(folder.glob("view-*.npy"))
-    if not paths:
-        raise ValueError(f"expected soft labels (view-000.npy, …) in {folder}: none.")
+    found = _read_store(folder)
+    if not found:
+        raise ValueError(f"expected soft labels ({_STORE}, …) in {folder}: none.")
     if key is not None:
-        _check_key(folder, key)
+        _check_key(folder, found, key)
+    paths = _paths(folder, found["views"])
+    # Views are told by their place: with one missing, the next would take it.
+    there = sum(path.exists() for path in paths)
+    if there < len(paths):
+        raise ValueError(
+            f"{folder}: expected {len(paths)} views of soft labels, got {there}; build "
+            "the store again, which goes on with those that are missing"
+        )
     views = [_open(path) for path in paths]
     shapes = {view.shape for view in views}
     if len(shapes) > 1:
@@ -105,6 +125,47 @@ def load_soft_labels(folder, key=None):
             "folder and store them again"
         )
     return views
+
+
+def _architecture(model):
+    """Tells, as text, how a model computes logits from its weights.
+
+    Layers go by their numbers, since their names count up within a process: a model
+    that is built twice is the same.
+    """
+    try:
+        config = json.loads(model.to_json())["config"]
+    except (NotImplementedError, TypeError, ValueError):
+        config = {}  # A subclassed model may have none that can be written.
+    kind = type(model).__qualname__
+    return json.dumps([kind, _without_names(config, {})], sort_keys=True)
+
+
+def _without_names(config, numbers):
+    """A part of a config; `numbers` are those of the layers around it, by name."""
+    if isinstance(config, dict):
+        inner = config.get("layers")
+        if isinstance(inner, list) and all(map(_is_layer, inner)):
+            found = [layer["config"].get("name") for layer in inner]
+            numbers = {name: number for number, name in enumerate(found)}
+        return {
+            key: _without_names(value, numbers)
+            for key, value in config.items()
+            if key not in _NO_LOGITS and not key.endswith(_NO_LOGITS_ENDINGS)
+        }
+    if isinstance(config, list):
+        # What a layer is called with stands in lists, and other names do not.
+        return [
+            numbers.get(value, value)
+            if isinstance(value, str)
+            else _without_names(value, numbers)
+            for value in config
+        ]
+    return config
+
+
+def _is_layer(config):
+    return isinstance(config, dict) and isinstance(config.get("config"), dict)
 
 
 def _mean_logits(teachers, batches):
@@ -167,15 +228,34 @@ def _open(path):
     return view
 
 
-def _check_key(folder, key):
-    path = folder / _KEY
-    found = json.loads(path.read_text()) if path.exists() else {}
+def _paths(folder, views):
+    return [folder / f"view-{view:03d}.npy" for view in range(views)]
+
+
+def _read_store(folder):
+    """What a store says of itself; empty if there is none."""
+    path = folder / _STORE
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found["views"], int):
+            raise TypeError("views")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected the number of views of soft labels, got a file without "
+            "it; remove the folder and store them again"
+        ) from error
+    return found
+
+
+def _check_key(folder, found, key):
     # As JSON has them, where a tuple is a list.
     key = json.loads(json.dumps(key))
     differing = [name for name in key if found.get(name) != key[name]]
     if differing:
         raise ValueError(
-            f"{folder}: expected soft labels of the same teacher, images, augmentation "
-            f"and seed, got those of another {' and '.join(differing)}; use another "
-            "folder, or remove this one"
+            f"{folder}: expected soft labels of the same teacher, precision, images, "
+            f"augmentation and seed, got those of another {' and '.join(differing)}; "
+            "use another folder, or remove this one"
         )

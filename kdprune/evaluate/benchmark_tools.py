@@ -119,6 +119,19 @@ def phone_commands(
     )
 
 
+def check_phone_files(paths):
+    """Raises an error for files that can't be timed on one phone.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a file is no `.tflite`, or two have one name.
+    """
+    for path in paths:
+        read_tflite(path)
+    if len({Path(path).name for path in paths}) < len(paths):
+        raise ValueError("files on one phone need different names; rename one of them")
+
+
 def phone_is_there():
     """Whether `adb` is installed and reaches a phone."""
     if shutil.which("adb") is None:
@@ -155,10 +168,7 @@ def run_on_phone(paths, resolvers=("xnnpack",), **options):
         FileNotFoundError: If there is no such file.
         ValueError: If a file is no `.tflite`, or the phone does not run it.
     """
-    for path in paths:
-        read_tflite(path)
-    if len({Path(path).name for path in paths}) < len(paths):
-        raise ValueError("files on one phone need different names; rename one of them")
+    check_phone_files(paths)
     cases = [
         phone_commands(path, resolver=resolver, **options)
         for resolver in resolvers

@@ -55,24 +55,15 @@ def quantize_calibrated(content, dtype="int8", float_layers=(), verify=False):
     Args:
         content: What `calibrate` returned.
         dtype: "int8" or "uint8", of input and output.
-        float_layers: Names of Keras layers to leave in float, those that were
-            folded into others excepted (BatchNormalization, most ReLU).
+        float_layers: Names of Keras layers to leave in float, as
+            `check_float_layers` has found them right.
         verify: Keep each float operator beside its integer one, with a
             `NumericVerify` operator that takes both outputs: to look at, not to ship.
 
     Returns:
         The content of the file.
-
-    Raises:
-        ValueError: If a layer of `float_layers` has no operator of its own.
     """
     outputs = _tensors_by_layer(content)
-    unknown = [name for name in float_layers if name not in outputs]
-    if unknown:
-        raise ValueError(
-            "float_layers must be layers with an operator in the file: "
-            f"{', '.join(outputs)}. Received: {', '.join(unknown)}"
-        )
     return mlir_quantize(
         content,
         fully_quantize=verify,
@@ -81,6 +72,23 @@ def quantize_calibrated(content, dtype="int8", float_layers=(), verify=False):
         enable_numeric_verify=verify,
         denylisted_nodes=[tensor for name in float_layers for tensor in outputs[name]],
     )
+
+
+def check_float_layers(content, names):
+    """Raises `ValueError` for a layer that can't be left in float.
+
+    Args:
+        content: What `calibrate` returned.
+        names: Names of Keras layers; those that were folded into others
+            (BatchNormalization, most ReLU) have no operator of their own.
+    """
+    outputs = _tensors_by_layer(content)
+    unknown = [name for name in names if name not in outputs]
+    if unknown:
+        raise ValueError(
+            "float_layers must be layers with an operator in the file: "
+            f"{', '.join(outputs)}. Received: {', '.join(unknown)}"
+        )
 
 
 def layers_of(tensor):

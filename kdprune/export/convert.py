@@ -11,7 +11,12 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kdprune.export.calibration import RANGES, calibrate, quantize_calibrated
+from kdprune.export.calibration import (
+    RANGES,
+    calibrate,
+    check_float_layers,
+    quantize_calibrated,
+)
 from kdprune.export.layers import compare_layers, correct_biases
 from kdprune.models.graph import ends_in_softmax
 
@@ -80,18 +85,14 @@ def convert_tflite(
     _check_plan(dtype, aware, calibration)
     _check_choices(dtype, aware, ranges, float_layers, correct_bias)
     images = None if calibration is None else _calibration_images(model, calibration)
-    try:
-        with _quiet():
-            converter = _new_converter(model)
-            if ranges == "minmax" and not float_layers and not correct_bias:
-                _set_precision(converter, dtype, images)
-                return converter.convert()
-            calibrated = calibrate(converter, images, ranges)
-    except Exception as error:  # The converter's kinds have no common base.
-        raise ValueError(
-            f"model {model.name!r} does not convert to {dtype}: {_first_error(error)}"
-        ) from error
-    with _quiet():
+    with _converting(model, dtype):
+        converter = _new_converter(model)
+        if ranges == "minmax" and not float_layers and not correct_bias:
+            _set_precision(converter, dtype, images)
+            return converter.convert()
+        calibrated = calibrate(converter, images, ranges)
+    check_float_layers(calibrated, float_layers)
+    with _converting(model, dtype):
         content = quantize_calibrated(calibrated, dtype, float_layers)
         if correct_bias:
             verified = quantize_calibrated(calibrated, verify=True)
@@ -134,15 +135,9 @@ def layer_report(model, calibration, images=None, ranges="minmax"):
         if images is None
         else _calibration_images(model, images)[:-2]
     )
-    try:
-        with _quiet():
-            calibrated = calibrate(_new_converter(model), calibration, ranges)
-            verified = quantize_calibrated(calibrated, verify=True)
-    except Exception as error:  # The converter's kinds have no common base.
-        raise ValueError(
-            f"model {model.name!r} does not convert to int8: {_first_error(error)}"
-        ) from error
-    with _quiet():
+    with _converting(model, "int8"):
+        calibrated = calibrate(_new_converter(model), calibration, ranges)
+        verified = quantize_calibrated(calibrated, verify=True)
         return compare_layers(verified, images)
 
 
@@ -214,10 +209,11 @@ def _calibration_images(model, images):
         )
     if images.dtype == np.uint8:
         images = images.astype("float32") / np.float32(255)
-    if images.min() < 0 or images.max() > 1:
+    low, high = images.min(), images.max()
+    if not (low >= 0 and high <= 1):  # Written so that NaN is refused, too.
         raise ValueError(
-            "calibration images must be uint8, or float in [0, 1]. Received: "
-            f"{images.dtype} in [{images.min():g}, {images.max():g}]"
+            "calibration images must be uint8, or float in [0, 1]: divide pixels by "
+            f"255. Received: {images.dtype} in [{low:g}, {high:g}]"
         )
     black, white = np.zeros((1, *shape)), np.ones((1, *shape))
     return np.concatenate([images, black, white]).astype("float32")
@@ -283,6 +279,18 @@ def _check_choices(dtype, aware, ranges, float_layers, correct_bias):
             "ranges, float_layers and correct_bias are for a float model and an 8-bit "
             f"dtype. Received: a {kind} model, dtype={dtype!r}"
         )
+
+
+@contextlib.contextmanager
+def _converting(model, dtype):
+    """Keeps the converter quiet; what it raises becomes one line."""
+    try:
+        with _quiet():
+            yield
+    except Exception as error:  # The converter's kinds have no common base.
+        raise ValueError(
+            f"model {model.name!r} does not convert to {dtype}: {_first_error(error)}"
+        ) from error
 
 
 @contextlib.contextmanager

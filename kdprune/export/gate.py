@@ -1,10 +1,18 @@
 """The export gate: what a `.tflite` file has to prove before it is handed over."""
 
+import math
+
 import numpy as np
 
 from kdprune.export.inspection import float_layers_of, inspect_tflite
 
-_EIGHT_BIT = {"int8": -128, "uint8": 0}  # dtype: zero point of [0, 1] data
+# Of [0, 1] data, by type: the zero point, and the scales of input and output.
+_INTEGERS = {
+    "int8": (-128, 1 / 255, 1 / 256),
+    "uint8": (0, 1 / 255, 1 / 256),
+    # Of int16x8, whose integers are symmetric around 0.
+    "int16": (0, 1 / 32767, 1 / 32768),
+}
 _ONE_SIDED_95 = 1.6449  # Standard deviations.
 # Of `max_disagreement`, for a file that was trained as it computes.
 _STRICT = 0.4
@@ -23,10 +31,10 @@ def check_tflite(
 ):
     """Refuses a `.tflite` file that does not do what its Keras model does.
 
-    An 8-bit file must compute in integers throughout (Quantize between int8 and
-    uint8 at its ends apart, and the layers that were to stay in float) and take
-    images as bytes: input scale exactly 1/255, zero point 0 (uint8) or -128 (int8).
-    Scores, of any file, must agree with the Keras model's in the best class and must
+    A file that takes integers must compute in them throughout (Quantize between
+    int8 and uint8 at its ends apart, and the layers that were to stay in float). An
+    8-bit file must take images as bytes: input scale exactly 1/255, zero point 0
+    (uint8) or -128 (int8); an int16x8 file has 1/32767 and 0. Scores, of any file, must agree with the Keras model's in the best class and must
     not lose accuracy against it.
 
     The drop is an estimate from some images, so the gate judges a bound: it fails a
@@ -174,6 +182,21 @@ def paired_drop(keras_scores, tflite_scores, labels):
     }
 
 
+def images_to_prove(max_drop):
+    """The fewest images on which a file can be proven to lose no more than a limit.
+
+    That is `paired_drop`'s `drop_bound` where every image is classified as before,
+    turned round: of a file that classifies some otherwise, more are needed.
+
+    Args:
+        max_drop: Largest accuracy to lose, as a share of images, in (0, 1).
+
+    Returns:
+        A number of images.
+    """
+    return max(1, math.ceil(_ONE_SIDED_95 * 2**0.5 / max_drop - 2))
+
+
 def _by_chance(share, n):
     """The share that n images show at most, 19 times of 20, if it is `share` of all."""
     return share + _ONE_SIDED_95 * (share * (1 - share) / n) ** 0.5
@@ -182,7 +205,7 @@ def _by_chance(share, n):
 def _check_integers(figures, float_layers):
     """Refuses floats that were not asked for; returns the layers that are in float."""
     dtype = figures["input"]["dtype"]
-    if dtype not in _EIGHT_BIT:
+    if dtype not in _INTEGERS:
         return []
     kept, others = float_layers_of(figures, float_layers)
     if others:
@@ -190,16 +213,18 @@ def _check_integers(figures, float_layers):
         asked = f" beside {', '.join(float_layers)}" if float_layers else ""
         raise ValueError(
             f"{len(others)} op(s) of the {dtype} file work in float{asked}, first "
-            f"{op['op']} ({op['tensor']}): replace the layer by one that int8 supports"
+            f"{op['op']} ({op['tensor']}): replace the layer by one that {dtype} "
+            "supports"
         )
-    for end in ("input", "output"):
+    expected_zero, *steps = _INTEGERS[dtype]
+    for end, step in zip(("input", "output"), steps, strict=True):
         scale, zero = figures[end]["scale"], figures[end]["zero_point"]
-        expected = float(np.float32(1 / 255) if end == "input" else np.float32(1 / 256))
-        if (figures[end]["dtype"], scale, zero) != (dtype, expected, _EIGHT_BIT[dtype]):
+        expected = float(np.float32(step))
+        if (figures[end]["dtype"], scale, zero) != (dtype, expected, expected_zero):
             raise ValueError(
                 f"the file's {end} is {figures[end]['dtype']} with scale {scale} and "
                 f"zero point {zero}; expected {dtype}, {expected} and "
-                f"{_EIGHT_BIT[dtype]}: convert it by convert_tflite, with training "
-                "images in [0, 1]"
+                f"{expected_zero}: convert it by convert_tflite, with training images "
+                "in [0, 1]"
             )
     return kept

@@ -22,8 +22,10 @@ from kdprune.flatbuffer import read_model
 SCHEMA = 1
 ZERO_POINTS = {"int8": -128, "uint8": 0}
 # Optimized kernels round differently from one processor to the next. Golden scores
-# may differ by a tenth, or by twice what they differ by here.
+# may differ by a tenth, or by twice what they differ by here, but never by more than
+# half: a limit that allows any score tests nothing.
 _LEAST_KERNEL_LIMIT = 26  # Steps of 1/256.
+_MOST_KERNEL_LIMIT = 128
 _DAMAGE = (struct.error, TypeError, LookupError, AttributeError, OverflowError)
 
 
@@ -61,7 +63,8 @@ def write_kit(
     Raises:
         FileExistsError: If `folder` exists.
         ValueError: If the files are not an int8 and a uint8 `.tflite` of one image
-            classifier, or the arguments do not fit them.
+            classifier, the arguments do not fit them, or this machine's kernels
+            are too far from the reference kernels.
     """
     folder = pathlib.Path(folder)
     if folder.exists():
@@ -74,6 +77,7 @@ def write_kit(
     shape = _check_ends(ends, len(classes))
     pixels = _gather_images(shape, images)
     scores, deviation = _score(models, pixels)
+    limit = _kernel_limit(deviation)
     try:
         arena, refusal = measure_arena(int8), None
     except ValueError as error:
@@ -109,7 +113,6 @@ def write_kit(
     )
     files["MODEL_CARD.md"] = write_card(facts)
     about = {"name": name, "version": version, "classes": len(classes)}
-    limit = max(_LEAST_KERNEL_LIMIT, 2 * deviation)
     return _write_whole(folder, files, {**about, "kernel_limit": limit})
 
 
@@ -210,6 +213,18 @@ def _score(models, images):
     default = (selftest.score(content, images) for content in models.values())
     deviation = max(selftest.deviation(found, scores["int8"]) for found in default)
     return scores["int8"], deviation
+
+
+def _kernel_limit(deviation):
+    """How far the self-test lets golden scores be from the reference kernels'."""
+    if 2 * deviation > _MOST_KERNEL_LIMIT:
+        raise ValueError(
+            "expected the kernels of this machine to score golden images as the "
+            f"reference kernels do, give or take {_MOST_KERNEL_LIMIT // 2}/256. "
+            f"Received: {deviation}/256; convert the model anew with more calibration "
+            "images, or train it quantization-aware"
+        )
+    return max(_LEAST_KERNEL_LIMIT, 2 * deviation)
 
 
 def _pack_golden(images, scores):

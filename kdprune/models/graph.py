@@ -26,6 +26,11 @@ _NO_KERNELS = (
     layers.Normalization,
     layers.PReLU,
 )
+# What Keras and TensorFlow call the function.
+_SOFTMAX = ("softmax", "softmax_v2")
+# Layers and functions that leave each score what it is when the model is used.
+_SAME = (layers.Dropout, layers.Flatten, layers.Identity, layers.Reshape)
+_SAME_FUNCTIONS = ("cast", "identity", "reshape", "squeeze")
 
 
 def count_macs(model):
@@ -172,17 +177,64 @@ def _own(wrapper):
 
 
 def ends_in_softmax(model):
-    """Whether a model's output is probabilities already, wrapped or not."""
+    """Whether a model's output is probabilities already, wrapped or not.
+
+    Looks at the layers that give the (first) output, past those that only copy,
+    cast or reshape it, into models inside the model. A softmax that Python code
+    hides, in a subclassed model or a `Lambda`, is not seen.
+
+    Args:
+        model: A `keras.Model` of any kind; a Sequential one need not be built.
+    """
+    for layer in _from_output(model):
+        layer = getattr(layer, "layer", layer)  # Inside a wrapper.
+        activation = getattr(layer, "activation", None)
+        # Inside what quantization-aware training makes of it.
+        activation = getattr(activation, "activation", activation)
+        names = (_operation(layer), getattr(activation, "__name__", ""))
+        if isinstance(layer, layers.Softmax) or isinstance(activation, layers.Softmax):
+            return True
+        if any(name in _SOFTMAX for name in names):
+            return True
+        linear = isinstance(layer, layers.Activation) and names[1] == "linear"
+        if not (linear or isinstance(layer, _SAME) or names[0] in _SAME_FUNCTIONS):
+            return False
+    return False
+
+
+def _from_output(model):
+    """Yields the layers from a model's output back to where they branch."""
     if isinstance(model, keras.Sequential):
-        layer = model.layers[-1]
+        for layer in reversed(model.layers):
+            yield from _with_inner(layer, None)
+        return
+    if not getattr(model, "_is_graph_network", False):
+        yield model
+        return
+    yield from _back_from(model.outputs[0])
+
+
+def _back_from(tensor):
+    while True:
+        history = tensor._keras_history
+        yield from _with_inner(history.layer, history.tensor_index)
+        inputs = history.layer._inbound_nodes[history.node_index].keras_inputs
+        if len(inputs) != 1:
+            return
+        tensor = inputs[0]
+
+
+def _with_inner(layer, output):
+    """The layers of a model inside the model, in place of it."""
+    if not isinstance(layer, keras.Model):
+        yield layer
+    elif output and getattr(layer, "_is_graph_network", False):
+        yield from _back_from(layer.outputs[output])
     else:
-        layer = model.outputs[0]._keras_history.layer
-    if isinstance(layer, keras.Model):
-        return ends_in_softmax(layer)
-    layer = getattr(layer, "layer", layer)  # Inside a quantization wrapper.
-    activation = getattr(layer, "activation", None)
-    activation = getattr(activation, "activation", activation)
-    return (
-        isinstance(layer, keras.layers.Softmax)
-        or getattr(activation, "__name__", "") == "softmax"
-    )
+        yield from _from_output(layer)
+
+
+def _operation(layer):
+    """The name of the function of TensorFlow that a layer calls, or an empty string."""
+    function = getattr(layer, "function", None)
+    return getattr(function, "__name__", "")

@@ -21,7 +21,7 @@ from kdprune.prune.magnitude import (
 from kdprune.prune.masks import activation_masks, weight_masks
 from kdprune.prune.memory import peak_activations
 from kdprune.prune.recalibrate import recalibrate_batch_norm
-from kdprune.prune.slimming import regularize_batch_norm
+from kdprune.prune.slimming import regularize_batch_norm, release_batch_norm
 
 __all__ = [
     "BlockPlan",
@@ -42,6 +42,7 @@ __all__ = [
     "pruning_callbacks",
     "recalibrate_batch_norm",
     "regularize_batch_norm",
+    "release_batch_norm",
     "release_masks",
     "remove_blocks",
     "sensitivity",

@@ -11,6 +11,7 @@ from kdprune.models.graph import count_macs, count_parameters
 from kdprune.prune.channels.graph import ChannelGraph
 from kdprune.prune.channels.surgery import rebuild
 from kdprune.prune.inference import batches
+from kdprune.prune.memory import peak_activations
 from kdprune.prune.recalibrate import recalibrate_batch_norm
 from kdprune.prune.walk import check_model, nodes
 
@@ -65,6 +66,11 @@ class BlockPlan:
         """The parameters before and after."""
         return count_parameters(self.model), count_parameters(self.pruned)
 
+    @property
+    def memory(self):
+        """The peak of activations before and after; see `peak_activations`."""
+        return peak_activations(self.model), peak_activations(self.pruned)
+
     def apply(self):
         """Returns the smaller model."""
         return self.pruned
@@ -75,7 +81,11 @@ class BlockPlan:
             what = "removed" if place < self.count else "kept"
             size = f"{len(block.layers)} layers"
             lines.append(f"{what:>9}  {self.scores[place]:.4g}  {block.name} ({size})")
-        costs = {"MACs": self.macs, "parameters": self.parameters}
+        costs = {
+            "MACs": self.macs,
+            "parameters": self.parameters,
+            "activations at the peak": self.memory,
+        }
         for name, (before, after) in costs.items():
             lines.append(f"{before:,} -> {after:,} ({after / before:.0%}) {name}")
         return "\n".join(lines)

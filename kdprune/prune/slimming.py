@@ -32,17 +32,36 @@ def regularize_batch_norm(model, strength=1e-4):
     check_model(model)
     if not strength > 0:
         raise ValueError(f"strength must be positive. Received: {strength}")
-    found = [
-        layer
-        for layer in model._flatten_layers()
-        if type(layer) is keras.layers.BatchNormalization and layer.scale
-    ]
-    if not found:
+    if not _scaled(model):
         raise ValueError(
             "the model must have batch normalization with scale=True. Received: "
             f"{model.name!r} without"
         )
-    penalty = keras.regularizers.L1(strength)
+    return _with_penalty(model, keras.regularizers.L1(strength))
+
+
+def release_batch_norm(model):
+    """Takes away the penalty of `regularize_batch_norm`: later training has none.
+
+    Args:
+        model: A built Functional or Sequential model; left as it is.
+
+    Returns:
+        A new model of the same weights, not compiled.
+    """
+    return _with_penalty(model, None)
+
+
+def _scaled(model):
+    """The batch normalizations of a model that have factors."""
+    return [
+        layer
+        for layer in model._flatten_layers()
+        if type(layer) is keras.layers.BatchNormalization and layer.scale
+    ]
+
+
+def _with_penalty(model, penalty):
     trace = Trace((), config=lambda kept: {"gamma_regularizer": penalty})
-    followed = {id(layer): Followed(layer, layer.name, [], trace) for layer in found}
+    followed = {id(x): Followed(x, x.name, [], trace) for x in _scaled(model)}
     return rebuild(ChannelGraph(model, followed, np.empty(0, np.int64), {}), ())

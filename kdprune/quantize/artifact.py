@@ -20,6 +20,8 @@ from kdprune.models.io import load_model, save_model
 from kdprune.quantize.qat import quantize_model
 
 _BASE, _WEIGHTS, _PLAN = "base.keras", "weights.h5", "plan.json"
+# The types that post-training quantization needs calibration images for.
+_CALIBRATED = ("int8", "uint8", "int16x8")
 _FILES = {"qat": (_BASE, _WEIGHTS), "ptq": (_BASE,)}
 
 
@@ -30,7 +32,7 @@ def save_quantized(model, folder, calibration=None, conversion=None):
         model: What `quantize_model` returned (QAT), or a float model that is to be
             quantized after training (PTQ).
         folder: Where to; made if missing. Files of other names are left alone.
-        calibration: PTQ only, and needed there: JSON-able account of the
+        calibration: PTQ to integers only, and needed there: JSON-able account of the
             calibration images, such as `{"images": 500, "seed": 0}`.
         conversion: How the files are to be made: `dtypes`, names of `convert_tflite`
             (int8 and uint8 unless said), and more arguments of it.
@@ -39,15 +41,20 @@ def save_quantized(model, folder, calibration=None, conversion=None):
         The plan, as written.
 
     Raises:
-        ValueError: If `calibration` is missing for PTQ or given for QAT.
+        ValueError: If `calibration` is missing where images are needed, or given
+            where none are used: for QAT, float16 and dynamic.
     """
     origin = getattr(model, "quantized_from", None)
-    if (origin is None) == (calibration is None):
+    conversion = {"dtypes": ["int8", "uint8"], **(conversion or {})}
+    integers = bool(set(conversion["dtypes"]) & set(_CALIBRATED))
+    if (origin is None and integers) != (calibration is not None):
         raise ValueError(
             "save_quantized expects what quantize_model returned, or a float model "
-            "with calibration={'images': ..., 'seed': ...}. Received: "
+            "with calibration={'images': ..., 'seed': ...} where it is to become "
+            f"{', '.join(_CALIBRATED)}. Received: "
             f"model {model.name!r} {'without' if origin is None else 'with'} an "
-            f"origin in quantize_model, calibration={calibration}"
+            f"origin in quantize_model, calibration={calibration}, "
+            f"dtypes={conversion['dtypes']}"
         )
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +72,7 @@ def save_quantized(model, folder, calibration=None, conversion=None):
         save_model(origin.base, folder / _BASE)
         with _replacing(folder / _WEIGHTS) as path:
             model.save_weights(path, save_format="h5")
-    plan["conversion"] = {"dtypes": ["int8", "uint8"], **(conversion or {})}
+    plan["conversion"] = conversion
     plan["files"] = {name: _sha256(folder / name) for name in _FILES[plan["method"]]}
     with _replacing(folder / _PLAN) as path:
         path.write_text(json.dumps(plan, indent=2) + "\n")
@@ -107,8 +114,9 @@ def read_plan(folder):
 
     Returns:
         Dict of `method` ("qat" or "ptq"), `preserve_sparsity` and
-        `preserve_clusters` (QAT) or `calibration` (PTQ), `conversion` (`dtypes` and
-        arguments of `convert_tflite`), and `files` (name to SHA-256).
+        `preserve_clusters` (QAT) or `calibration` (PTQ; None for types that need no
+        images), `conversion` (`dtypes` and arguments of `convert_tflite`), and
+        `files` (name to SHA-256).
 
     Raises:
         FileNotFoundError: If the folder holds no finished artifact.

@@ -49,7 +49,8 @@ def meet_budget(attempts, judge, max_drop):
     An attempt is within it when the upper 95 % confidence bound of its paired
     accuracy drop is: the measured drop of a file is by chance too low as often as
     too high. That takes images: a file that classifies all of n images as its model
-    does has the bound 2.3 / n, so that half a point needs 500 of them; a file that
+    does has the bound 2.3 / n, so that half a point needs 500 of them (ask
+    `kdprune.export.images_to_prove` before trying what can't succeed); a file that
     classifies 2 % otherwise, right as often as before, needs some 2,200. Each attempt
     is another chance to pass by luck, at most one in twenty; take the accuracy that
     is reported from other images.

@@ -12,6 +12,8 @@ from kdprune.models.precision import cast_model
 
 tfmot_cluster = tfmot.clustering.keras
 _CLUSTERABLE = (keras.layers.Conv2D, keras.layers.Dense)
+# Of a kernel that counts as clustered: distinct weights, and how often each is there.
+_MOST_CLUSTERS, _REPEATED = 256, 4
 _NOT_CLUSTERABLE = (keras.layers.DepthwiseConv2D, keras.layers.Conv2DTranspose)
 
 
@@ -104,6 +106,30 @@ def count_clusters(model):
         for layer in model.layers
         if _is_clusterable(layer)
     }
+
+
+def clustered_layers(model):
+    """The layers whose kernels have been clustered, as their weights tell.
+
+    A kernel that was only trained has as many distinct weights as weights; one that
+    was clustered has at most 256 (what a recipe allows), each of them many times.
+    Zeros say nothing, since pruning makes as many. Small kernels say nothing either,
+    nor do those of one value, such as a filter that averages.
+
+    Args:
+        model: A `tf_keras` model, not wrapped.
+
+    Returns:
+        Names of Conv2D and Dense layers, in the model's order.
+    """
+    found = []
+    for layer in filter(_is_clusterable, model.layers):
+        kernel = layer.kernel.numpy()
+        weights = kernel[kernel != 0]
+        distinct = len(np.unique(weights))
+        if 2 <= distinct <= _MOST_CLUSTERS and weights.size >= _REPEATED * distinct:
+            found.append(layer.name)
+    return found
 
 
 def _is_clusterable(layer):

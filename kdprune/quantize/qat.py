@@ -18,11 +18,14 @@ from tensorflow_model_optimization.python.core.quantization.keras.default_8bit i
 
 from kdprune.models.precision import cast_model
 from kdprune.quantize.fold import find_obstacles
-from kdprune.quantize.schemes import new_scheme
+from kdprune.quantize.schemes import average_centroid_gradients, new_scheme
 
 tfmot_quantize = tfmot.quantization.keras
 
-_USE_PTQ = "replace it, or quantize after training: convert_tflite(..., calibration=)"
+_USE_PTQ = (
+    "replace it, or quantize after training: convert_tflite(..., calibration=), in a "
+    "recipe method: ptq"
+)
 _FIXES = {
     "BatchNormalization": "put it directly after its convolution or dense layer and "
     "before the activation, with nothing else reading that layer",
@@ -77,7 +80,8 @@ def quantize_model(
             shape `(n, height, width, channels)`; None keeps TFMOT's start.
         preserve_clusters: Keep each kernel's number of distinct weights (CQAT),
             for what `strip_clustering` returned; kernels of more than 1,024
-            distinct weights are taken for not clustered. The centroids are trained.
+            distinct weights are taken for not clustered. The centroids are trained,
+            each by the mean of its weights' gradients.
             Call `calibrate_ranges` when training is over, which puts the last ones
             into the kernels.
 
@@ -103,6 +107,8 @@ def quantize_model(
             layer.quantizer = tfmot_quantize.quantizers.FixedQuantizer(
                 num_bits=8, init_min=0.0, init_max=1.0, narrow_range=False
             )
+        if isinstance(layer, tfmot_quantize.QuantizeWrapper):
+            average_centroid_gradients(layer)
     quantized.quantized_from = Origin(
         base, bool(preserve_sparsity), bool(preserve_clusters)
     )
@@ -126,7 +132,8 @@ def calibrate_ranges(model, images, batch_size=100):
         batch_size: Images whose extremes are taken together.
 
     Raises:
-        ValueError: If `model` is not quantization-aware or `images` is empty.
+        ValueError: If `model` is not quantization-aware, or `images` is empty or
+            beyond [0, 1].
     """
     wrappers = [
         layer
@@ -138,9 +145,9 @@ def calibrate_ranges(model, images, batch_size=100):
             "calibrate_ranges expects what quantize_model returns. "
             f"Received: {type(model).__name__}"
         )
-    images = _to_float(images)
     if not len(images):
         raise ValueError("calibrate_ranges needs at least one image. Received: none")
+    images = _to_float(images)
     for wrapper in wrappers:
         for weight, quantizer, ranges in wrapper._weight_vars:
             quantizer(weight, training=True, weights=ranges)
@@ -190,8 +197,15 @@ def _observing(wrappers):
 
 def _to_float(images):
     images = np.asarray(images)
-    scale = 255.0 if images.dtype == np.uint8 else 1.0
-    return images.astype("float32") / np.float32(scale)
+    if images.dtype == np.uint8:
+        return images.astype("float32") / np.float32(255)
+    low, high = images.min(), images.max()
+    if not (low >= 0 and high <= 1):  # Written so that NaN is refused, too.
+        raise ValueError(
+            "calibration images must be uint8, or float in [0, 1]: divide pixels by "
+            f"255. Received: {images.dtype} in [{low:g}, {high:g}]"
+        )
+    return images.astype("float32")
 
 
 @contextlib.contextmanager

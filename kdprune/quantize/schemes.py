@@ -1,6 +1,10 @@
 """TFMOT's quantization schemes: plain, keeping zeros, keeping clusters, or both."""
 
 import tensorflow_model_optimization as tfmot
+from tensorflow_model_optimization.python.core.clustering.keras import cluster_config
+from tensorflow_model_optimization.python.core.quantization.keras.collab_opts import (
+    cluster_preserve,
+)
 
 _combine = tfmot.experimental.combine
 
@@ -12,6 +16,22 @@ def new_scheme(preserve_sparsity, preserve_clusters):
     if preserve_sparsity:
         return _combine.Default8BitPrunePreserveQuantizeScheme()
     return tfmot.quantization.keras.default_8bit.Default8BitQuantizeScheme()
+
+
+def average_centroid_gradients(wrapper):
+    """Lets the centroids of a wrapped layer follow their weights' mean gradient.
+
+    TFMOT fixes the sum in cluster-preserving training, by which the centroids of
+    large kernels diverge at learning rates that suit all other weights.
+
+    Args:
+        wrapper: A `QuantizeWrapper`, built; one without centroids stays as it is.
+    """
+    key = cluster_preserve.cluster_preserve_quantize_registry.CLUSTERING_IMPL
+    for _, _, variables in wrapper._weight_vars:
+        if key in variables:
+            average = cluster_config.GradientAggregation.AVG
+            variables[key].cluster_gradient_aggregation = average
 
 
 class _ClusterPreserving(_combine.Default8BitClusterPreserveQuantizeScheme):

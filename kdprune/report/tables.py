@@ -59,8 +59,8 @@ NOTES = (
     "images. Difference: percentage points above the baseline. Agreement: share of "
     "test images on which the model answers as the named one does.",
     "Zeros save download size only: a pruned weight makes the gzip smaller, and "
-    "leaves the file, the MACs and the latency as they were. Removed channels "
-    "lower all four.",
+    "leaves the file, the MACs, the memory and the latency as they were. Removed "
+    "channels lower all five.",
 )
 SEEDS_NOTE = (
     "± is the sample deviation over n seeds, and for a difference that of the "

@@ -7,11 +7,13 @@ relative to the folder.
 
 import pathlib
 
-from kdprune import distill, prune
-from kdprune.fitting import load_fitting, soft_losses_of
+from kdprune import prune
+from kdprune.fitting import load_fitting
 from kdprune.models.factories import check_model_arguments
 from kdprune.stages.compress import (
+    importance_of,
     measure_sensitivity,
+    plan_blocks,
     plan_channels,
     prune_blocks,
     prune_channels,
@@ -25,8 +27,9 @@ from kdprune.stages.measure import (
     write_report,
 )
 from kdprune.stages.quantize import cluster_weights, quantize_model
+from kdprune.stages.teaching import check_teaching
 
-__all__ = ["STAGES", "check", "plan_channels"]
+__all__ = ["PLANS", "STAGES", "check"]
 
 STAGES = {
     "train": train,
@@ -45,6 +48,9 @@ STAGES = {
     "report": write_report,
 }
 
+# What a dry run can tell of a stage, by its kind.
+PLANS = {"prune_channels": plan_channels, "prune_blocks": plan_blocks}
+
 
 def check(nodes, run):
     """Raises `ValueError` for what would fail later, before anything is trained."""
@@ -62,11 +68,18 @@ def check(nodes, run):
                     f"{key}: expected a model at {path}: none there"
                 )
             load_fitting(path, run.dataset)
-        importance = getattr(node.settings, "importance", None)
-        if importance is not None and importance not in prune.IMPORTANCES:
+        if hasattr(node.settings, "importance"):
+            importance, _ = importance_of(node.settings)
+            if importance not in prune.IMPORTANCES:
+                raise ValueError(
+                    f"{key}.importance: expected one of "
+                    f"{', '.join(prune.IMPORTANCES)}, got {importance!r}"
+                )
+        slimming = getattr(getattr(node.settings, "training", None), "slimming", None)
+        if slimming and node.kind not in ("train", "distill"):
             raise ValueError(
-                f"{key}.importance: expected one of {', '.join(prune.IMPORTANCES)}, "
-                f"got {importance!r}"
+                f"{key}.training.slimming: expected in a train or distill stage, whose "
+                f"channels are cut by bn_scale later, got it in a {node.kind} stage"
             )
         count = getattr(node.settings, "calibration", None)
         if count is not None and count > len(run.dataset.train):
@@ -74,13 +87,4 @@ def check(nodes, run):
                 f"{key}.calibration: expected at most {len(run.dataset.train)} (the "
                 f"training images), got {count}"
             )
-        try:
-            losses = distill.as_soft_losses(soft_losses_of(node.settings))
-        except ValueError as error:
-            raise ValueError(f"{key}.losses: {error}") from error
-        teachers = getattr(node.settings, "teacher", None)
-        if any(loss.of_features for loss in losses) and not isinstance(teachers, str):
-            raise ValueError(
-                f"{key}.losses: losses of features need one `teacher` in the loop, "
-                f"since only logits are averaged or stored, got {teachers or 'none'}"
-            )
+    check_teaching(nodes, run)

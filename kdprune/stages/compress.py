@@ -1,6 +1,6 @@
 """Stages that make a model smaller: weights, channels, blocks, bits."""
 
-import itertools
+import functools
 
 import numpy as np
 
@@ -18,36 +18,38 @@ _EVIDENCE = 2048
 def prune_weights(run, node, folder):
     """Zeroes weights, which stay zero while the others recover."""
     base = load_node(run, parent_of(node, "from_"))
+    masks = {}
     if node.settings.schedule == "one_shot":
-        fitted, results = _prune_at_once(run, node, folder, base)
+        masks = _masks(run, node, base)
+        fitted, results = fit_stage(
+            run, node, folder, lambda _: prune.hold_masks(base, masks)
+        )
+        fitted = prune.release_masks(fitted)
     else:
         fitted, results = _prune_in_steps(run, node, folder, base)
     results, outputs = save_outputs(fitted, folder, results)
     # From the saved file, not from what was meant to be written.
-    results["sparsity_by_layer"] = prune.layer_sparsity(load_model(folder / MODEL))
+    saved = load_model(folder / MODEL)
+    prune.check_masks(saved, masks)
+    results["sparsity_by_layer"] = prune.layer_sparsity(saved)
     return results, outputs
 
 
-def _prune_at_once(run, node, folder, base):
-    """Zeroes what scores below a threshold, by masks that hold in training."""
+def _masks(run, node, base):
+    """Masks of what scores below a threshold."""
     settings, (images, labels) = node.settings, _evidence(run, node)
     if settings.by == "activation":
-        masks = prune.activation_masks(
+        return prune.activation_masks(
             base, settings.threshold, images, ignore=settings.exclude
         )
-    else:
-        masks = prune.weight_masks(
-            base,
-            settings.threshold,
-            beta=settings.beta,
-            by=settings.by,
-            data=(images, labels),
-            exclude=settings.exclude,
-        )
-    fitted, results = fit_stage(
-        run, node, folder, lambda _: prune.hold_masks(base, masks)
+    return prune.weight_masks(
+        base,
+        settings.threshold,
+        beta=settings.beta,
+        by=settings.by,
+        data=(images, labels),
+        exclude=settings.exclude,
     )
-    return prune.release_masks(fitted), results
 
 
 def _prune_in_steps(run, node, folder, base):
@@ -76,11 +78,13 @@ def _prune_in_steps(run, node, folder, base):
 
 def prune_channels(run, node, folder):
     """Removes channels in steps, training what is left after each."""
-    step = itertools.count(1)
+    earlier = []
 
     def fine_tune(model):
         # Each step's training resumes by itself, in a folder of its own.
-        fitted, _ = fit_stage(run, node, folder / f"step-{next(step)}", lambda _: model)
+        step = folder / f"step-{len(earlier) + 1}"
+        fitted, results = fit_stage(run, node, step, lambda _: model)
+        earlier.append(results)
         model.set_weights(fitted.get_weights())
 
     base, arguments = _cut_arguments(run, node)
@@ -88,6 +92,8 @@ def prune_channels(run, node, folder):
     smaller = prune.prune_channels(base, steps=steps, fine_tune=fine_tune, **arguments)
     cut_accuracy = _validation_accuracy(run)(smaller)
     fitted, results = fit_stage(run, node, folder, lambda _: smaller)
+    for key in ("epochs", "training_seconds"):
+        results[key] += sum(step[key] for step in earlier)
     results["val_accuracy_cut"] = cut_accuracy  # Before what is left recovers.
     results, outputs = save_outputs(fitted, folder, results)
     results["channels_by_layer"] = _widths(base, load_model(folder / MODEL))
@@ -96,18 +102,14 @@ def prune_channels(run, node, folder):
 
 def prune_blocks(run, node, folder):
     """Removes the residual blocks that matter least; the rest recovers."""
-    settings = node.settings
-    base = load_node(run, parent_of(node, "from_"))
-    images, _ = _evidence(run, node)
-    loss = _validation_loss(run) if settings.rank == "loss" else None
-    plan = prune.plan_blocks(base, settings.count, images, loss)
+    plan = plan_blocks(run, node)
     smaller = plan.apply()
-    prune.recalibrate_batch_norm(smaller, images)
+    prune.recalibrate_batch_norm(smaller, _evidence(run, node)[0])
     cut_accuracy = _validation_accuracy(run)(smaller)
     fitted, results = fit_stage(run, node, folder, lambda _: smaller)
     results["val_accuracy_cut"] = cut_accuracy
     results, outputs = save_outputs(fitted, folder, results)
-    results["rank"] = settings.rank
+    results["rank"] = node.settings.rank
     results["blocks"] = [
         {
             "name": block.name,
@@ -134,20 +136,29 @@ def measure_sensitivity(run, node, folder):
         load_node(run, parent_of(node, "from_")),
         settings.ratios,
         accuracy,
-        importance=settings.importance,
+        importance=_importance(settings),
         round_to=settings.round_to,
         ignore=settings.ignore,
         data=_evidence(run, node),
     )
     print(f"\n{found}", flush=True)
     records.write_json(folder / SENSITIVITY, found.as_dict())
-    return {"importance": settings.importance, **found.as_dict()}, [SENSITIVITY]
+    return {"importance": importance_of(settings)[0], **found.as_dict()}, [SENSITIVITY]
 
 
 def plan_channels(run, node):
-    """The `prune.ChannelPlan` of a node's first step, for a dry run."""
+    """The `prune.ChannelPlan` of a node, all its steps in one, for a dry run."""
     base, arguments = _cut_arguments(run, node)
     return prune.plan_channels(base, **arguments)
+
+
+def plan_blocks(run, node):
+    """The `prune.BlockPlan` of a node: its blocks are ranked, nothing is trained."""
+    settings = node.settings
+    base = load_node(run, parent_of(node, "from_"))
+    images, _ = _evidence(run, node)
+    loss = _validation_loss(run) if settings.rank == "loss" else None
+    return prune.plan_blocks(base, settings.count, images, loss)
 
 
 def _cut_arguments(run, node):
@@ -165,13 +176,27 @@ def _cut_arguments(run, node):
     return load_node(run, parent_of(node, "from_")), {
         **settings.target(),
         "sensitivity": table,
-        "importance": settings.importance,
+        "importance": _importance(settings),
         "scope": settings.scope,
         "round_to": settings.round_to,
         "ignore": settings.ignore,
         "data": _evidence(run, node),
         "measure_bytes": measure_bytes,
     }
+
+
+def _importance(settings):
+    """The function that ranks channels; random ones are drawn by the stage's seed."""
+    name, options = importance_of(settings)
+    if name == "random":
+        options["seed"] = settings.seed
+    return functools.partial(prune.IMPORTANCES[name], **options)
+
+
+def importance_of(settings):
+    """The name of an importance and what its function takes beside, as settings say."""
+    chosen = settings.importance
+    return (chosen, {}) if isinstance(chosen, str) else (chosen.name, chosen.options)
 
 
 def _evidence(run, node):
@@ -204,11 +229,15 @@ def _validation_mean(run, figure):
 
 def _widths(before, after):
     """`{layer: [filters before, filters after]}` of the layers that were cut."""
-    widths = {}
-    for layer in after.layers:
-        kernel = getattr(layer, "kernel", None)
-        if kernel is not None:
-            was = before.get_layer(layer.name).kernel.shape[-1]
-            if kernel.shape[-1] != was:
-                widths[layer.name] = [int(was), int(kernel.shape[-1])]
-    return widths
+    was, now = _filters(before), _filters(after)
+    return {name: [was[name], now[name]] for name in now if now[name] != was[name]}
+
+
+def _filters(model):
+    """What each layer says it makes: convolutions `filters`, dense layers `units`."""
+    found = {}
+    for layer in model._flatten_layers(include_self=False):
+        count = getattr(layer, "filters", None) or getattr(layer, "units", None)
+        if count:
+            found[layer.name] = int(count)
+    return found

@@ -47,10 +47,10 @@ def soft_labels(run, node, folder):
     """Stores the teacher's logits of every view of the images it is to teach."""
     settings, split = node.settings, run.dataset.shown
     teachers = [load_node(run, parent) for parent in parents_of(node, "teacher")]
+    teachers = cast_teachers(teachers, settings.precision)
     key = distill.store_key(
         teachers, split, augment=augment_of(settings), seed=settings.seed
     )
-    teachers = cast_teachers(teachers, settings.precision)
 
     def read_view(view):
         return batches.view_batches(

@@ -261,11 +261,12 @@ def test_classes_unknown_to_a_graph_are_not_spread_over_the_students():
         compiled(random_logits(0, shape=(32, 1)), random_logits(1))
 
 
-def test_recipes_know_six_losses():
+def test_recipes_know_seven_losses():
     assert LOGIT_LOSSES == {
         "kl": distillation_loss,
         "cross_entropy": soft_cross_entropy,
         "articles": articles_loss,
+        "articles_contrastive": contrastive_loss,
         "dkd": dkd_loss,
         "dist": dist_loss,
         "standardized": standardized_loss,

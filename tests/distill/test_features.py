@@ -200,9 +200,24 @@ def test_info_nce_of_the_same_for_all_is_chance():
 def test_info_nce_needs_a_positive_temperature():
     with pytest.raises(ValueError, match="above 0. Received: 0"):
         info_nce_loss(embeddings(0), embeddings(1), 0)
-    loss = ContrastiveLoss(TEACHER, STUDENT, temperature=-1)
     with pytest.raises(ValueError, match="above 0. Received: -1"):
-        loss(maps(0, TEACHER), maps(10, STUDENT))
+        ContrastiveLoss(TEACHER, STUDENT, temperature=-1)
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ((0, 0), "one of distance_weight, angle_weight must be above 0"),
+        ((-1.0, 2.0), "distance_weight must be .* Received: -1.0"),
+        ((1.0, np.nan), "angle_weight must be .* Received: nan"),
+        ((np.inf, 1.0), "distance_weight must be .* Received: inf"),
+    ],
+)
+def test_weights_of_relations_that_are_none_are_refused(weights, says):
+    with pytest.raises(ValueError, match=says):
+        relational_loss(embeddings(0), embeddings(1), *weights)
+    with pytest.raises(ValueError, match=says):
+        RelationalLoss(TEACHER, STUDENT, *weights)
 
 
 def test_hints_of_other_channels_are_refused():

@@ -47,6 +47,7 @@ def test_of_two_points_at_one_place_the_second_holds_from_there_on():
         ([(0, 4), (2, 1)], 9, "the shares rising within"),
         ([(0, 4), (1, 1)], None, "give `steps`"),
         (float("nan"), None, "must be above 0"),
+        ([], 9, "the shares rising within"),
     ],
 )
 def test_values_out_of_range_are_refused(value, steps, message):
@@ -65,7 +66,11 @@ def test_losses_are_named_in_several_ways():
     ]
     assert losses[1].arguments == {"beta": 2.0}
     assert [loss.of_features for loss in losses] == [False, False, True]
-    assert as_soft_losses(None) == as_soft_losses(["kl"])
+
+
+@pytest.mark.parametrize("nothing", [None, [], ()])
+def test_no_losses_are_kl(nothing):
+    assert as_soft_losses(nothing) == as_soft_losses(["kl"])
 
 
 def test_a_loss_has_its_own_arguments_and_temperature():
@@ -92,6 +97,24 @@ def test_a_loss_has_its_own_arguments_and_temperature():
         ({"name": "kl", "beta": 1}, "kl: unknown argument 'beta'; it takes temperat"),
         ({"name": "hint", "beta": 1}, "hint: unknown argument 'beta'; it takes none"),
         ({"name": "kl", "teacher_layers": ("a",)}, "compares logits and has no layers"),
+        ({"name": "kl", "weight": float("inf")}, "weight of kl must be above 0"),
+        ({"name": "kl", "temperature": 0}, "kl: temperature must be .* Received: 0"),
+        ({"name": "kl", "temperature": "4"}, "temperature must be a number. .*'4'"),
+        ({"name": "kl", "temperature": True}, "kl: temperature must be a number"),
+        ({"name": "dkd", "alpha": -1}, "dkd: alpha must be .* Received: -1"),
+        ({"name": "dkd", "alpha": 0, "beta": 0}, "dkd: one of alpha, beta must be"),
+        ({"name": "dist", "beta": float("nan")}, "dist: beta must be .* Received: nan"),
+        ({"name": "contrastive", "temperature": 0}, "contrastive: temperature must be"),
+        (
+            {"name": "relational", "angle_weight": -1},
+            "relational: angle_weight must be",
+        ),
+        ({"name": "hint", "teacher_layers": ("a",)}, "both teacher_layers and student"),
+        (
+            {"name": "hint", "teacher_layers": ("a", "b"), "student_layers": ("a",)},
+            "Received: 2 of the teacher, 1 of the student",
+        ),
+        ({"name": "hint", "teacher_layers": (), "student_layers": ()}, "at least one"),
         (7, "expected a soft loss as a name"),
     ],
 )

@@ -13,6 +13,7 @@ from kdprune.distill import (
     store_key,
     write_soft_labels,
 )
+from kdprune.models.precision import cast_model
 
 AUGMENT = {"crop": 2, "flip": True, "cutout": 4}
 
@@ -23,11 +24,12 @@ def split(tiny_shapes):
     return type(train)(train.images[:96], train.labels[:96])
 
 
-def network(split, seed=0):
+def network(split, seed=0, activation="relu", name=None):
     keras.utils.set_random_seed(seed)
     layers = keras.layers
     image = keras.Input(split.images.shape[1:])
-    x = layers.Conv2D(4, 3, strides=2, activation="relu")(image)
+    x = layers.Conv2D(4, 3, strides=2)(image)
+    x = layers.Activation(activation, name=name)(x)
     return keras.Model(image, layers.Dense(10)(layers.Flatten()(x)))
 
 
@@ -85,7 +87,8 @@ def test_a_half_written_view_is_not_taken_for_a_whole_one(split, tmp_path):
     assert names == ["store.json", "view-000.npy"]
 
 
-def test_a_file_with_code_in_it_is_not_run(tmp_path):
+def test_a_file_with_code_in_it_is_not_run(split, tmp_path):
+    write_soft_labels(network(split), views_of(split, []), tmp_path, views=1, key={})
     objects = np.array([{"anything": print}], dtype=object)
     np.save(tmp_path / "view-000.npy", objects, allow_pickle=True)
     with pytest.raises(ValueError, match="Python objects in dtype"):
@@ -123,6 +126,7 @@ def test_a_store_of_anything_else_is_refused(split, tmp_path):
     darker = type(split)(split.images // 2, split.labels)
     others = {
         "teacher": key(network(split, seed=1)),
+        "precision": key(cast_model(teacher, "mixed_bfloat16")),
         "images": key(teacher, images=darker),
         "augmentation": key(teacher, augment={"crop": 1}),
         "seed": key(teacher, seed=4),
@@ -132,6 +136,104 @@ def test_a_store_of_anything_else_is_refused(split, tmp_path):
             load_soft_labels(tmp_path, other)
         with pytest.raises(ValueError, match=f"got those of another {name};"):
             write_soft_labels(teacher, read_view, tmp_path, views=2, key=other)
+
+
+def test_views_that_are_missing_are_not_passed_over(split, tmp_path):
+    teacher, asked = network(split), []
+    read_view = views_of(split, asked)
+    write_soft_labels(teacher, read_view, tmp_path, views=3, key={})
+    whole = [np.array(view) for view in load_soft_labels(tmp_path)]
+    for missing in ([1], [0], [1, 2]):
+        for view in missing:
+            (tmp_path / f"view-00{view}.npy").unlink()
+        with pytest.raises(ValueError, match=f"3 views .*, got {3 - len(missing)};"):
+            load_soft_labels(tmp_path)
+        asked.clear()
+        write_soft_labels(teacher, read_view, tmp_path, views=3, key={})
+        assert asked == missing
+        np.testing.assert_array_equal(load_soft_labels(tmp_path), whole)
+
+
+def test_a_store_that_stopped_half_way_is_not_taken_for_a_smaller_one(split, tmp_path):
+    teacher, read_view = network(split), views_of(split, [])
+
+    def stops_at_two(view):
+        if view == 2:
+            raise KeyboardInterrupt
+        return read_view(view)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_soft_labels(teacher, stops_at_two, tmp_path, views=4, key={})
+    with pytest.raises(ValueError, match="expected 4 views of soft labels, got 2"):
+        load_soft_labels(tmp_path)
+    # Fewer can be asked for, and more added.
+    write_soft_labels(teacher, read_view, tmp_path, views=2, key={})
+    assert len(load_soft_labels(tmp_path)) == 2
+    write_soft_labels(teacher, read_view, tmp_path, views=3, key={})
+    assert len(load_soft_labels(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "", '{"views": "2"}'])
+def test_a_store_that_does_not_say_its_views_is_refused(split, tmp_path, content):
+    write_soft_labels(network(split), views_of(split, []), tmp_path, views=2, key={})
+    (tmp_path / "store.json").write_text(content)
+    with pytest.raises(ValueError, match="store.json: expected the number of views"):
+        load_soft_labels(tmp_path)
+
+
+def test_a_store_of_no_views_is_refused(split, tmp_path):
+    with pytest.raises(ValueError, match="views must be at least 1. Received: 0"):
+        write_soft_labels(network(split), None, tmp_path, views=0, key={})
+
+
+def test_the_key_is_of_all_that_a_teacher_computes(split):
+    def key(*teachers):
+        return store_key(teachers, split)["teacher"]
+
+    image = keras.Input(split.images.shape[1:])
+    model = network(split)
+    rescaled = keras.Model(image, model(keras.layers.Rescaling(2.0)(image)))
+    halved = keras.Model(image, model(keras.layers.Rescaling(0.5)(image)))
+    others = [
+        network(split, activation="tanh"),
+        # Named after what it is, as layers often are.
+        network(split, activation="relu", name="relu"),
+        network(split, activation="tanh", name="tanh"),
+        keras.Model(model.input, 2.0 * model.output),
+        keras.Model(model.input, 3.0 * model.output),
+        rescaled,
+        halved,
+    ]
+    for other in others:
+        for one, two in zip(model.get_weights(), other.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, two)
+    keys = [key(model), *map(key, others)]
+    # The name alone is none of it.
+    assert keys.pop(2) == keys[0]
+    assert keys.pop(2) == keys[1]
+    assert len(set(keys)) == len(keys) == 6
+    assert key(model, others[0]) != key(others[0], model)
+
+
+def test_the_key_stays_for_a_teacher_that_is_built_saved_or_frozen(split, tmp_path):
+    model = network(split)
+    expected = store_key([model], split)
+    assert store_key([network(split)], split) == expected
+    model.save(tmp_path / "teacher.keras")
+    loaded = keras.models.load_model(tmp_path / "teacher.keras", compile=False)
+    assert store_key([loaded], split) == expected
+    loaded.trainable = False
+    loaded.compile("sgd", "mse")
+    assert store_key([loaded], split) == expected
+
+
+def test_teachers_without_a_graph_are_told_by_their_arguments(split, subclassed):
+    teachers = [subclassed(10), subclassed(10), subclassed(10, activation="tanh")]
+    for teacher in teachers:
+        teacher(split.images[:1] / 255)
+        teacher.set_weights(teachers[0].get_weights())
+    keys = [store_key([teacher], split)["teacher"] for teacher in teachers]
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_a_view_that_is_cut_short_is_named(split, tmp_path):

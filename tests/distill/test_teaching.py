@@ -169,6 +169,40 @@ def test_wrapped_students_learn_from_logits_and_features(data, wrap):
     assert np.isfinite(history["loss"]).all()
 
 
+@pytest.mark.parametrize("wrap", ["prune", "qat", "features", "dropout"])
+def test_evaluate_and_predict_change_no_variable_of_any_student(data, wrap):
+    images, labels = data
+    student, losses, callbacks = network(), ["kl"], []
+    if wrap == "prune":
+        student = prune_magnitude(student, 0.5, end=4, frequency=1)
+        callbacks = pruning_callbacks()
+    elif wrap == "qat":
+        student = quantize_model(student, calibration=(images * 255).astype(np.uint8))
+    elif wrap == "dropout":
+        keras.backend.experimental.enable_tf_random_generator()
+        dropped = layers.Dropout(0.5)(student.get_layer("pool").output)
+        student = keras.Model(student.input, layers.Dense(4)(dropped))
+    else:
+        losses = ["kl", "hint", "contrastive"]
+    made = distiller(student, losses=losses)
+    made.fit(images, labels, 16, epochs=2, verbose=0, callbacks=callbacks)
+    learned = [loss.variables for loss in made.feature_losses]
+    assert any(learned) == (wrap == "features")
+
+    def state():
+        kept = (made.student, *made.teachers, *made.feature_losses)
+        found = [variable for part in kept for variable in part.variables]
+        found += made.optimizer.variables
+        return [variable.numpy() for variable in found]
+
+    before = state()
+    made.evaluate(images, labels, verbose=0)
+    made.predict(images, verbose=0)
+    made(images)
+    for old, new in zip(before, state(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
 def test_several_teachers_teach_by_the_mean_of_their_logits(data):
     images, labels = data
     teachers = [network(6, seed=1), network(5, seed=2)]
@@ -208,6 +242,63 @@ def test_a_missing_label_leaves_the_hard_loss_out(data):
     # The mean over the labelled ones is what is shown.
     assert result["hard_loss"] == pytest.approx(hard[:16].mean(), rel=1e-5)
     assert result["accuracy"] == pytest.approx(right)
+
+
+def test_only_labelled_images_are_evaluated(data):
+    images, labels = data
+    partly = np.where(np.arange(64) % 3 == 0, labels, -1)
+    weights = np.linspace(0, 2, 64).astype(np.float32)
+    made = distiller(soft_weight=1.0)
+    # The second batch of 32 has fewer labels than the first.
+    partly[40:] = np.where(np.arange(24) < 3, partly[40:], -1)
+    rows = partly >= 0
+    for weight in (None, weights):
+        few = None if weight is None else weight[rows]
+        expected = made.evaluate(
+            images[rows], labels[rows], sample_weight=few, verbose=0, return_dict=True
+        )
+        options = {"sample_weight": weight, "verbose": 0, "return_dict": True}
+        found = made.evaluate(images, partly, 32, **options)
+        assert found == pytest.approx(expected, rel=1e-5)
+    # Labels in a column, beside stored logits, and none in a whole batch.
+    stored = np.zeros((64, 4), np.float32)
+    plain = made.evaluate(images[rows], labels[rows], verbose=0)
+    for targets in (partly[:, None], (partly, stored)):
+        assert made.evaluate(images, targets, verbose=0) == pytest.approx(plain)
+    partly[:16] = -1
+    found = made.evaluate(images, partly, 16, verbose=0)
+    rows = partly >= 0
+    plain = made.evaluate(images[rows], labels[rows], verbose=0)
+    assert found == pytest.approx(plain, rel=1e-5)
+
+
+def test_partly_labelled_images_validate_while_training(data):
+    images, labels = data
+    partly = np.where(np.arange(64) < 48, labels, -1)
+    options = {"epochs": 1, "verbose": 0, "validation_data": (images, partly)}
+    made = distiller(soft_weight=0.5)
+    history = made.fit(images, partly, **options).history
+    right = made.student.predict(images[:48], verbose=0).argmax(1) == labels[:48]
+    assert history["val_accuracy"] == pytest.approx([right.mean()])
+    with pytest.raises(ValueError, match="an evaluation needs labels"):
+        made.evaluate(images, verbose=0)
+
+
+@pytest.mark.parametrize("losses", [["kl"], ["dkd", "dist"], ["relational", "hint"]])
+def test_a_batch_of_no_images_teaches_nothing(data, losses):
+    # What a replica is given when the last batch is smaller than their number.
+    student = network()
+    for layer in student.layers:
+        layer.trainable = not isinstance(layer, layers.BatchNormalization)
+    made = distiller(student, losses=losses)
+    images, labels = data
+    step(made, images, labels)
+    before = values(made.student)
+    made.reset_metrics()
+    result = made.train_step((tf.zeros((0, 8, 8, 3)), tf.zeros((0,), tf.int32)))
+    assert all(float(value) == 0 for value in result.values())
+    assert_same(before, values(made.student))
+    assert np.isfinite(step(made, images, labels)["loss"])
 
 
 def test_the_weight_changes_over_training(data):
@@ -254,6 +345,72 @@ def test_probabilities_are_not_taken_for_logits(data, subclassed, role, kind):
     assert "\n" not in str(error.value)
 
 
+def hidden_softmax(kind, subclassed):
+    """Models whose softmax the last layer of a graph does not show."""
+    if kind == "function":
+        model = network()
+        return keras.Model(model.input, tf.nn.softmax(model.output))
+    if kind == "then float32":
+        model = network(activation="softmax")
+        end = layers.Activation("linear", dtype="float32")
+        return keras.Model(model.input, end(model.output))
+    head = layers.Dense(4, activation="softmax")
+    if kind == "not built":
+        return keras.Sequential([layers.Flatten(), head])
+    if kind == "by hand":
+        model = network()
+        scores = tf.exp(model.output)
+        total = tf.reduce_sum(scores, axis=1, keepdims=True)
+        return keras.Model(model.input, scores / total)
+    within = subclassed(activation="softmax")
+    if kind == "subclassed, not built":
+        return keras.Sequential([within])
+    return keras.Sequential([keras.Input((8, 8, 3)), within])
+
+
+HIDDEN = [
+    ("function", True),
+    ("then float32", True),
+    ("not built", True),
+    # Only the outputs show these.
+    ("by hand", False),
+    ("subclassed, not built", False),
+    ("subclassed in a graph", False),
+]
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+@pytest.mark.parametrize(("kind", "at_once"), HIDDEN)
+def test_a_hidden_softmax_is_found(data, subclassed, role, kind, at_once):
+    pair = {"student": network(), "teacher": network(6, seed=1)}
+    pair[role] = hidden_softmax(kind, subclassed)
+    says = "expected logits.*activation=None"
+    if at_once:
+        with pytest.raises(ValueError, match=says):
+            Distiller(**pair)
+        return
+    made = Distiller(**pair)
+    made.compile("sgd")
+    with pytest.raises(ValueError, match=says) as error:
+        made.fit(*data, verbose=0)
+    assert "\n" not in str(error.value)
+
+
+def test_one_of_several_teachers_that_gives_probabilities_is_found(data, subclassed):
+    teachers = [network(6, seed=1), hidden_softmax("subclassed in a graph", subclassed)]
+    with pytest.raises(ValueError, match="expected logits"):
+        distiller(teacher=teachers).fit(*data, verbose=0)
+
+
+def test_logits_of_one_image_that_add_up_to_one_are_logits(data):
+    images, labels = data
+    made = Distiller(network())
+    made.compile("sgd")
+    stored = np.array([[0.2, 0.5, 0.2, 0.1]], np.float32)
+    history = made.fit(images[:1], (labels[:1], stored), verbose=0).history
+    assert np.isfinite(history["loss"][0])
+
+
 def test_stored_probabilities_are_not_taken_for_logits(data):
     images, labels = data
     made = Distiller(network())
@@ -270,6 +427,54 @@ def test_a_student_that_shares_weights_with_its_teacher_is_refused():
     for shared in (teacher, student):
         with pytest.raises(ValueError, match="must not share weights"):
             Distiller(shared, teacher)
+
+
+class Wrapped(keras.Model):
+    """A model without a graph, of one that it is given."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def call(self, inputs, training=None):
+        return self.body(inputs, training=training)
+
+
+class Late(keras.Model):
+    """A model without a graph that makes its layer at the first call."""
+
+    def __init__(self, shelf):
+        super().__init__()
+        self.shelf, self.flatten = (lambda: shelf), layers.Flatten()
+
+    def build(self, shape):
+        self.head = self.shelf().setdefault("head", layers.Dense(4))
+        super().build(shape)
+
+    def call(self, inputs):
+        return self.head(self.flatten(inputs))
+
+
+def test_models_that_share_what_is_not_built_are_refused(subclassed):
+    model = subclassed()
+    not_built = keras.Sequential([layers.Flatten(), layers.Dense(4)])
+    head = keras.Sequential([layers.Flatten(), not_built.layers[-1]])
+    pairs = [(model, model), (Wrapped(model), model), (model, Wrapped(model))]
+    pairs += [(not_built, not_built), (head, not_built)]
+    for student, teacher in pairs:
+        with pytest.raises(ValueError, match="must not share weights.*both have"):
+            Distiller(student, teacher)
+    Distiller(subclassed(), subclassed())
+    Distiller(network(), keras.Sequential([layers.Flatten(), layers.Dense(4)]))
+
+
+def test_weights_that_are_shared_once_they_are_built_are_refused(data):
+    shelf = {}
+    made = distiller(Late(shelf), Late(shelf))
+    with pytest.raises(ValueError, match="must not share weights.*kernel"):
+        made.fit(*data, verbose=0)
+    apart = distiller(Late({}), Late({}))
+    assert np.isfinite(apart.fit(*data, verbose=0).history["loss"][0])
 
 
 def test_images_of_another_size_are_refused():

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kdprune.distill import distillation_loss
-from kdprune.distill.toy import fit_outputs
+from kdprune.distill import distillation_loss, fit_outputs
 from kdprune.training import cross_entropy
 
 TEACHER = np.array([[2.0, 0.0], [-1.0, 1.5], [0.5, -0.5]])

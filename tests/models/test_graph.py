@@ -1,13 +1,15 @@
-"""MACs and parameters against figures worked out by hand."""
+"""MACs and parameters against figures worked out by hand; what a model ends in."""
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
 
 from kdprune.models.graph import (
     count_macs,
     count_parameters,
+    ends_in_softmax,
     layer_macs,
     model_weights,
 )
@@ -130,3 +132,95 @@ def test_what_cannot_be_counted_is_named():
         count_macs(chain(layers.Conv2D(2, 1, name="open"), shape=(None, None, 3)))
     with pytest.raises(ValueError, match="built Functional or Sequential"):
         count_macs(keras.Sequential([layers.Dense(2)]))
+
+
+class Hidden(keras.Model):
+    """A network without a graph."""
+
+    def __init__(self, activation=None):
+        super().__init__()
+        self.head = layers.Dense(3, activation=activation)
+
+    def call(self, inputs):
+        return self.head(inputs)
+
+
+def ending(end):
+    """A layer graph whose scores `end` takes on."""
+    image = keras.Input((8,))
+    return keras.Model(image, end(layers.Dense(3)(image)))
+
+
+def quantized(*stack):
+    return tfmot.quantization.keras.quantize_model(chain(*stack, shape=(8,)))
+
+
+def pruned(*stack):
+    return tfmot.sparsity.keras.prune_low_magnitude(chain(*stack, shape=(8,)))
+
+
+SOFTMAX = {
+    "activation": lambda: chain(layers.Dense(3, activation="softmax"), shape=(8,)),
+    "TensorFlow's as an activation": lambda: chain(
+        layers.Dense(3, activation=tf.nn.softmax), shape=(8,)
+    ),
+    "layer as an activation": lambda: chain(
+        layers.Dense(3, activation=layers.Softmax()), shape=(8,)
+    ),
+    "layer": lambda: ending(layers.Softmax()),
+    "function": lambda: ending(tf.nn.softmax),
+    "Keras's function": lambda: ending(keras.activations.softmax),
+    "function in a layer": lambda: ending(layers.Lambda(tf.nn.softmax)),
+    "then float32": lambda: ending(
+        lambda x: layers.Activation("linear", dtype="float32")(layers.Softmax()(x))
+    ),
+    "then cast": lambda: ending(
+        lambda x: tf.cast(tf.identity(tf.nn.softmax(x)), tf.float16)
+    ),
+    "then reshaped": lambda: ending(
+        lambda x: layers.Reshape((3,))(layers.Softmax()(layers.Reshape((1, 3))(x)))
+    ),
+    "not built": lambda: keras.Sequential([layers.Dense(3), layers.Softmax()]),
+    "in a model inside": lambda: ending(chain(layers.Softmax(), shape=(3,))),
+    "before a model inside": lambda: ending(
+        lambda x: chain(layers.Activation("linear"), shape=(3,))(layers.Softmax()(x))
+    ),
+    "quantization": lambda: quantized(layers.Dense(3, activation="softmax")),
+    "quantization, layer": lambda: quantized(layers.Dense(3), layers.Softmax()),
+    "pruning": lambda: pruned(layers.Dense(3), layers.Activation("softmax")),
+}
+LOGITS = {
+    "layer": lambda: chain(layers.Dense(3), shape=(8,)),
+    "log": lambda: ending(tf.nn.log_softmax),
+    "scaled": lambda: ending(lambda x: 2.0 * tf.nn.softmax(x)),
+    "not built": lambda: keras.Sequential([layers.Dense(3)]),
+    "empty": lambda: keras.Sequential(),
+    "copied": lambda: ending(layers.Activation("linear")),
+    "quantization": lambda: quantized(layers.Dense(3)),
+    "pruning": lambda: pruned(layers.Dense(3)),
+    "hidden": Hidden,
+    "hidden softmax": lambda: Hidden("softmax"),
+    "hidden at the end of a chain": lambda: chain(Hidden(), shape=(8,)),
+    "hidden at the end of a graph": lambda: ending(Hidden()),
+    "softmax inside": lambda: ending(
+        lambda x: layers.Dense(2)(layers.Dense(4, activation="softmax")(x))
+    ),
+    "a branch": lambda: ending(lambda x: layers.Add()([x, layers.Softmax()(x)])),
+}
+
+
+@pytest.mark.parametrize("kind", SOFTMAX)
+def test_a_softmax_at_the_end_is_seen(kind):
+    assert ends_in_softmax(SOFTMAX[kind]())
+
+
+@pytest.mark.parametrize("kind", LOGITS)
+def test_what_does_not_end_in_softmax_is_not_taken_for_it(kind):
+    assert not ends_in_softmax(LOGITS[kind]())
+
+
+def test_of_several_outputs_of_a_model_inside_the_one_that_is_used_counts():
+    scores = keras.Input((3,))
+    inner = keras.Model(scores, [layers.Dense(3)(scores), layers.Softmax()(scores)])
+    assert ends_in_softmax(ending(lambda x: inner(x)[1]))
+    assert not ends_in_softmax(ending(lambda x: inner(x)[0]))

@@ -105,6 +105,29 @@ def test_constants_and_other_axes_are_not_followed():
         plan_channels(model, 0.5)
 
 
+def test_a_layer_at_the_input_that_cannot_be_followed_is_named():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv1D(8, 3, name="rows")(inputs)
+    x = layers.Conv2D(8, 3, name="conv")(x)
+    model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+    plan = plan_channels(model, 0.5, round_to=1)
+    assert [group.name for group in plan.groups] == ["conv"]
+    assert "Conv1D" in plan.uncut["rows"] and "rows: " in str(plan)
+
+
+def test_a_layer_that_keeps_some_of_its_channels_says_how_many():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 1, name="conv")(inputs)
+    a, b = (layers.Conv2D(n, 1, name=name)(inputs) for name, n in (("a", 6), ("b", 2)))
+    x = layers.Flatten()(layers.Add()([x, layers.Concatenate()([a, b])]))
+    mixed = layers.Flatten()(Shuffle(name="mixing")(b))
+    scores = layers.Dense(3)(layers.Concatenate()([x, mixed]))
+    plan = plan_channels(keras.Model(inputs, scores), 0.5, round_to=1)
+    assert plan.uncut["conv"].startswith("2 of 8 channels: coupled with mixing: ")
+    assert plan.uncut["b"].startswith("coupled with mixing: ")
+    assert "a" not in plan.uncut
+
+
 def test_an_activation_that_mixes_keeps_the_layers_own_channels(check_invariant):
     plan, _ = check_invariant(model_with(layers.ReLU(), activation="softmax"))
     assert [group.name for group in plan.groups] == ["second"]
@@ -157,6 +180,12 @@ def test_ignored_layers_keep_their_channels():
         ),
         ({"ratio": 0.5, "importance": "apoz", "data": []}, "at least one batch"),
         ({"ratio": 0.5, "steps": 0}, "steps is a whole number"),
+        ({"threshold": 0.5, "steps": 2}, "expected steps=1. Received: 2"),
+        ({"ratio": 0.1, "scope": "local", "round_to": 16}, "removes nothing"),
+        (
+            {"target_bytes": 10, "measure_bytes": lambda m: m.count_params()},
+            r"target_bytes 10 cannot be reached .* the least is [\d,]+$",
+        ),
     ],
 )
 def test_arguments_that_make_no_sense_get_one_line(arguments, message):

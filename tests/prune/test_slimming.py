@@ -5,7 +5,7 @@ import pytest
 import tf_keras as keras
 
 from kdprune.models import load_model, save_model
-from kdprune.prune import regularize_batch_norm
+from kdprune.prune import regularize_batch_norm, release_batch_norm
 
 layers = keras.layers
 
@@ -34,6 +34,14 @@ def test_the_penalty_is_the_sum_of_the_factors(tmp_path):
     save_model(slim, tmp_path / "slim.keras")
     loaded = load_model(tmp_path / "slim.keras")
     np.testing.assert_allclose(sum(loaded.losses), expected, rtol=1e-5)
+
+
+def test_a_released_model_has_no_penalty():
+    model = small(gamma_initializer="random_normal")
+    released = release_batch_norm(regularize_batch_norm(model, 0.01))
+    images = np.ones((2, 6, 6, 3), np.float32)
+    assert not released.losses
+    np.testing.assert_allclose(released(images), model(images), rtol=1e-6)
 
 
 def test_what_has_no_factors_is_refused():

@@ -169,10 +169,7 @@ def choose(rankings, target, scope, cost, removals=None):
     if target.kind == "threshold":
         return [_above(ranking, target.value) for ranking in rankings]
     if target.kind == "ratio" and scope == "local":
-        return [
-            nearest_level(ranking, channels * target.kept_share)
-            for ranking, channels in zip(rankings, target.start, strict=True)
-        ]
+        return _evenly(rankings, target)
     if removals is None:
         removals = _by_importance(rankings, scope)
 
@@ -193,6 +190,23 @@ def choose(rankings, target, scope, cost, removals=None):
         else:
             few = middle + 1
     return kept_after(enough)
+
+
+def _evenly(rankings, target):
+    """The share of each group that a local ratio leaves, to the nearest level."""
+    kept = [
+        nearest_level(ranking, channels * target.kept_share)
+        for ranking, channels in zip(rankings, target.start, strict=True)
+    ]
+    if target.share == 1 and all(
+        left * ranking.width == channels
+        for left, ranking, channels in zip(kept, rankings, target.start, strict=True)
+    ):
+        raise ValueError(
+            f"ratio {target.value} removes nothing from any group with this rounding "
+            "and what may be cut; a larger ratio or a smaller round_to would"
+        )
+    return kept
 
 
 def _by_importance(rankings, scope):

@@ -21,7 +21,7 @@ def prune_channels(model, ratio=None, *, steps=1, fine_tune=None, **settings):
         ratio: The share of channels to remove, in (0, 1), or give one of
             `target_macs`, `target_parameters`, `target_bytes`, `threshold`.
         steps: In how many steps to get there, each on the importances that the
-            model has by then, and by the same factor.
+            model has by then, and by the same factor; 1 with a threshold.
         fine_tune: `fine_tune(model)` trains the model in place; called between
             steps, not after the last.
         **settings: The target and what else `plan_channels` takes: `importance`,
@@ -42,6 +42,11 @@ def prune_channels(model, ratio=None, *, steps=1, fine_tune=None, **settings):
         raise ValueError(f"steps is a whole number, at least 1. Received: {steps!r}")
     targets = {name: settings.pop(name) for name in _TARGETS if name in settings}
     target = one_target(ratio, targets)
+    if target.kind == "threshold" and steps > 1:
+        raise ValueError(
+            "a threshold says at once which channels go: expected steps=1. "
+            f"Received: {steps}; give a ratio or a target to get there in steps"
+        )
     for step in range(1, steps + 1):
         target = replace(target, share=step / steps)
         plan, target = plan_target(model, target, **settings)

@@ -41,12 +41,14 @@ class ChannelGraph:
         followed: `{id(layer): Followed}`, in the order of execution.
         roots: For every id the one that stands for all it is coupled with.
         pinned: `{root: (layer name, reason)}` of what cannot be removed.
+        unfollowed: `{path: reason}` of the layers with weights that were given up on.
     """
 
     model: keras.Model
     followed: dict = field(default_factory=dict)
     roots: np.ndarray | None = None
     pinned: dict | None = None
+    unfollowed: dict = field(default_factory=dict)
 
 
 def follow_channels(model, ignore=()):
@@ -135,6 +137,8 @@ class _Follower:
         try:
             trace = follow(call)
         except CannotFollow as reason:
+            if call.layer.weights:
+                self.graph.unfollowed[path] = str(reason)
             for ids in call.inputs:
                 if ids is not None:
                     self.ids.pin(ids, path, str(reason))

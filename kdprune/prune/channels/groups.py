@@ -1,8 +1,8 @@
 """Coupled groups: the channels that the same layers make and use."""
 
 import math
-from collections import defaultdict
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -43,7 +43,8 @@ class Group:
     """Channels that can be removed one by one, each from all of these layers.
 
     Attributes:
-        name: The path of the first layer that makes them.
+        name: The path of the first layer that makes them, with a number after a
+            hash from the second such group on, as in `"conv#2"`.
         roots: The ids that stand for them, shape `(channels,)`.
         makers: `Member`s whose filters make the channels.
         users: `Member`s for the kernels that multiply them.
@@ -120,7 +121,18 @@ def find_groups(graph):
         if group is not None:
             groups.append(group)
     order = {path: number for number, path in enumerate(_paths(graph))}
-    return sorted(groups, key=lambda group: (order[group.name], group.roots[0]))
+    groups.sort(key=lambda group: (order[group.name], group.roots[0]))
+    return _tell_apart(groups)
+
+
+def _tell_apart(groups):
+    """Numbers the groups whose channels the same layer makes first."""
+    seen, found = Counter(), []
+    for group in groups:
+        seen[group.name] += 1
+        again = f"#{seen[group.name]}" if seen[group.name] > 1 else ""
+        found.append(replace(group, name=group.name + again))
+    return found
 
 
 def _group(roots, slots):

@@ -104,7 +104,7 @@ class ChannelPlan:
             [
                 f"{'channels':>14}  group",
                 *(_group_line(group) for group in self.groups),
-                *(f"{'kept whole':>14}  {n}: {why}" for n, why in self.uncut.items()),
+                *(f"{'kept':>14}  {n}: {why}" for n, why in self.uncut.items()),
                 f"{_change(*self.parameters)} parameters",
                 *_cost_lines(self),
                 *([] if self.drop is None else [_drop_line(self.drop)]),
@@ -263,14 +263,17 @@ def _channels(rankings):
 
 
 def _uncut(graph):
-    uncut = {}
+    uncut = dict(graph.unfollowed)
     for followed in graph.followed.values():
         for weight in followed.trace.weights:
             if weight.makes is not None:
                 roots = graph.roots[weight.axes[weight.makes]].tolist()
-                why = next((graph.pinned[r] for r in roots if r in graph.pinned), None)
-                if why is not None:
-                    uncut[followed.path] = _because(followed, *why)
+                pinned = [graph.pinned[r] for r in roots if r in graph.pinned]
+                if pinned:
+                    part = f"{len(pinned)} of {len(roots)} channels: "
+                    why = _because(followed, *pinned[0])
+                    whole = len(pinned) == len(roots)
+                    uncut[followed.path] = why if whole else part + why
     return uncut
 
 

@@ -65,10 +65,11 @@ class _Rebuilder:
         self.kept = kept
         self.skipped = skipped
         self.bypassed = bypassed
+        # Of all nested models: a layer may be shared with one of them.
+        self.made = {}
 
     def model(self, model):
         inputs = [self._input(tensor) for tensor in model.inputs]
-        made = {}
 
         def call(node, args, kwargs):
             layer = node.layer
@@ -76,9 +77,7 @@ class _Rebuilder:
                 return [None] * len(tf.nest.flatten(node.outputs))
             if id(node) in self.bypassed:
                 return _input_value(node, self.bypassed[id(node)], args, kwargs)
-            if id(layer) not in made:
-                made[id(layer)] = self._layer(layer)
-            return made[id(layer)](*args, **kwargs)
+            return self._layer(layer)(*args, **kwargs)
 
         if isinstance(model, keras.Sequential):
             layers = [layer for layer in model.layers if not _is_input(layer)]
@@ -86,7 +85,6 @@ class _Rebuilder:
             copy = keras.Sequential(
                 [start, *(self._layer(layer) for layer in layers)], name=model.name
             )
-            made.update(zip(map(id, layers), copy.layers, strict=True))
         else:
             outputs = walk(model, inputs, call)
             copy = keras.Model(
@@ -97,8 +95,8 @@ class _Rebuilder:
         if not self.skipped:
             _check_complete(model, copy)
         for layer in model.layers:
-            if id(layer) in made and not is_graph_model(layer):
-                self._carry_weights(layer, made[id(layer)])
+            if id(layer) in self.made and not is_graph_model(layer):
+                self._carry_weights(layer, self.made[id(layer)])
         return copy
 
     def _input(self, tensor):
@@ -106,8 +104,13 @@ class _Rebuilder:
         return keras.layers.InputLayer(**self._config(layer)).output
 
     def _layer(self, layer):
-        if is_graph_model(layer):
-            return self.model(layer)
+        """The layer's or nested model's copy, made once."""
+        if id(layer) not in self.made:
+            nested = is_graph_model(layer)
+            self.made[id(layer)] = self.model(layer) if nested else self._copy(layer)
+        return self.made[id(layer)]
+
+    def _copy(self, layer):
         try:
             made = type(layer).from_config(self._config(layer))
         except (NotImplementedError, TypeError) as error:
