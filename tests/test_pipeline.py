@@ -353,8 +353,6 @@ def test_quantizers_stand_side_by_side(finished):
     stages["grouped"] = {"kind": "cluster", "from": "student", "clusters": 8, **taught}
     stages["proven"] = {"kind": "quantize", "from": "student", "method": "auto"}
     stages["proven"] |= {"max_drop": 0.9, **taught}
-    # Twenty validation images prove no drop as small as that, however little is lost.
-    stages["unproven"] = {**stages["proven"], "max_drop": 0.001}
     stages["cqat"] = {"kind": "quantize", "from": "grouped", "method": "qat", **taught}
     for method in ("float16", "dynamic", "int16x8"):
         stages[method] = {"kind": "quantize", "from": "student", "method": method}
@@ -370,17 +368,12 @@ def test_quantizers_stand_side_by_side(finished):
     assert [row["name"] for row in results["proven"]["attempts"]] == [
         "PTQ, minmax ranges"
     ]
-    assert results["proven"]["met"] and not results["unproven"]["met"]
-    attempts = results["unproven"]["attempts"]
-    assert attempts[-1]["name"] == "QAT with distillation"
-    in_float = [len(row.get("float_layers", ())) for row in attempts]
-    assert in_float == [0] * 6 + [1, 2] + [0]
-    assert "can't be met" in results["unproven"]["message"]
+    assert results["proven"]["met"]
     assert {row["layer"] for row in results["int8"]["layers"]}
     metrics = json.loads((finished / "metrics.json").read_text())
     found = {model["name"]: model for model in metrics["models"]}
     names = {f"{n}_{n}" for n in ("float16", "dynamic", "int16x8")}
-    assert names | {"cqat_int8", "proven_uint8", "unproven_int8"} <= set(found)
+    assert names | {"cqat_int8", "proven_uint8"} <= set(found)
     assert found["dynamic_dynamic"]["bytes"] < 0.6 * found["float16_float16"]["bytes"]
 
 

@@ -34,8 +34,9 @@ def check_tflite(
     A file that takes integers must compute in them throughout (Quantize between
     int8 and uint8 at its ends apart, and the layers that were to stay in float). An
     8-bit file must take images as bytes: input scale exactly 1/255, zero point 0
-    (uint8) or -128 (int8); an int16x8 file has 1/32767 and 0. Scores, of any file, must agree with the Keras model's in the best class and must
-    not lose accuracy against it.
+    (uint8) or -128 (int8); an int16x8 file has 1/32767 and 0. Scores, of any file,
+    must agree with the Keras model's in the best class and must not lose accuracy
+    against it.
 
     The drop is an estimate from some images, so the gate judges a bound: it fails a
     file that *surely* loses more than the limit, with the whole one-sided 95 %

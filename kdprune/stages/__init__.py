@@ -26,7 +26,11 @@ from kdprune.stages.measure import (
     write_kit,
     write_report,
 )
-from kdprune.stages.quantize import cluster_weights, quantize_model
+from kdprune.stages.quantize import (
+    check_quantization,
+    cluster_weights,
+    quantize_model,
+)
 from kdprune.stages.teaching import check_teaching
 
 __all__ = ["PLANS", "STAGES", "check"]
@@ -88,3 +92,4 @@ def check(nodes, run):
                 f"training images), got {count}"
             )
     check_teaching(nodes, run)
+    check_quantization(nodes, run)

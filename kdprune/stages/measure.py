@@ -3,7 +3,10 @@
 import itertools
 import shutil
 
+import numpy as np
+
 from kdprune import evaluate, export, records
+from kdprune.data import shapes
 from kdprune.export.convert import is_quantization_aware
 from kdprune.fitting import MODEL, load_node
 from kdprune.models import save_model
@@ -12,6 +15,8 @@ from kdprune.stages.quantize import conversions
 # Scored on the kernels that are slow: those of reference take a tenth of a second
 # for an image and a model of 12 M multiplications.
 _KERNEL_IMAGES = 100
+# Of the generated shapes among a kit's golden images, each class twice.
+_SHAPES, _SHAPES_SIZE = 20, 32
 
 
 def export_files(run, node, folder):
@@ -86,6 +91,7 @@ def write_kit(run, node, folder):
         classes=run.dataset.classes,
         name=node.settings.name,
         version=node.settings.version,
+        images=_generate_shapes(run.dataset.image_shape),
         metrics=records.read_json(run.folder / "metrics.json"),
     )
     print(f"kit: {kit}", flush=True)
@@ -99,6 +105,17 @@ def write_report(run, node, folder):
     path = report.write_report(run.folder)
     print(f"report: {path}", flush=True)
     return {}, ["../report.md"]
+
+
+def _generate_shapes(image_shape):
+    """Generated shapes, uint8, in the size and the channels (1 or 3) of the images."""
+    height, width, channels = image_shape
+    images = shapes.generate(_SHAPES, _SHAPES_SIZE, 0, shapes.TEST).images
+    rows, columns = (np.arange(n) * _SHAPES_SIZE // n for n in (height, width))
+    images = images[:, rows[:, None], columns]
+    if channels == 1:
+        images = np.rint(images.mean(axis=-1, keepdims=True)).astype(np.uint8)
+    return images
 
 
 def _pass_gate(run, node, path, content, keras_scores, **asked):

@@ -1,14 +1,24 @@
 """Stages that prepare a model for fewer bits, within a budget if asked."""
 
+import dataclasses
 import functools
 import itertools
 
 from kdprune import evaluate, export, prune, quantize
 from kdprune.data.splits import stratified_sample
-from kdprune.fitting import MODEL, fit_stage, load_node, parent_of
+from kdprune.fitting import (
+    MODEL,
+    fit_stage,
+    load_fitting,
+    load_node,
+    new_model,
+    parent_of,
+)
 from kdprune.models import load_model
 from kdprune.stages.learn import save_outputs
 
+# The types whose ranges come from images, if the model was not trained with its own.
+_CALIBRATED = ("int8", "uint8", "int16x8")
 # What is tried under a budget before anything is trained, the cheapest first.
 _AFTER_TRAINING = [
     {"ranges": ranges, "correct_bias": corrected}
@@ -16,9 +26,50 @@ _AFTER_TRAINING = [
         (False, True), ("minmax", "percentile", "mse")
     )
 ]
+# How many times as many calibration images are tried, where there are that many.
+_MORE_IMAGES = 4
 # How many of the most sensitive layers are then left in float: at most half of those
 # that have weights, since the rest would not be worth the conversions.
 _IN_FLOAT = (1, 2, 4)
+# Stages whose model has the kinds of layers of the one they start from.
+_SAME_LAYERS = ("train", "distill", "prune", "prune_channels", "cluster")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """What an attempt made: the file, and what it is made of once more.
+
+    `images` is the number of calibration images, None of quantization-aware training.
+    """
+
+    content: bytes
+    model: object
+    conversion: dict
+    images: int | None
+
+
+def check_quantization(nodes, run):
+    """Raises `ValueError` for a quantize stage that can't end well.
+
+    That is an accuracy budget that no result could prove to be met, and a layer that
+    quantization-aware training refuses, where the recipe tells the model's layers.
+    """
+    tried = set()
+    for node in [node for node in nodes if node.kind == "quantize"]:
+        settings, key = node.settings, f"stages.{node.stage}"
+        if settings.method == "auto":
+            _check_provable(f"{key}.max_drop", settings.max_drop, run.dataset)
+        if settings.method != "qat":
+            continue
+        model = _untrained(run, parent_of(node, "from_"))
+        # Cells of a matrix that differ in other settings have the same layers.
+        if model is None or model.to_json() in tried:
+            continue
+        tried.add(model.to_json())
+        try:
+            quantize.quantize_model(model)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
 
 
 def cluster_weights(run, node, folder):
@@ -55,7 +106,9 @@ def quantize_model(run, node, folder):
         conversion = {"ranges": settings.ranges, "correct_bias": settings.correct_bias}
         images = _calibration(run, node)
         results["layers"] = export.layer_report(base, images, ranges=settings.ranges)
-    return results, _save(run, node, folder, base, conversion)
+    calibrated = settings.method in ("ptq", *_CALIBRATED)
+    count = len(_calibration(run, node)) if calibrated else None
+    return results, _save(run, node, folder, base, conversion, count)
 
 
 def conversions(run, node):
@@ -66,8 +119,9 @@ def conversions(run, node):
     plan = quantize.read_plan(run.folder / node.name)
     options = dict(plan["conversion"])
     for dtype in options.pop("dtypes"):
-        needed = plan["method"] == "ptq" and dtype in ("int8", "uint8", "int16x8")
-        images = _calibration(run, node) if needed else None
+        images = None
+        if plan["method"] == "ptq" and dtype in _CALIBRATED:
+            images = _calibration(run, node, plan["calibration"]["images"])
         yield dtype, {"calibration": images, **options}
 
 
@@ -78,42 +132,41 @@ def _within_budget(run, node, folder, base):
     expected = evaluate.predict(base, validation.images)
     layers = export.layer_report(base, calibration)
 
-    def converted(model, options):
-        images = calibration if options else None
-        return model, options, export.convert_tflite(model, "int8", images, **options)
+    def calibrated(options, count):
+        images = _calibration(run, node, count)
+        content = export.convert_tflite(base, "int8", images, **options)
+        return _Made(content, base, options, count)
+
+    def trained(node, folder):
+        model, _ = _train_quantized(run, node, folder, base)
+        return _Made(export.convert_tflite(model, "int8"), model, {}, None)
 
     attempts = [
-        quantize.Attempt(
-            _describe(options), functools.partial(converted, base, options)
+        quantize.Attempt(name, functools.partial(calibrated, options, count))
+        for name, options, count in _after_training(
+            layers, len(calibration), len(run.dataset.train)
         )
-        for options in [*_AFTER_TRAINING, *_some_in_float(layers)]
     ]
-    if "training" in settings.model_fields_set:
-        taught = settings.teacher or settings.soft_labels
-        name = "QAT with distillation" if taught else "QAT"
-        attempts.append(
-            quantize.Attempt(
-                name,
-                lambda: converted(_train_quantized(run, node, folder, base)[0], {}),
-            )
-        )
+    attempts += [
+        quantize.Attempt(name, functools.partial(trained, *how))
+        for name, *how in _by_training(node, folder)
+    ]
 
     def judge(made):
-        _, options, content = made
         path = folder / "attempt.tflite"
-        export.write_file(content, path)
+        export.write_file(made.content, path)
         scores = evaluate.predict(path, validation.images)
         path.unlink()
         figures = export.paired_drop(expected, scores, validation.labels)
-        found = export.inspect_tflite(content)
-        kept, _ = export.float_layers_of(found, options.get("float_layers", ()))
-        return {**figures, "bytes": len(content), "float_layers": kept}
+        found, asked = export.inspect_tflite(made.content), made.conversion
+        kept, _ = export.float_layers_of(found, asked.get("float_layers", ()))
+        return {**figures, "bytes": len(made.content), "float_layers": kept}
 
     outcome = quantize.meet_budget(attempts, judge, settings.max_drop)
     print(outcome.message, flush=True)
     if outcome.best is None:
         raise ValueError(outcome.message)
-    model, options, _ = outcome.best
+    best = outcome.best
     results = {
         "layers": layers,
         "method": "auto",
@@ -122,7 +175,49 @@ def _within_budget(run, node, folder, base):
         "message": outcome.message,
         "attempts": _with_float_bytes(outcome.attempts),
     }
-    return results, _save(run, node, folder, model, options)
+    return results, _save(run, node, folder, best.model, best.conversion, best.images)
+
+
+def _after_training(layers, images, available):
+    """What is tried before anything is trained, the cheapest first.
+
+    Args:
+        layers: What `export.layer_report` returned.
+        images: The number of calibration images.
+        available: The number of training images, to calibrate with more.
+
+    Yields:
+        An attempt's name, arguments of `convert_tflite`, the number of calibration
+        images.
+    """
+    first, *others = _AFTER_TRAINING
+    yield _describe(first), first, images
+    more = _MORE_IMAGES * images
+    if more <= available:
+        yield f"{_describe(first)}, {more:,} images", first, more
+    for options in [*others, *_some_in_float(layers)]:
+        yield _describe(options), options, images
+
+
+def _by_training(node, folder):
+    """Lists name, node and folder of each training: on labels, then under a teacher."""
+    if "training" not in node.settings.model_fields_set:
+        return []
+    if not node.taught:
+        return [("QAT", node, folder)]
+    # In a folder of its own, where its checkpoint is not taken for the other's.
+    untaught = ("QAT", _untaught(node), folder / "labels")
+    return [untaught, ("QAT with distillation", node, folder)]
+
+
+def _untaught(node):
+    """The node without its teacher, on images changed as those it is taught by."""
+    settings = node.settings
+    changes = {"teacher": None, "soft_labels": None}
+    if settings.soft_labels:
+        augment = parent_of(node, "soft_labels").settings.augment
+        changes["training"] = settings.training.model_copy(update={"augment": augment})
+    return dataclasses.replace(node, settings=settings.model_copy(update=changes))
 
 
 def _some_in_float(layers):
@@ -132,7 +227,9 @@ def _some_in_float(layers):
     # Fewer layers than that may have an error at all.
     found = {tuple(export.sensitive_layers(layers, count)): None for count in counts}
     return [
-        {**_AFTER_TRAINING[0], "float_layers": list(names)} for names in found if names
+        {"ranges": "minmax", "correct_bias": True, "float_layers": list(names)}
+        for names in found
+        if names
     ]
 
 
@@ -156,10 +253,7 @@ def _train_quantized(run, node, folder, base):
     """Quantization-aware training that keeps zeros and clusters."""
     settings, calibration = node.settings, _calibration(run, node)
     sparse = _is_sparse(base, settings.preserve_sparsity)
-    clustered = settings.preserve_clusters
-    if clustered == "auto":
-        # Any kernel of some size has more distinct weights than that by itself.
-        clustered = max(quantize.count_clusters(base).values(), default=257) <= 256
+    clustered = _is_clustered(base, settings.preserve_clusters)
 
     def wrapped(steps):
         return quantize.quantize_model(
@@ -184,21 +278,60 @@ def _is_sparse(model, asked):
     return max(prune.layer_sparsity(model).values(), default=0.0) > 0.05
 
 
-def _calibration(run, node):
-    """Training images that set ranges: the recipe's, or a draw of the stage's own."""
-    count, split = node.settings.calibration, run.dataset.train
-    if count is None:
-        return run.dataset.calibration.images
-    drawn = stratified_sample(split.labels, count, (node.settings.seed, 2))
+def _is_clustered(model, asked):
+    if asked != "auto":
+        return asked
+    # One kernel is enough: others may have been left out.
+    return bool(quantize.clustered_layers(model))
+
+
+def _calibration(run, node, count=None):
+    """Training images that set ranges: the recipe's, or a draw of the stage's own.
+
+    `count` is how many, if not as many as usual.
+    """
+    own, usual = node.settings.calibration, run.dataset.calibration.images
+    if own is None and count in (None, len(usual)):
+        return usual
+    split, seed = run.dataset.train, _calibration_seed(run, node)
+    drawn = stratified_sample(split.labels, count or own, (seed, 2))
     return split.images[drawn]
 
 
-def _save(run, node, folder, model, conversion=None):
+def _calibration_seed(run, node):
+    # Stages that draw no number of their own are shared by all seeds.
+    own = node.settings.calibration is not None
+    return node.settings.seed if own else run.recipe.data.seed
+
+
+def _check_provable(key, max_drop, dataset):
+    given, needed = len(dataset.validation), export.images_to_prove(max_drop)
+    if given < needed:
+        raise ValueError(
+            f"{key}: expected at least {needed:,} validation images, without which not "
+            f"even a file that changes nothing is proven to lose at most "
+            f"{100 * max_drop:g} points. Received: {given:,}; give more images or a "
+            "larger data.validation, or allow a larger drop"
+        )
+
+
+def _untrained(run, node):
+    """A node's model before it is trained, None if the recipe can't tell its layers."""
+    model = getattr(node.settings, "model", None)
+    if node.kind == "load":
+        return load_fitting(node.settings.file, run.dataset)
+    if model:
+        parents = node.parents.get(model.like)
+        return _untrained(run, parents[0]) if parents else new_model(run, node)
+    if node.kind in _SAME_LAYERS:
+        return _untrained(run, parent_of(node, "from_"))
+    return None
+
+
+def _save(run, node, folder, model, conversion=None, images=None):
     """Saves the artifact; returns the names of its files."""
     account = None
-    if not hasattr(model, "quantized_from"):
-        own = node.settings.calibration is not None
-        seed = node.settings.seed if own else run.recipe.data.seed
-        account = {"images": len(_calibration(run, node)), "seed": seed}
+    if images is not None:
+        account = {"images": images, "seed": _calibration_seed(run, node)}
     plan = quantize.save_quantized(model, folder, account, conversion)
     return [*plan["files"], "plan.json"]

@@ -95,6 +95,30 @@ def test_without_a_phone_the_commands_to_run_are_printed(tflites, capsys, monkey
     assert "kdprune bench --import phone.txt" in out
 
 
+def test_the_files_stay_on_the_phone_until_every_turn_is_run(
+    tflites, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("PATH", "/nowhere")
+    files = [tflites["int8"], tflites["float32"]]
+    out = bench(capsys, "--adb", *files, "--resolvers", "xnnpack", "builtin")
+    pushing, running, removing, *_ = out.split(":\n\n")[1:]
+    commands = [
+        [shlex.split(line)[1:] for line in part.splitlines() if line[:4] == "adb "]
+        for part in (pushing, running, removing)
+    ]
+    kinds = [[command[0] for command in part] for part in commands]
+    assert kinds == [["push"] * 2, ["shell"] * 4, ["shell"] * 2]
+    assert all("--graph=" in command[1] for command in commands[1])
+    assert [command[1] for command in commands[2]] == [
+        "rm /data/local/tmp/int8.tflite",
+        "rm /data/local/tmp/float32.tflite",
+    ]
+    assert "three times in turns" in pushing and "kdprune bench --import" in removing
+    (tmp_path / "int8.tflite").write_bytes(tflites["int8"].read_bytes())
+    line = refused(capsys, "--adb", tflites["int8"], tmp_path / "int8.tflite")
+    assert "need different names" in line
+
+
 def test_a_phone_s_log_is_shown_and_recorded(tmp_path, capsys):
     log = (
         "Log parameter values verbosely: [0]\nNum threads: [1]\nGraph: [/d/NAME]\n"

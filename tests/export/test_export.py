@@ -287,6 +287,7 @@ def test_arguments_that_do_not_fit_are_refused(model, aware, data):
         ((model, "int8", images[:, :8]), r"\(n, 16, 16, 3\).*\(200, 8, 16, 3\)"),
         ((model, "int8", images[:0]), "n > 0"),
         ((model, "int8", images.astype("float32")), r"float32 in \[40, 159\]"),
+        ((model, "int8", np.where(images > 150, np.nan, 0.5)), r"\[nan, nan\]"),
         (("model.keras",), "Received: builtins.str"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -342,6 +343,43 @@ def test_the_gate_refuses_an_output_without_softmax(model, data):
     scores = np.eye(4)[data[1]]
     with pytest.raises(ValueError, match="output is uint8 with scale .*0.00390625"):
         check_tflite(content, scores, scores, data[1])
+
+
+def sixteen_bits(model, images):
+    """An int16x8 file of the converter, which may fall back to floats."""
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_ops = [
+        tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
+        tf.lite.OpsSet.TFLITE_BUILTINS,
+    ]
+    converter.inference_input_type = converter.inference_output_type = tf.int16
+    converter.representative_dataset = lambda: ([i[None]] for i in images)
+    return converter.convert()
+
+
+@pytest.mark.filterwarnings("ignore:Statistics for quantized inputs")
+def test_a_file_of_16_bits_is_held_to_integers_as_well(data):
+    images = np.concatenate([to_float(data[0][:20]), np.ones((1, 16, 16, 3), "f4")])
+    scores = np.eye(4)[data[1]]
+
+    def ending(activation):
+        inputs = keras.Input((16, 16, 3), batch_size=1)
+        x = layers.Conv2D(4, 3, 4, activation=activation, name="first")(inputs)
+        return keras.Model(inputs, layers.Dense(4, "softmax")(layers.Flatten()(x)))
+
+    def check(content):
+        return check_tflite(content, scores, scores, data[1])
+
+    assert check(sixteen_bits(ending("relu"), images))["float_layers"] == []
+    message = r"1 op\(s\) of the int16 file work in float, first ELU .*int16 supports"
+    with pytest.raises(ValueError, match=message):
+        check(sixteen_bits(ending("elu"), images))
+    # Without a white image the scale is that of the images.
+    with pytest.raises(
+        ValueError, match="input is int16 with scale .*; expected int16"
+    ):
+        check(sixteen_bits(ending("relu"), images[:-1]))
 
 
 def test_the_gate_refuses_a_file_of_another_model(files, data):

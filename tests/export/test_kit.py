@@ -245,6 +245,34 @@ def test_the_card_says_what_is_known_of_memory(
     assert ("```cpp" in card) == (not isinstance(arena, ValueError))
 
 
+def deviating_by(steps):
+    """The self-test's `score`, with default kernels that are off by so many steps."""
+    score = selftest.score
+
+    def other(content, images, kernels="default"):
+        scores = score(content, images, "reference")
+        if kernels == "default":
+            scores[0, 0] += steps if scores[0, 0] < 128 else -steps
+        return scores
+
+    return other
+
+
+@pytest.mark.parametrize(("steps", "limit"), [(13, 26), (20, 40), (64, 128)])
+def test_the_limit_of_other_kernels_grows_with_what_this_machines_differ_by(
+    pair, tmp_path, monkeypatch, steps, limit
+):
+    monkeypatch.setattr(selftest, "score", deviating_by(steps))
+    assert attempt(tmp_path / "kit", pair)["kernel_limit"] == limit
+
+
+def test_kernels_that_no_limit_could_catch_make_no_kit(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(selftest, "score", deviating_by(65))
+    with pytest.raises(ValueError, match="give or take 64/256. Received: 65/256"):
+        attempt(tmp_path / "kit", pair)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_exists_is_left_alone(pair, tmp_path):
     with pytest.raises(FileExistsError, match="exists: a kit goes into a new folder"):
         attempt(tmp_path, pair)

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
+from kdprune import quantize
 from kdprune.quantize import arrays
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["affine_parameters", "quantize_affine", "dequantize_affine", "quantize_linear"],
+)
+def test_the_functions_are_public(name):
+    assert name in quantize.__all__
+    assert getattr(quantize, name) is getattr(arrays, name)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from kdprune.export import paired_drop
+from kdprune.export import images_to_prove, paired_drop
 from kdprune.quantize.budget import Attempt, meet_budget
 
 IMAGES = 2000
@@ -110,6 +110,17 @@ def test_no_difference_is_no_proof_on_a_few_images(images):
     figures = paired_drop(right, right, np.zeros(images, int))
     assert figures["drop_interval"] == [0, 0]
     assert figures["drop_bound"] == pytest.approx(2.33 / (images + 2), rel=0.01)
+
+
+@pytest.mark.parametrize("max_drop", [0.9, 0.1, 0.01, 0.005, 0.0007])
+def test_no_fewer_images_could_prove_a_budget(max_drop):
+    def bound(images):
+        right = np.eye(2)[np.zeros(images, int)]
+        return paired_drop(right, right, np.zeros(images, int))["drop_bound"]
+
+    images = images_to_prove(max_drop)
+    assert bound(images) <= max_drop
+    assert images == 1 or bound(images - 1) > max_drop
 
 
 @pytest.mark.parametrize(("drop", "flips"), [(0.0, 0.0), (0.004, 0.01), (0.01, 0.03)])

@@ -11,6 +11,7 @@ from kdprune.export import convert_tflite, inspect_tflite
 from kdprune.quantize import (
     calibrate_ranges,
     cluster_weights,
+    clustered_layers,
     count_clusters,
     load_quantized,
     quantize_model,
@@ -18,6 +19,7 @@ from kdprune.quantize import (
     save_quantized,
     strip_clustering,
 )
+from kdprune.stages.quantize import _is_clustered
 
 layers = keras.layers
 CLUSTERS = 6
@@ -128,6 +130,36 @@ def test_each_kernel_keeps_a_few_values_and_the_model_its_accuracy(
     ]
 
 
+def test_a_kernel_tells_whether_it_was_clustered(base, clustered, sparse):
+    assert clustered_layers(clustered) == ["first", "second", "logits"]
+    assert clustered_layers(sparse) == ["second", "logits"]
+    # As many zeros leave few distinct weights, and are no clusters.
+    pruned = keras.models.clone_model(base)
+    kernels = [w * (np.abs(w) > 2 * w.std()) for w in base.get_weights()]
+    pruned.set_weights(
+        [
+            w if w.ndim == 1 else k
+            for w, k in zip(base.get_weights(), kernels, strict=True)
+        ]
+    )
+    assert count_clusters(pruned)["second"] < 256
+    assert clustered_layers(base) == clustered_layers(pruned) == []
+    averaging = keras.models.clone_model(base)
+    averaging.set_weights([np.full_like(w, 1 / w.size) for w in base.get_weights()])
+    assert clustered_layers(averaging) == []
+
+
+def test_a_layer_left_out_does_not_cost_the_others_their_clusters():
+    inputs = keras.Input((20, 20, 1))
+    x = layers.Dense(16, name="large")(layers.Flatten()(inputs))
+    model = keras.Model(inputs, layers.Dense(8, name="other")(x))
+    mixed = strip_clustering(cluster_weights(model, CLUSTERS, exclude=["large"]))
+    assert count_clusters(mixed)["large"] > 1024
+    assert clustered_layers(mixed) == ["other"]
+    assert _is_clustered(mixed, "auto") and not _is_clustered(model, "auto")
+    assert not _is_clustered(mixed, False) and _is_clustered(model, True)
+
+
 def test_training_moves_centroids_and_statistics_but_not_the_given_model(base, data):
     before = base.get_weights()
     wrapped = cluster_weights(base, CLUSTERS)
@@ -227,3 +259,15 @@ def test_centroids_of_a_large_kernel_do_not_diverge():
     outputs = model.predict(inputs, verbose=0)
     losses = clustered.fit(inputs, outputs, epochs=3, verbose=0).history["loss"]
     assert losses[-1] < 1.5 * losses[0] < 0.01
+
+
+def test_nor_do_they_in_training_that_is_quantization_aware():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64)])
+    inputs = np.random.default_rng(0).standard_normal((256, 64), np.float32)
+    outputs = model.predict(inputs, verbose=0)
+    few = strip_clustering(cluster_weights(model, 16))
+    aware = quantize_model(few, preserve_clusters=True)
+    aware.compile(keras.optimizers.SGD(0.5), "mse")
+    losses = aware.fit(inputs, outputs, epochs=3, verbose=0).history["loss"]
+    assert losses[-1] < 1.5 * losses[0]

@@ -262,6 +262,28 @@ def test_what_does_not_fit_is_an_error(model, data, arguments, message):
         convert_tflite(model, **arguments)
 
 
+@pytest.mark.parametrize("step", ["calibrate", "quantize_calibrated"])
+def test_either_step_of_the_conversion_may_fail_and_ends_one_attempt(
+    model, data, monkeypatch, step
+):
+    def fail(*args, **options):
+        raise RuntimeError("somewhere.cc:12: error: no such kernel\nmore of it")
+
+    monkeypatch.setattr(convert, step, fail)
+    images = data[0][:4]
+    outcome = meet_budget(
+        [
+            Attempt("mse", lambda: convert_tflite(model, "int8", images, ranges="mse")),
+            Attempt("float", lambda: convert_tflite(model)),
+        ],
+        lambda made: {"drop": 0.0, "drop_bound": 0.001},
+        max_drop=0.01,
+    )
+    assert outcome.met and outcome.name == "float"
+    message = f"model {model.name!r} does not convert to int8: no such kernel"
+    assert outcome.attempts[0]["error"] == message
+
+
 def test_a_budget_is_met_by_the_worst_layer_in_float(model, data, report, tmp_path):
     images, labels = data
 

@@ -12,11 +12,14 @@ from kdprune.config import parse_recipe
 from kdprune.data import load_dataset
 from kdprune.evaluate import predict
 from kdprune.export import check_tflite, convert_tflite, inspect_tflite, selftest
+from kdprune.export.golden import golden_images
 from kdprune.export.micro import measure_arena
 from kdprune.models import load_model, save_model
+from kdprune.stages.measure import _generate_shapes
 from kdprune.stages.quantize import _some_in_float
 
 layers = keras.layers
+CHOSEN = "PTQ, minmax ranges, biases corrected, in float: hard"
 DATA = {"dataset": "folder", "test": 0.2, "validation": 0.4, "calibration": 40}
 
 
@@ -95,8 +98,9 @@ def test_the_budget_is_met_with_the_worst_layer_in_float_and_not_before(run):
     results = results_of(run, "small")
     rows = {row["name"]: row for row in results["attempts"]}
     *before, last = rows
-    assert len(before) == 6 and all(rows[name]["drop"] > 0.1 for name in before)
-    assert last == results["chosen"] == "PTQ, minmax ranges, in float: hard"
+    assert len(before) == 7 and all(rows[name]["drop"] > 0.1 for name in before)
+    assert before[1] == "PTQ, minmax ranges, 160 images"
+    assert last == results["chosen"] == CHOSEN
     assert results["met"] and rows[last]["drop_bound"] <= 0.05
     assert rows[last]["float_layers"] == ["hard"]
     # 1,728 weights of 4 bytes instead of 1, two more operators, a few scales less.
@@ -130,10 +134,25 @@ def test_the_kit_of_a_mixed_file_proves_itself_and_says_what_it_is(run):
     kit = run / "kit" / "demo"
     assert selftest.find_damage(kit) == []
     assert all(good for _, good in selftest.check_scores(kit))
+    with np.load(kit / "golden.npz") as golden:
+        images = golden["images"]
+    assert len(images) == len(golden_images((12, 12, 3))) + 20
+    np.testing.assert_array_equal(images[-20:], _generate_shapes((12, 12, 3)))
     card = (kit / "MODEL_CARD.md").read_text()
     assert "8-bit integers throughout" not in card
     assert "in float: hard" in card
     assert "AddDequantize()" in card
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (96, 64, 3), (28, 28, 1)])
+def test_shapes_are_generated_in_the_size_of_a_models_images(shape):
+    images = _generate_shapes(shape)
+    assert images.dtype == np.uint8 and images.shape == (20, *shape)
+    # Of the size they are drawn in, they are the very images of the data set.
+    if shape == (32, 32, 3):
+        test = load_dataset("shapes", train_images=100, test_images=20).test
+        np.testing.assert_array_equal(images, test.images)
+    assert images.std(axis=(1, 2)).min() > 5
 
 
 def test_tflite_micro_runs_a_mixed_file(run):
@@ -147,7 +166,7 @@ def test_tflite_micro_runs_a_mixed_file(run):
 def test_the_report_shows_the_layer_and_its_bytes(run):
     page = (run / "report.md").read_text()
     assert "Left in float: hard, which takes" in page
-    assert "**PTQ, minmax ranges, in float: hard** (chosen)" in page
+    assert f"**{CHOSEN}** (chosen)" in page
     assert "| small.int8.tflite | int8, 1/255 | int8, 1/256 | hard |" in page
 
 

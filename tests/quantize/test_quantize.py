@@ -148,6 +148,15 @@ def test_calibrating_a_float_model_is_an_error(images):
         calibrate_ranges(quantize_model(residual_model()), images[:0])
 
 
+def test_images_that_are_not_in_the_range_of_the_input_are_refused(data, images):
+    model = quantize_model(residual_model())
+    start = ranges(model)
+    for wrong in (data[0].astype("float32"), images - 0.5, images * np.nan):
+        with pytest.raises(ValueError, match=r"float in \[0, 1\]: divide .*Received"):
+            calibrate_ranges(model, wrong)
+    assert all(np.array_equal(start[name], now) for name, now in ranges(model).items())
+
+
 @pytest.mark.parametrize("preserve_sparsity", [False, True])
 def test_zeros_stay_zero_when_asked_to(data, images, preserve_sparsity):
     model = quantize_model(pruned_model(), preserve_sparsity, calibration=data[0])
@@ -293,6 +302,16 @@ def test_a_post_training_artifact_is_the_float_model_and_its_plan(tmp_path, imag
         load_quantized(tmp_path).predict(images, verbose=0),
         model.predict(images, verbose=0),
     )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "dynamic"])
+def test_a_type_that_needs_no_images_names_none(tmp_path, dtype):
+    conversion = {"dtypes": [dtype]}
+    save_quantized(residual_model(), tmp_path, conversion=conversion)
+    plan = read_plan(tmp_path)
+    assert (plan["calibration"], plan["conversion"]) == (None, conversion)
+    with pytest.raises(ValueError, match="calibration=.'images': 500.*float16|dynamic"):
+        save_quantized(residual_model(), tmp_path, {"images": 500}, conversion)
 
 
 def test_an_unfinished_or_mixed_artifact_is_refused(tmp_path):

@@ -1,0 +1,198 @@
+"""Quantize stages: what a budget tries, and what is refused before any training."""
+
+import json
+
+import pytest
+import tf_keras as keras
+
+from kdprune import pipeline, quantize
+from kdprune.config import parse_recipe
+from kdprune.export import convert_tflite
+from kdprune.models import build_model, load_model, save_model
+from kdprune.stages.quantize import _after_training, _by_training, _calibration
+
+TRAINING = {"epochs": 1, "batch_size": 30, "learning_rate": 1e-3}
+AUGMENT = {"crop": 2, "flip": False, "cutout": 3}
+LAYERS = [
+    {"layer": layer, "weight_low": -1.0, "sqnr_db": decibels}
+    for layer, decibels in (("a", 30), ("b", 10), ("c", 20), ("d", 40))
+]
+
+
+@pytest.fixture
+def given(tmp_path):
+    """The file of a small model."""
+    keras.utils.set_random_seed(0)
+    save_model(build_model("article_student"), tmp_path / "given.keras")
+    return {"kind": "load", "file": str(tmp_path / "given.keras")}
+
+
+def recipe(**stages):
+    data = {"dataset": "shapes", "train_images": 100, "test_images": 20}
+    return parse_recipe(
+        {"name": "small", "data": {**data, "calibration": 12}, "stages": stages}
+    )
+
+
+def node_of(run, stage):
+    return next(node for node in run.nodes if node.stage == stage)
+
+
+@pytest.mark.parametrize("available", [159, 160])
+def test_what_is_cheap_is_tried_first(available):
+    tried = list(_after_training(LAYERS, images=40, available=available))
+    more = ["PTQ, minmax ranges, 160 images"] if available == 160 else []
+    corrected = "PTQ, minmax ranges, biases corrected"
+    assert [name for name, *_ in tried] == [
+        "PTQ, minmax ranges",
+        *more,
+        "PTQ, percentile ranges",
+        "PTQ, mse ranges",
+        corrected,
+        "PTQ, percentile ranges, biases corrected",
+        "PTQ, mse ranges, biases corrected",
+        f"{corrected}, in float: b",
+        f"{corrected}, in float: b, c",
+    ]
+    assert [count for *_, count in tried] == [40, *[160 for _ in more], *[40] * 7]
+    corrected = [options["correct_bias"] for _, options, _ in tried]
+    assert corrected == [" biases corrected" in name for name, *_ in tried]
+
+
+def test_training_is_tried_on_labels_and_then_under_the_teacher(given, tmp_path):
+    auto = {"kind": "quantize", "from": "given", "method": "auto", "max_drop": 0.9}
+    soft = {"kind": "soft_labels", "teacher": "given", "augment": AUGMENT}
+    run = pipeline.Run(
+        recipe(
+            given=given,
+            soft=soft,
+            untrained=auto,
+            alone={**auto, "training": TRAINING},
+            taught={**auto, "training": TRAINING, "teacher": "given"},
+            stored={**auto, "training": TRAINING, "soft_labels": "soft"},
+        ),
+        tmp_path,
+    )
+
+    def trainings(stage):
+        return _by_training(node_of(run, stage), tmp_path)
+
+    assert trainings("untrained") == []
+    assert trainings("alone") == [("QAT", node_of(run, "alone"), tmp_path)]
+    for stage in ("taught", "stored"):
+        (first, node, folder), *last = trainings(stage)
+        assert last == [("QAT with distillation", node_of(run, stage), tmp_path)]
+        assert (first, node.taught, folder) == ("QAT", False, tmp_path / "labels")
+        assert node_of(run, stage).taught
+    # Soft labels come with their images' changes, which labels need as well.
+    assert node.settings.training.augment == node_of(run, "soft").settings.augment
+    assert node.settings.training.epochs == 1
+
+
+@pytest.mark.slow
+def test_both_trainings_are_made_and_recorded(given, tmp_path, monkeypatch):
+    meet = quantize.meet_budget
+
+    def only_trainings(attempts, judge, max_drop):
+        chosen = [attempt for attempt in attempts if attempt.name.startswith("QAT")]
+        return meet(chosen, judge, 1e-6)
+
+    monkeypatch.setattr(quantize, "meet_budget", only_trainings)
+    small = {"kind": "quantize", "from": "given", "method": "auto", "max_drop": 0.9}
+    small |= {"teacher": "given", "training": TRAINING}
+    pipeline.run(recipe(given=given, small=small), tmp_path / "run")
+    folder = tmp_path / "run" / "small"
+    results = json.loads((folder / "record.json").read_text())["results"]
+    rows = {row["name"]: row for row in results["attempts"]}
+    assert list(rows) == ["QAT", "QAT with distillation"]
+    assert all(row["seconds"] > 0 and row["bytes"] > 0 for row in rows.values())
+    assert "can't be met" in results["message"] and results["chosen"] in rows
+    history = [
+        (folder / name).read_text() for name in ("labels/history.csv", "history.csv")
+    ]
+    assert history[0] != history[1]
+
+
+def test_the_files_are_made_with_the_images_of_the_attempt_that_was_chosen(
+    given, tmp_path, monkeypatch
+):
+    meet = quantize.meet_budget
+
+    def more_images(attempts, judge, max_drop):
+        return meet([a for a in attempts if " images" in a.name], judge, max_drop)
+
+    monkeypatch.setattr(quantize, "meet_budget", more_images)
+    small = {"kind": "quantize", "from": "given", "method": "auto", "max_drop": 0.9}
+    files = {"kind": "export", "from": "small", "max_disagreement": 0.9}
+    files["max_drop"] = 0.9
+    stages = recipe(given=given, small=small, files=files)
+    pipeline.run(stages, tmp_path / "run")
+    plan = quantize.read_plan(tmp_path / "run" / "small")
+    assert plan["calibration"] == {"images": 48, "seed": 0}
+    run = pipeline.Run(stages, tmp_path / "run")
+    node = node_of(run, "small")
+    usual, more = _calibration(run, node), _calibration(run, node, 48)
+    assert (len(usual), len(more)) == (12, 48)
+    base = load_model(given["file"])
+    content = (tmp_path / "run/files/small.int8.tflite").read_bytes()
+    assert content == convert_tflite(base, "int8", more)
+    assert content != convert_tflite(base, "int8", usual)
+
+
+def test_a_budget_that_nothing_could_prove_is_refused_before_training(tmp_path):
+    small = {"kind": "quantize", "from": "net", "method": "auto", "max_drop": 0.001}
+    net = {"kind": "train", "model": {"name": "article_student"}, "training": TRAINING}
+    message = (
+        "stages.small.max_drop: expected at least 2,325 validation images.*at most 0.1 "
+        "points. Received: 10; give more images"
+    )
+    with pytest.raises(ValueError, match=message) as caught:
+        pipeline.run(recipe(net=net, small=small), tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "net").exists()
+
+
+def product(path):
+    """A model that multiplies, which quantization-aware training refuses."""
+    x = keras.layers.Conv2D(4, 3, 4)(inputs := keras.Input((32, 32, 3)))
+    x = keras.layers.Multiply(name="culprit")([x, x])
+    outputs = keras.layers.Dense(10)(keras.layers.Flatten()(x))
+    save_model(keras.Model(inputs, outputs), path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ("a loaded file", r"layer 'culprit' \(Multiply\) .*method: ptq"),
+        ("a file trained further", r"layer 'culprit' \(Multiply\)"),
+        ("a factory", r"layer 'whitening_act' .*gelu"),
+    ],
+)
+def test_a_layer_that_can_not_be_trained_is_named_before_anything_is_trained(
+    tmp_path, start, message
+):
+    path = product(tmp_path / "given.keras")
+    teacher = {"kind": "train", "model": {"name": "resnet8"}, "training": TRAINING}
+    net = {
+        "a loaded file": {"kind": "load", "file": path},
+        "a file trained further": {**teacher, "model": {"file": path}},
+        "a factory": {**teacher, "model": {"name": "whitened_cnn", "width": 4}},
+    }[start]
+    sparse = {"kind": "prune", "from": "net", "sparsity": 0.5, "training": TRAINING}
+    int8 = {"kind": "quantize", "from": "sparse", "method": "qat"}
+    int8 |= {"teacher": "teacher", "training": TRAINING}
+    content = recipe(teacher=teacher, net=net, sparse=sparse, int8=int8)
+    with pytest.raises(ValueError, match=f"^stages.int8: {message}") as caught:
+        pipeline.run(content, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    folders = [path for path in (tmp_path / "run").iterdir() if path.is_dir()]
+    assert folders == []
+
+
+def test_layers_that_the_recipe_can_not_tell_are_left_to_the_stage(tmp_path):
+    short = {"kind": "prune_blocks", "from": "net", "count": 1, "training": TRAINING}
+    net = {"kind": "train", "model": {"name": "resnet8"}, "training": TRAINING}
+    int8 = {"kind": "quantize", "from": "short", "method": "qat", "training": TRAINING}
+    text = pipeline.preview(recipe(net=net, short=short, int8=int8), tmp_path)
+    assert "int8 (quantize): to do" in text
