@@ -180,8 +180,8 @@ def ends_in_softmax(model):
     """Whether a model's output is probabilities already, wrapped or not.
 
     Looks at the layers that give the (first) output, past those that only copy,
-    cast or reshape it, into models inside the model. A softmax that Python code
-    hides, in a subclassed model or a `Lambda`, is not seen.
+    cast or reshape it, and into models inside the model. A softmax that Python code
+    hides, that of a subclassed model or a lambda, is not seen.
 
     Args:
         model: A `keras.Model` of any kind; a Sequential one need not be built.
@@ -191,50 +191,28 @@ def ends_in_softmax(model):
         activation = getattr(layer, "activation", None)
         # Inside what quantization-aware training makes of it.
         activation = getattr(activation, "activation", activation)
-        names = (_operation(layer), getattr(activation, "__name__", ""))
-        if isinstance(layer, layers.Softmax) or isinstance(activation, layers.Softmax):
+        name = getattr(activation, "__name__", "")
+        # What a layer of one TensorFlow function calls.
+        function = getattr(getattr(layer, "function", None), "__name__", "")
+        softmax = any(isinstance(x, layers.Softmax) for x in (layer, activation))
+        if softmax or name in _SOFTMAX or function in _SOFTMAX:
             return True
-        if any(name in _SOFTMAX for name in names):
-            return True
-        linear = isinstance(layer, layers.Activation) and names[1] == "linear"
-        if not (linear or isinstance(layer, _SAME) or names[0] in _SAME_FUNCTIONS):
+        linear = isinstance(layer, layers.Activation) and name == "linear"
+        if not (linear or isinstance(layer, _SAME) or function in _SAME_FUNCTIONS):
             return False
     return False
 
 
-def _from_output(model):
+def _from_output(model, output=0):
     """Yields the layers from a model's output back to where they branch."""
     if isinstance(model, keras.Sequential):
         for layer in reversed(model.layers):
-            yield from _with_inner(layer, None)
-        return
-    if not getattr(model, "_is_graph_network", False):
-        yield model
-        return
-    yield from _back_from(model.outputs[0])
-
-
-def _back_from(tensor):
-    while True:
-        history = tensor._keras_history
-        yield from _with_inner(history.layer, history.tensor_index)
-        inputs = history.layer._inbound_nodes[history.node_index].keras_inputs
-        if len(inputs) != 1:
-            return
-        tensor = inputs[0]
-
-
-def _with_inner(layer, output):
-    """The layers of a model inside the model, in place of it."""
-    if not isinstance(layer, keras.Model):
-        yield layer
-    elif output and getattr(layer, "_is_graph_network", False):
-        yield from _back_from(layer.outputs[output])
+            yield from _from_output(layer)
+    elif getattr(model, "_is_graph_network", False):
+        inputs = [model.outputs[output]]
+        while len(inputs) == 1:
+            layer, node, output = inputs[0]._keras_history
+            yield from _from_output(layer, output)
+            inputs = layer._inbound_nodes[node].keras_inputs
     else:
-        yield from _from_output(layer)
-
-
-def _operation(layer):
-    """The name of the function of TensorFlow that a layer calls, or an empty string."""
-    function = getattr(layer, "function", None)
-    return getattr(function, "__name__", "")
+        yield model  # A layer, or a model without a graph.
