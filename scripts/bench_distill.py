@@ -49,7 +49,8 @@ def main():
         result = measure(options, pathlib.Path(folder))
     if options.json:
         content = {"command": records.command(), **result}
-        content |= {"machine": records.machine(), "versions": records.versions()}
+        content["machine"] = records.machine()
+        content["versions"] = {**records.versions(), "keras": keras3.__version__}
         pathlib.Path(options.json).write_text(json.dumps(content, indent=2) + "\n")
 
 
