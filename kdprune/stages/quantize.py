@@ -9,13 +9,12 @@ from kdprune.data.splits import stratified_sample
 from kdprune.fitting import (
     MODEL,
     fit_stage,
-    load_fitting,
     load_node,
-    new_model,
     parent_of,
 )
 from kdprune.models import load_model
 from kdprune.stages.learn import save_outputs
+from kdprune.stages.sources import origin_of, source_of, untrained_model
 
 # The types whose ranges come from images, if the model was not trained with its own.
 _CALIBRATED = ("int8", "uint8", "int16x8")
@@ -31,8 +30,6 @@ _MORE_IMAGES = 4
 # How many of the most sensitive layers are then left in float: at most half of those
 # that have weights, since the rest would not be worth the conversions.
 _IN_FLOAT = (1, 2, 4)
-# Stages whose model has the kinds of layers of the one they start from.
-_SAME_LAYERS = ("train", "distill", "prune", "prune_channels", "cluster")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +58,13 @@ def check_quantization(nodes, run):
             _check_provable(f"{key}.max_drop", settings.max_drop, run.dataset)
         if settings.method != "qat":
             continue
-        model = _untrained(run, parent_of(node, "from_"))
+        source = source_of(parent_of(node, "from_"))
         # Cells of a matrix that differ in other settings have the same layers.
-        if model is None or model.to_json() in tried:
+        if source is None or repr(origin_of(source)) in tried:
             continue
-        tried.add(model.to_json())
+        tried.add(repr(origin_of(source)))
         try:
-            quantize.quantize_model(model)
+            quantize.quantize_model(untrained_model(run, source))
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
 
@@ -313,19 +310,6 @@ def _check_provable(key, max_drop, dataset):
             f"{100 * max_drop:g} points. Received: {given:,}; give more images or a "
             "larger data.validation, or allow a larger drop"
         )
-
-
-def _untrained(run, node):
-    """A node's model before it is trained, None if the recipe can't tell its layers."""
-    model = getattr(node.settings, "model", None)
-    if node.kind == "load":
-        return load_fitting(node.settings.file, run.dataset)
-    if model:
-        parents = node.parents.get(model.like)
-        return _untrained(run, parents[0]) if parents else new_model(run, node)
-    if node.kind in _SAME_LAYERS:
-        return _untrained(run, parent_of(node, "from_"))
-    return None
 
 
 def _save(run, node, folder, model, conversion=None, images=None):

@@ -89,12 +89,12 @@ def test_layers_that_only_a_stage_can_tell_are_left_to_it(tmp_path):
 
 def test_models_are_built_once_for_all_cells(tmp_path, monkeypatch):
     built = []
-    original = stages.teaching.new_model
+    original = stages.sources.new_model
 
     def counted(run, node):
         built.append(node.name)
         return original(run, node)
 
-    monkeypatch.setattr(stages.teaching, "new_model", counted)
+    monkeypatch.setattr(stages.sources, "new_model", counted)
     checked(tmp_path, {"losses": [HINT]}, matrix={"seed": [1, 2, 3]})
     assert sorted(built) == ["student--seed=1", "teacher--seed=1"]
