@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(
     path
     for path in (ROOT / "scripts").glob("*.py")
-    if not path.name.startswith("bench_")  # programs of their own, not stages
+    # Programs of their own, not stages.
+    if not path.name.startswith(("bench_", "plot_ways"))
 )
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 

@@ -184,14 +184,23 @@ SETTINGS = {
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
 
+def check_local(model, ratio, check_invariant):
+    """Cuts every group alike; a graph of narrow layers alone is none to cut."""
+    try:
+        check_invariant(model, ratio, scope="local", judge=assume)
+    except ValueError as error:
+        assume("removes nothing from any group" not in str(error))
+        raise
+
+
 @settings(max_examples=12, derandomize=True, **SETTINGS)
 @EXAMPLES
 def test_any_graph_computes_the_original_with_zeros(model, ratio, check_invariant):
-    check_invariant(model, ratio, scope="local", judge=assume)
+    check_local(model, ratio, check_invariant)
 
 
 @pytest.mark.slow
 @settings(max_examples=150, **SETTINGS)
 @EXAMPLES
 def test_many_graphs_compute_the_original_with_zeros(model, ratio, check_invariant):
-    check_invariant(model, ratio, scope="local", judge=assume)
+    check_local(model, ratio, check_invariant)
