@@ -58,7 +58,7 @@ def draw_plots(run: Run, *, references: bool = True) -> dict[str, Plot]:
         drawn = {
             "accuracy": plot_accuracy(run),
             "size": plot_size(run, references=references),
-            "latency": plot_latency(run, references=references),
+            "latency": plot_latency(run),
             "sparsity": plot_sparsity(run),
         }
         for model in filter(None, subjects):

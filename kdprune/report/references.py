@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Reference:
-    """One published model, as scored and timed for this project.
+    """One published model, as scored for this project.
 
     Attributes:
         name: What the plots and tables call it.
@@ -15,7 +15,6 @@ class Reference:
         bytes: Size of the published `.tflite` file.
         macs: Multiplications of one forward pass, batch 1.
         parameters: Number of weights and biases.
-        latency_ms_p50: Milliseconds per image; see `MLPERF_TINY_SOURCE`.
     """
 
     name: str
@@ -23,21 +22,19 @@ class Reference:
     bytes: int
     macs: int
     parameters: int
-    latency_ms_p50: float
 
 
 MLPERF_TINY = (
-    Reference("MLPerf ResNet-8", 0.8719, 318_144, 12_500_000, 77_706, 0.24),
-    Reference("MLPerf ResNet-8 int8", 0.8697, 98_496, 12_500_000, 77_706, 0.16),
-    Reference("MLPerf large", 0.9128, 1_929_208, 76_470_000, 480_330, 1.62),
-    Reference("MLPerf large int8", 0.9131, 512_024, 76_470_000, 480_330, 0.26),
+    Reference("MLPerf ResNet-8", 0.8719, 318_144, 12_500_000, 77_706),
+    Reference("MLPerf ResNet-8 int8", 0.8697, 98_496, 12_500_000, 77_706),
+    Reference("MLPerf large", 0.9128, 1_929_208, 76_470_000, 480_330),
+    Reference("MLPerf large int8", 0.9131, 512_024, 76_470_000, 480_330),
 )
 
 MLPERF_TINY_SOURCE = (
     "The image-classification models of MLPerf Tiny "
     "([github.com/mlcommons/tiny](https://github.com/mlcommons/tiny), Apache-2.0), "
-    "scored by kdprune on all 10,000 test images of CIFAR-10. They are constants, "
-    "not part of this run: their latency was measured once, with one thread and "
-    "XNNPACK, on a 2-core x86-64 processor with AMX, so compare milliseconds only "
-    "with a run on such a machine."
+    "scored by kdprune on all 10,000 test images of CIFAR-10; constants, not part of "
+    "this run. Milliseconds are told by `kdprune bench` alone, of files in turns on "
+    "one machine."
 )

@@ -109,7 +109,7 @@ def models_table(run: Run) -> str:
 def references_table() -> str:
     """Writes the table of the MLPerf Tiny models."""
     return table(
-        ("model", "accuracy %", "bytes", "parameters", "MACs", "p50 ms"),
+        ("model", "accuracy %", "bytes", "parameters", "MACs"),
         [
             (
                 reference.name,
@@ -117,7 +117,6 @@ def references_table() -> str:
                 count(reference.bytes),
                 count(reference.parameters),
                 millions(reference.macs),
-                milliseconds(reference.latency_ms_p50),
             )
             for reference in MLPERF_TINY
         ],

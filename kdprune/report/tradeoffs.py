@@ -54,7 +54,7 @@ def plot_size(run: Run, *, references: bool) -> Plot | None:
     return Plot("Accuracy against the size of the file and of its gzip", figure)
 
 
-def plot_latency(run: Run, *, references: bool) -> Plot | None:
+def plot_latency(run: Run) -> Plot | None:
     """Draws accuracy against the median latency, with a line up to the p90."""
     field = "latency_ms_p50"
     models = _both(run, field)
@@ -71,13 +71,13 @@ def plot_latency(run: Run, *, references: bool) -> Plot | None:
             axes.plot(slow, y, "|", color=colour, ms=6, zorder=2)
             obstacles += [(value, y) for value in np.linspace(x, slow, 6)]
         axes.plot(x, y, marker, color=colour, ms=6.5, zorder=4)
-    _finish_scatter(axes, models, field, references, obstacles)
+    _finish_scatter(axes, models, field, False, obstacles)
     how = sorted({timing(model) for model in models})
     axes.set_xlabel(f"milliseconds per image (log scale; {'; '.join(how)})")
     axes.set_title("Accuracy against latency")
     key = [Line2D([], [], color="0.3", marker="|", markevery=[1], label="p50 to p90")]
-    add_key(figure, format_key(models, references) + (key if obstacles else []))
-    _name_points(axes, models, field, references, obstacles, run.find("flagship"))
+    add_key(figure, format_key(models) + (key if obstacles else []))
+    _name_points(axes, models, field, False, obstacles, run.find("flagship"))
     return Plot("Accuracy against latency", figure)
 
 

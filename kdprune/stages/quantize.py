@@ -6,12 +6,7 @@ import itertools
 
 from kdprune import evaluate, export, prune, quantize
 from kdprune.data.splits import stratified_sample
-from kdprune.fitting import (
-    MODEL,
-    fit_stage,
-    load_node,
-    parent_of,
-)
+from kdprune.fitting import MODEL, fit_stage, load_node, parent_of
 from kdprune.models import load_model
 from kdprune.stages.learn import save_outputs
 from kdprune.stages.sources import origin_of, source_of, untrained_model

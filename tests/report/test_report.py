@@ -266,9 +266,10 @@ def test_svg_names_every_distinct_model_as_text(report, plot):
 
 def test_svg_names_references_classes_and_layers(report):
     plots = report[0] / "plots"
-    for plot in ("size", "latency"):
-        text = all_text(plots / f"{plot}.svg")
-        assert [r.name for r in MLPERF_TINY if r.name not in text] == []
+    text = all_text(plots / "size.svg")
+    assert [r.name for r in MLPERF_TINY if r.name not in text] == []
+    # What was timed on another machine is not drawn beside what was timed on this one.
+    assert "MLPerf" not in all_text(plots / "latency.svg")
     assert "automobile" in all_text(plots / "confusion-teacher.svg")
     assert all(layer in all_text(plots / "sparsity.svg") for layer in LAYERS)
 
@@ -351,7 +352,6 @@ def test_reference_table_gives_the_source(report):
         "512,024",
         "480,330",
         "76.47 M",
-        "0.26",
     ]
     assert "github.com/mlcommons/tiny" in report[1]
 
