@@ -54,9 +54,8 @@ def test_views_are_the_teachers_logits_in_the_splits_order(split, tmp_path):
     assert np.abs(stored[0] - stored[1]).max() > 0.01
 
 
-def test_an_interrupted_store_goes_on_with_the_first_missing_view(split, tmp_path):
-    teacher, asked = network(split), []
-    read_view = views_of(split, asked)
+def stop_half_way(teacher, read_view, folder):
+    """Leaves two views of four."""
 
     def stops_at_two(view):
         if view == 2:
@@ -64,7 +63,13 @@ def test_an_interrupted_store_goes_on_with_the_first_missing_view(split, tmp_pat
         return read_view(view)
 
     with pytest.raises(KeyboardInterrupt):
-        write_soft_labels(teacher, stops_at_two, tmp_path, views=4, key={})
+        write_soft_labels(teacher, stops_at_two, folder, views=4, key={})
+
+
+def test_an_interrupted_store_goes_on_with_the_first_missing_view(split, tmp_path):
+    teacher, asked = network(split), []
+    read_view = views_of(split, asked)
+    stop_half_way(teacher, read_view, tmp_path)
     before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     assert sorted(before) == ["store.json", "view-000.npy", "view-001.npy"]
     write_soft_labels(teacher, read_view, tmp_path, views=4, key={})
@@ -156,14 +161,7 @@ def test_views_that_are_missing_are_not_passed_over(split, tmp_path):
 
 def test_a_store_that_stopped_half_way_is_not_taken_for_a_smaller_one(split, tmp_path):
     teacher, read_view = network(split), views_of(split, [])
-
-    def stops_at_two(view):
-        if view == 2:
-            raise KeyboardInterrupt
-        return read_view(view)
-
-    with pytest.raises(KeyboardInterrupt):
-        write_soft_labels(teacher, stops_at_two, tmp_path, views=4, key={})
+    stop_half_way(teacher, read_view, tmp_path)
     with pytest.raises(ValueError, match="expected 4 views of soft labels, got 2"):
         load_soft_labels(tmp_path)
     # Fewer can be asked for, and more added.
