@@ -26,6 +26,8 @@ from kdprune.report.schema import (
 SCHEMA = 1
 # A stage that was run in more cells than this, seeds aside, is told in one table.
 MOST_CELLS = 6
+_KERAS, _FLOAT32 = ("keras", "float32"), ("tflite", "float32")
+_INT8, _UINT8 = ("tflite", "int8"), ("tflite", "uint8")
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 
 
@@ -154,18 +156,25 @@ class Run:
 
     @property
     def distinct(self) -> tuple[Model, ...]:
-        """The models without those that are an int8 file's uint8 twin.
+        """The models whose scores are their own.
 
-        A twin holds the same weights and scores the same images alike: beside its
-        sibling it would be drawn over it, and counted as one more test.
+        An int8 file's uint8 twin holds the same weights, as the float32 file of a
+        Keras model does: beside its sibling it would be drawn over it, and counted
+        as one more test.
         """
-        int8 = {
-            _twin_key(model) for model in self.models if model.get("dtype") == "int8"
-        }
+        return self._without({_UINT8: _INT8, _FLOAT32: _KERAS})
+
+    @property
+    def shipped(self) -> tuple[Model, ...]:
+        """The models by what is shipped: a float32 file stands for its Keras model."""
+        return self._without({_UINT8: _INT8, _KERAS: _FLOAT32})
+
+    def _without(self, siblings: dict[tuple, tuple]) -> tuple[Model, ...]:
+        found = {(_form(model), _stages(model)) for model in self.models}
         return tuple(
             model
             for model in self.models
-            if model.get("dtype") != "uint8" or _twin_key(model) not in int8
+            if (siblings.get(_form(model)), _stages(model)) not in found
         )
 
     def find(self, role: str) -> Model | None:
@@ -293,10 +302,13 @@ def difference(model: Model, baseline: Model) -> tuple[float, float | None] | No
     return mean, statistics.stdev(ours[seed] - theirs[seed] for seed in ours)
 
 
-def _twin_key(model: Model) -> tuple:
-    """What the int8 and the uint8 file of an export have in common."""
-    stages = tuple(str(entry.get("stage")) for entry in model.entries)
-    return (stages, model.get("resolver"), model.get("threads"))
+def _form(model: Model) -> tuple:
+    return (model.get("format"), model.get("dtype"))
+
+
+def _stages(model: Model) -> tuple[str, ...]:
+    """What the models and files of one stage have in common, seed by seed."""
+    return tuple(str(entry.get("stage")) for entry in model.entries)
 
 
 def _group_models(entries: list[dict[str, Any]], path: Path) -> tuple[Model, ...]:

@@ -83,7 +83,7 @@ def plot_latency(run: Run) -> Plot | None:
 
 def _both(run, field):
     """Returns the models that have an accuracy and a place on a log scale."""
-    return [m for m in run.distinct if m.values("accuracy") and m.mean(field)]
+    return [m for m in run.shipped if m.values("accuracy") and m.mean(field)]
 
 
 def _scatter_points(models, field, references):

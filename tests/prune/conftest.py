@@ -81,6 +81,18 @@ def tell_apart(condition):
 
 
 @pytest.fixture(scope="session")
+def randomized():
+    """Gives a model random weights; returns it and images to judge it by."""
+
+    def make(model, scale=1.0):
+        images = images_for(model, scale)
+        randomize(model, images)
+        return model, images[0]
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def check_invariant():
     """Plans, cuts and compares; returns the plan and the smaller model.
 

@@ -152,6 +152,19 @@ def test_an_int8_files_uint8_twin_is_not_one_more_test(records):
     assert set(verdicts(run)) == {"kl", "dist", "hints", "kl_int8"}
 
 
+def test_a_keras_models_float32_file_is_its_twin(records):
+    add_scores(records)
+    entry = {"format": "tflite", "dtype": "float32", "resolver": "xnnpack"}
+    for stage in ("alone", "kl"):
+        name = f"{stage}_float32"
+        records.add(name, SCORES[stage], stage=stage, entry=entry, kind="distill")
+    run = records.run()
+    drawn, shipped = ([m.name for m in ms] for ms in (run.distinct, run.shipped))
+    assert "kl" in drawn and "kl_float32" not in drawn
+    assert "kl_float32" in shipped and "kl" not in shipped and "dist" in shipped
+    assert set(verdicts(run)) == {"kl", "dist", "hints"}
+
+
 def test_a_baseline_of_several_cells_is_met_in_its_own_cell(records):
     for width, shift in (("8", 0.0), ("16", 0.03)):
         for name in ("alone", "kl"):
