@@ -27,9 +27,7 @@ FAMILIES = {
         for name in FAMILIES
     ],
 )
-def test_without_its_blocks_a_net_is_as_if_their_branches_gave_zero(
-    family, randomized
-):
+def test_without_its_blocks_a_net_is_as_if_their_branches_gave_zero(family, randomized):
     factory, count = FAMILIES[family]
     model, images = randomized(
         factory(input_shape=(32, 32, 3), weights=None, classifier_activation=None),
