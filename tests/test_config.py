@@ -131,6 +131,8 @@ def test_every_recipe_that_is_shipped_is_valid(path):
          "of 'teacher'"),
         ("stages.slim", {**SLIM["slim"], "scope": "local"},
          "scope: global and a ratio or a target, got scope: local"),
+        ("stages.slim", {"kind": "prune_channels", "from": "student", "threshold": 0.5,
+         "scope": "per_cost", "training": {}}, "stages.slim: `threshold` limits no co"),
         ("stages.kit", {"kind": "kit", "from": "measured", "name": "k"},
          "stages.kit: a kit is the flagship's"),
         ("stages.pruned.threshold", 0.1, "stages.pruned: expected one of sparsity"),

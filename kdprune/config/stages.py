@@ -151,7 +151,7 @@ class PruneChannels(Taught):
     target_bytes: Count | None = None
     threshold: Positive | None = None
     importance: str | Importance = "l2"
-    scope: Literal["global", "local"] = "global"
+    scope: Literal["global", "per_cost", "local"] = "global"
     sensitivity: Name | None = None
     round_to: Count = 8
     ignore: tuple[str, ...] = ()
@@ -170,11 +170,16 @@ class PruneChannels(Taught):
                 "`threshold` says at once which channels go: expected steps: 1, got "
                 f"{self.steps}"
             )
-        if self.sensitivity and (self.scope == "local" or self.threshold):
+        if self.threshold and self.scope == "per_cost":
+            raise ValueError(
+                "`threshold` limits no cost that scope: per_cost could weigh: expected "
+                "scope: global, or a ratio or a target"
+            )
+        if self.sensitivity and (self.scope != "global" or self.threshold):
             raise ValueError(
                 "`sensitivity` weighs groups of channels against each other: expected "
                 "scope: global and a ratio or a target, got "
-                f"{'scope: local' if self.scope == 'local' else '`threshold`'}"
+                f"{'`threshold`' if self.threshold else f'scope: {self.scope}'}"
             )
         return self
 

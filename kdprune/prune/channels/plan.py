@@ -18,10 +18,10 @@ from kdprune.prune.channels.graph import ChannelGraph, follow_channels
 from kdprune.prune.channels.groups import find_groups
 from kdprune.prune.channels.importance import find_importance
 from kdprune.prune.channels.surgery import rebuild
-from kdprune.prune.channels.weighing import Weighing
+from kdprune.prune.channels.weighing import MeasuredWeighing, Weighing
 from kdprune.prune.memory import peak_activations
 
-SCOPES = ("global", "local")
+SCOPES = ("global", "per_cost", "local")
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,10 @@ def plan_channels(
             of each group, to the nearest rounded width.
         importance: A name in `IMPORTANCES` or a function of a group and evidence.
         scope: `"global"`: the least important channels of the model go first;
-            `"local"`: all groups lose the same share.
+            `"per_cost"`: those of the least importance for each unit of the target's
+            cost (MACs, parameters) that their removal saves, weighed anew after each,
+            for importances that add up, as `taylor`; `"local"`: all groups lose the
+            same share.
         round_to: Channels are left in multiples of this, which the runtime's
             kernels are made for; 1 for no rounding. Narrower layers stay.
         ignore: Names or patterns of layers whose output channels are all kept.
@@ -182,11 +185,18 @@ def plan_target(
 ):
     """Plans for a `Target`; returns the plan and the target as it has begun."""
     if scope not in SCOPES:
-        raise ValueError(f"scope must be 'global' or 'local'. Received: {scope!r}")
-    if sensitivity is not None and (scope == "local" or target.kind == "threshold"):
+        known = ", ".join(map(repr, SCOPES))
+        raise ValueError(f"scope must be one of {known}. Received: {scope!r}")
+    if sensitivity is not None and (scope != "global" or target.kind == "threshold"):
         raise ValueError(
             "sensitivity weighs groups against each other, to meet a ratio or a target "
             f"under scope='global'. Received: scope={scope!r} and a {target.kind}"
+        )
+    if scope == "per_cost" and target.kind == "threshold":
+        raise ValueError(
+            "a threshold limits no cost that scope='per_cost' could weigh: expected "
+            "scope='global', a ratio or a target. Received: scope='per_cost' and a "
+            "threshold"
         )
     graph, groups, rankings = rank_groups(model, importance, round_to, ignore, data)
 
@@ -207,14 +217,20 @@ def plan_target(
     else:
         measure = getattr(costs, target.kind)
         begun, cost = target.begun(measure()), costing(measure)
-    if sensitivity is None:
-        kept, drop = choose(rankings, begun, scope, cost), None
-    else:
-        weighing = Weighing(sensitivity, groups, rankings, target.start is not None)
-        # Converting a model for each step that is weighed would take hours.
-        cheap = costing(costs.parameters) if target.kind == "bytes" else cost
+    # Converting a model for each step that is weighed would take hours.
+    cheap = costing(costs.parameters) if target.kind == "bytes" else cost
+    drop = None
+    if sensitivity is not None:
+        weighing = MeasuredWeighing(
+            sensitivity, groups, rankings, target.start is not None
+        )
         kept = _choose_weighed(weighing, rankings, begun, cost, cheap)
         drop = weighing.drop(kept)
+    elif scope == "per_cost":
+        removals = Weighing(rankings).removals(cheap)
+        kept = choose(rankings, begun, "global", cost, removals)
+    else:
+        kept = choose(rankings, begun, scope, cost)
     gone = zip(groups, rankings, kept, removed(kept), strict=True)
     return ChannelPlan(graph, tuple(_planned(*one) for one in gone), drop), begun
 

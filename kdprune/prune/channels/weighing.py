@@ -1,4 +1,4 @@
-"""Weighing groups against each other by what cutting each was measured to cost."""
+"""Weighing groups against each other by what cutting each costs and saves."""
 
 import heapq
 import math
@@ -9,55 +9,27 @@ from kdprune.prune.channels.table import Sensitivity
 
 
 class Weighing:
-    """The score that cutting each group is expected to cost, by a table.
+    """What cutting each group loses, for each unit of cost that it saves.
 
-    What is lost is taken to be linear between the widths that were measured, never
-    to fall with more channels removed, and to add up over the groups. No group is cut
-    further than the narrowest width that was measured.
-
-    Reference: Li et al., 2017, https://arxiv.org/abs/1608.08710, sections 3.1 and
-    3.2: importance ranks the channels within a layer, the layers' sensitivities say
-    how many of them go. A ratio for each layer under one budget is the idea of He et
-    al., 2018, https://arxiv.org/abs/1802.03494, who search for them by trial; here
-    they are chosen greedily.
+    What is lost is the sum of the scores of the channels that go. In early layers a
+    channel saves many multiplications, in late ones many parameters, which scores
+    alone do not see. Reference for weighing by cost: Molchanov et al., 2017,
+    https://arxiv.org/abs/1611.06440, section 2.2 (FLOPs regularized pruning), who
+    subtract the cost where this divides by it.
 
     Args:
-        table: A `Sensitivity`.
-        groups: The `Group`s of the model.
-        rankings: A `Ranking` for each.
-        begun: Whether the model has been cut since it was measured.
-
-    Raises:
-        ValueError: If the table is not that of this model.
+        rankings: A `Ranking` for each group.
     """
 
-    def __init__(self, table, groups, rankings, begun=False):
-        if not isinstance(table, Sensitivity):
-            raise ValueError(
-                "sensitivity expects what kdprune.prune.sensitivity returns. Received: "
-                f"{type(table).__name__}"
-            )
-        rows = {row.name: row for row in table.groups}
-        for group, ranking in zip(groups, rankings, strict=True):
-            _check_row(rows.get(group.name), group, ranking.channels, begun)
+    def __init__(self, rankings):
         self._rankings = rankings
-        self._curves = [_curve(rows[group.name], table.whole) for group in groups]
-
-    def drop(self, kept):
-        """The score expected to be lost by keeping so many channels of each group."""
-        return sum(
-            self._lost(group, len(ranking.order), left)
-            for group, (ranking, left) in enumerate(
-                zip(self._rankings, kept, strict=True)
-            )
-        )
 
     def removals(self, cost):
         """Lists `(group, channels left)` of all removals, the cheapest first.
 
-        The cheapest is the one with the least score lost for each unit of cost that
-        it saves. A saving shrinks as its neighbours do: no removal gets cheaper by
-        waiting, so that only the first in line needs to be weighed anew.
+        The cheapest loses least for each unit of cost that it saves. A saving shrinks
+        as its neighbours do: no removal gets cheaper by waiting, so that only the
+        first in line needs to be weighed anew.
 
         Args:
             cost: `cost(kept)` for a list of numbers of channels, one for each group.
@@ -92,9 +64,64 @@ class Weighing:
         return found
 
     def _levels(self, group):
-        ranking, (widths, _) = self._rankings[group], self._curves[group]
-        allowed = (level for _, level in ranking.chunks("local"))
-        return [level for level in allowed if level * ranking.width >= widths[0]]
+        return [level for _, level in self._rankings[group].chunks("local")]
+
+    def _worth_trying(self, group, deeper):
+        """The next level: those after it lose more for each channel."""
+        return deeper[:1]
+
+    def _lost(self, group, before, after):
+        scores = self._rankings[group].scores
+        return float(scores[len(scores) - before : len(scores) - after].sum())
+
+
+class MeasuredWeighing(Weighing):
+    """As `Weighing`, by what cutting each group was measured to lose.
+
+    What is lost is taken to be linear between the widths that were measured, never
+    to fall with more channels removed, and to add up over the groups. No group is cut
+    further than the narrowest width that was measured.
+
+    Reference: Li et al., 2017, https://arxiv.org/abs/1608.08710, sections 3.1 and
+    3.2: importance ranks the channels within a layer, the layers' sensitivities say
+    how many of them go. A ratio for each layer under one budget is the idea of He et
+    al., 2018, https://arxiv.org/abs/1802.03494, who search for them by trial; here
+    they are chosen greedily.
+
+    Args:
+        table: A `Sensitivity`.
+        groups: The `Group`s of the model.
+        rankings: A `Ranking` for each.
+        begun: Whether the model has been cut since it was measured.
+
+    Raises:
+        ValueError: If the table is not that of this model.
+    """
+
+    def __init__(self, table, groups, rankings, begun=False):
+        if not isinstance(table, Sensitivity):
+            raise ValueError(
+                "sensitivity expects what kdprune.prune.sensitivity returns. Received: "
+                f"{type(table).__name__}"
+            )
+        rows = {row.name: row for row in table.groups}
+        for group, ranking in zip(groups, rankings, strict=True):
+            _check_row(rows.get(group.name), group, ranking.channels, begun)
+        super().__init__(rankings)
+        self._curves = [_curve(rows[group.name], table.whole) for group in groups]
+
+    def drop(self, kept):
+        """The score expected to be lost by keeping so many channels of each group."""
+        return sum(
+            self._lost(group, len(ranking.order), left)
+            for group, (ranking, left) in enumerate(
+                zip(self._rankings, kept, strict=True)
+            )
+        )
+
+    def _levels(self, group):
+        width, (widths, _) = self._rankings[group].width, self._curves[group]
+        return [n for n in super()._levels(group) if n * width >= widths[0]]
 
     def _worth_trying(self, group, deeper):
         """The next level, and those where what is lost takes another turn."""
