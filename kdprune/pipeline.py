@@ -281,7 +281,8 @@ def _plan(current, node, make):
     parents = [parent for key in given for parent in parents_of(node, key)]
     missing = [p.name for p in parents if p.kind != "load" and not current.record(p)]
     if missing:
-        return f"what it cuts can be told once {' and '.join(missing)} is done"
+        done = "is done" if len(missing) == 1 else "are done"
+        return f"what it cuts can be told once {' and '.join(missing)} {done}"
     return str(make(current, node))
 
 

@@ -136,6 +136,8 @@ def test_every_recipe_that_is_shipped_is_valid(path):
         ("stages.kit", {"kind": "kit", "from": "measured", "name": "k"},
          "stages.kit: a kit is the flagship's"),
         ("stages.pruned.threshold", 0.1, "stages.pruned: expected one of sparsity"),
+        ("stages.pruned", {"kind": "prune", "from": "student", "beta": 0.1,
+         "allocation": "lamp", "training": {}}, "stages.pruned: allocation: lamp"),
         ("stages.pruned.by", "taylor", "stages.pruned: `threshold` and `by` choose"),
         ("stages.pruned.schedule", "one_shot", "one_shot expects `threshold` or `be"),
         ("stages.int8.max_drop", 0.1, "stages.int8: method: auto and `max_drop`"),

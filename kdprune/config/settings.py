@@ -1,6 +1,6 @@
 """Settings that stages share: data, models, training, teaching."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 
@@ -23,6 +23,17 @@ Names = Annotated[
 
 class Settings(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Settings that came later, not written at their default: what was made before
+    # them stays done.
+    later: ClassVar[tuple[str, ...]] = ()
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_later(self, serialize):
+        found = serialize(self)
+        for name in self.later:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                found.pop(name, None)
+        return found
 
 
 class Data(Settings):
@@ -69,13 +80,7 @@ class Training(Settings):
     # Network Slimming: the weight of the L1 norm of batch normalization's factors.
     slimming: Positive | None = None
 
-    @pydantic.model_serializer(mode="wrap")
-    def _without_slimming(self, serialize):
-        # It came later: what was trained before it stays done.
-        found = serialize(self)
-        if self.slimming is None:
-            found.pop("slimming", None)
-        return found
+    later = ("slimming",)
 
     @pydantic.model_validator(mode="after")
     def _chooses_on_unseen(self):

@@ -101,12 +101,16 @@ class Prune(Taught):
     beta: Ratio | None = None
     threshold: Positive | None = None
     by: Literal["magnitude", "gradient", "taylor", "activation"] = "magnitude"
+    # How a sparsity is shared out among the layers.
+    allocation: Literal["uniform", "lamp"] = "uniform"
     pattern: str | None = None
     schedule: Literal["polynomial", "constant", "one_shot"] = "polynomial"
     begin: Share = 0.0
     end: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 0.5
     frequency: Count = 50
     exclude: tuple[str, ...] = ()
+
+    later = ("allocation",)
 
     @pydantic.model_validator(mode="after")
     def _one_target(self):
@@ -123,6 +127,11 @@ class Prune(Taught):
         if self.schedule == "one_shot" and (self.sparsity or self.pattern):
             raise ValueError(
                 "schedule: one_shot expects `threshold` or `beta`, and no `pattern`"
+            )
+        if self.allocation != "uniform" and (self.sparsity is None or self.pattern):
+            raise ValueError(
+                f"allocation: {self.allocation} shares a `sparsity` out among layers: "
+                "expected `sparsity`, and no `pattern`, which sets that of each layer"
             )
         if self.by == "activation" and self.threshold is None:
             raise ValueError("by: activation expects `threshold`, a rate in (0, 1]")

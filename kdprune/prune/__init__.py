@@ -12,6 +12,7 @@ from kdprune.prune.channels import (
 from kdprune.prune.channels.sensitivity import sensitivity
 from kdprune.prune.holding import check_masks, hold_masks, release_masks
 from kdprune.prune.magnitude import (
+    lamp_sparsity,
     layer_sparsity,
     prune_magnitude,
     pruning_callbacks,
@@ -32,6 +33,7 @@ __all__ = [
     "check_masks",
     "find_blocks",
     "hold_masks",
+    "lamp_sparsity",
     "layer_sparsity",
     "peak_activations",
     "plan_blocks",

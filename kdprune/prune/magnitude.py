@@ -122,6 +122,41 @@ def sparsity_below(model, beta):
     return shares
 
 
+def lamp_sparsity(model, sparsity, exclude=()):
+    """The share of each layer's weights to zero for an overall sparsity.
+
+    Layers that would lose more of what they compute keep more of their weights: a
+    weight's score is its square over the sum of the squares of those in its layer
+    that are no smaller, and the smallest scores of the whole model go.
+
+    Reference: Lee et al., 2021, https://arxiv.org/abs/2010.07611, section 3.1.
+
+    Args:
+        model: `keras.Model`.
+        sparsity: Share of zeros to reach over all layers to prune, in (0, 1).
+        exclude: Names of layers to leave alone, which do not count.
+
+    Returns:
+        Dict from the name of each layer to prune to a share in [0, 1).
+
+    Raises:
+        ValueError: If the sparsity or a name is not valid.
+    """
+    if not 0.0 < sparsity < 1.0:
+        raise ValueError(f"sparsity must be in (0, 1). Received: {sparsity}")
+    scores = {}
+    for name, layer in layers_to_prune(model, exclude=exclude).items():
+        squares = np.sort(np.square(layer.kernel.numpy(), dtype=np.float64), axis=None)
+        rest = np.cumsum(squares[::-1])[::-1]
+        scores[name] = np.divide(
+            squares, rest, out=np.zeros_like(squares), where=rest > 0
+        )
+    threshold = np.quantile(np.concatenate([*scores.values()]), sparsity)
+    # The largest of a layer scores 1: no layer is emptied.
+    threshold = min(threshold, 1.0)
+    return {name: float(np.mean(found < threshold)) for name, found in scores.items()}
+
+
 def layer_sparsity(model):
     """The share of zeros in the kernel of every Conv2D and Dense layer, by name."""
     return {

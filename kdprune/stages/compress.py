@@ -58,6 +58,8 @@ def _prune_in_steps(run, node, folder, base):
     share = settings.sparsity
     if settings.beta is not None:
         share = prune.sparsity_below(base, settings.beta)
+    elif settings.allocation == "lamp":
+        share = prune.lamp_sparsity(base, share, settings.exclude)
 
     def wrapped(steps):
         return prune.prune_magnitude(

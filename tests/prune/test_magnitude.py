@@ -6,6 +6,7 @@ import tf_keras as keras
 
 from kdprune.models import build_model, load_model, save_model
 from kdprune.prune import (
+    lamp_sparsity,
     layer_sparsity,
     prune_magnitude,
     pruning_callbacks,
@@ -159,6 +160,35 @@ def test_sparsity_below_gives_exactly_the_articles_rule(data, beta):
         expected = np.where(below, 0, kernel)
         np.testing.assert_array_equal(pruned.get_layer(name).kernel, expected)
         assert shares[name] == below.mean() > 0
+
+
+def test_lamp_shares_out_a_sparsity_by_what_a_layer_would_lose():
+    model = branching_model()
+    kernels = {name: model.get_layer(name).kernel for name in PRUNABLE}
+    for name, spread in zip(PRUNABLE, (1.0, 4.0, 1.0), strict=False):
+        values = np.random.default_rng(len(name)).normal(size=kernels[name].shape)
+        kernels[name].assign(np.sign(values) * np.abs(values) ** spread)
+    scores = {}
+    for name, kernel in kernels.items():
+        flat = np.sort(np.abs(kernel.numpy().ravel()))
+        scores[name] = [flat[i] ** 2 / np.sum(flat[i:] ** 2) for i in range(len(flat))]
+    everything = np.sort(np.concatenate([*scores.values()]))
+    shares = lamp_sparsity(model, 0.6)
+    last = everything[int(0.6 * len(everything))]
+    for name, found in scores.items():
+        assert shares[name] == pytest.approx(np.mean(np.array(found) < last), abs=0.02)
+    zeros = sum(shares[n] * k.shape.num_elements() for n, k in kernels.items())
+    assert zeros / len(everything) == pytest.approx(0.6, abs=0.01)
+    # Where few weights hold most of the sum, many can go.
+    assert shares[PRUNABLE[1]] > max(shares[n] for n in PRUNABLE if n != PRUNABLE[1])
+    assert PRUNABLE[0] not in lamp_sparsity(model, 0.6, exclude=PRUNABLE[:1])
+    assert max(lamp_sparsity(model, 0.999).values()) < 1
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 1.0, float("nan")])
+def test_lamp_refuses_a_sparsity_out_of_range(sparsity):
+    with pytest.raises(ValueError, match=r"in \(0, 1\). Received"):
+        lamp_sparsity(branching_model(), sparsity)
 
 
 def test_wrapping_and_stripping_change_no_prediction(data):
