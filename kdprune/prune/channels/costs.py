@@ -1,6 +1,7 @@
 """What is left of a model's costs without some of its channels, by arithmetic."""
 
 import math
+from functools import cached_property
 
 from kdprune.models.graph import count_parameters, kernels, layer_macs
 from kdprune.prune.channels.surgery import Kept, rebuild
@@ -17,7 +18,14 @@ class Costs:
     def __init__(self, graph, measure_bytes=None):
         self.graph = graph
         self.measure_bytes = measure_bytes
-        self._macs = None
+
+    @cached_property
+    def _parameters(self):
+        return count_parameters(self.graph.model)
+
+    @cached_property
+    def _macs(self):
+        return layer_macs(self.graph.model)
 
     def parameters(self, removed=()):
         """The number that `count_parameters` will give."""
@@ -26,7 +34,7 @@ class Costs:
         saved = (
             math.prod(w.variable.shape) - math.prod(kept.shape(w)) for w in weights
         )
-        return count_parameters(self.graph.model) - sum(saved)
+        return self._parameters - sum(saved)
 
     def macs(self, removed=()):
         """The number that `count_macs` will give.
@@ -34,8 +42,6 @@ class Costs:
         Raises:
             ValueError: If the model's multiplications cannot be counted.
         """
-        if self._macs is None:
-            self._macs = layer_macs(self.graph.model)
         kept = Kept(self.graph, removed)
         saved = 0
         for followed in self.graph.followed.values():

@@ -184,20 +184,7 @@ def plan_target(
     sensitivity=None,
 ):
     """Plans for a `Target`; returns the plan and the target as it has begun."""
-    if scope not in SCOPES:
-        known = ", ".join(map(repr, SCOPES))
-        raise ValueError(f"scope must be one of {known}. Received: {scope!r}")
-    if sensitivity is not None and (scope != "global" or target.kind == "threshold"):
-        raise ValueError(
-            "sensitivity weighs groups against each other, to meet a ratio or a target "
-            f"under scope='global'. Received: scope={scope!r} and a {target.kind}"
-        )
-    if scope == "per_cost" and target.kind == "threshold":
-        raise ValueError(
-            "a threshold limits no cost that scope='per_cost' could weigh: expected "
-            "scope='global', a ratio or a target. Received: scope='per_cost' and a "
-            "threshold"
-        )
+    _check_scope(scope, target, sensitivity)
     graph, groups, rankings = rank_groups(model, importance, round_to, ignore, data)
 
     def removed(kept):
@@ -233,6 +220,23 @@ def plan_target(
         kept = choose(rankings, begun, scope, cost)
     gone = zip(groups, rankings, kept, removed(kept), strict=True)
     return ChannelPlan(graph, tuple(_planned(*one) for one in gone), drop), begun
+
+
+def _check_scope(scope, target, sensitivity):
+    if scope not in SCOPES:
+        known = ", ".join(map(repr, SCOPES))
+        raise ValueError(f"scope must be one of {known}. Received: {scope!r}")
+    if sensitivity is not None and (scope != "global" or target.kind == "threshold"):
+        raise ValueError(
+            "sensitivity weighs groups against each other, to meet a ratio or a target "
+            f"under scope='global'. Received: scope={scope!r} and a {target.kind}"
+        )
+    if scope == "per_cost" and target.kind == "threshold":
+        raise ValueError(
+            "a threshold limits no cost that scope='per_cost' could weigh: expected "
+            "scope='global', a ratio or a target. Received: scope='per_cost' and a "
+            "threshold"
+        )
 
 
 def _choose_weighed(weighing, rankings, target, cost, cheap):
