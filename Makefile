@@ -65,11 +65,11 @@ $(VENV)/.test: $(VENV)/.package
 	@touch $@
 
 # MediaPipe, which Android apps use, does not install beside the package.
-$(VENV)-clients/.installed: $(VENV)/.created tests/export/clients.txt
+$(VENV)-clients/.installed: $(VENV)/.created tests/kit/clients.txt
 	@echo "Installing what plays the Android app into $(VENV)-clients"
 	@$(BIN)/python -m venv --clear $(VENV)-clients
 	@$(VENV)-clients/bin/python -m pip install --quiet --disable-pip-version-check \
-	    --requirement tests/export/clients.txt \
+	    --requirement tests/kit/clients.txt \
 	    || echo "MediaPipe can't be installed here: its tests are skipped"
 	@touch $@
 

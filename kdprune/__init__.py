@@ -32,12 +32,12 @@ _PUBLIC = {
     "fold_batch_norms": "kdprune.quantize",
     "cluster_weights": "kdprune.quantize",
     "strip_clustering": "kdprune.quantize",
-    "convert_tflite": "kdprune.export",
-    "check_tflite": "kdprune.export",
-    "inspect_tflite": "kdprune.export",
-    "write_kit": "kdprune.export",
+    "convert_tflite": "kdprune.tflite",
+    "check_tflite": "kdprune.tflite",
+    "inspect_tflite": "kdprune.tflite",
+    "write_kit": "kdprune.kit",
     "evaluate_model": "kdprune.evaluate",
-    "measure_latency": "kdprune.evaluate",
+    "measure_latency": "kdprune.benchmark",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

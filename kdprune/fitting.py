@@ -5,9 +5,9 @@ import functools
 import os
 
 from kdprune import data, distill, prune, quantize, training
+from kdprune._graph import ends_in_softmax
 from kdprune.data import batches
 from kdprune.models import build_model, count_macs, load_model, reset_weights
-from kdprune.models.graph import ends_in_softmax
 from kdprune.models.precision import cast_model
 
 MODEL = "model.keras"

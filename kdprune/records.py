@@ -94,7 +94,7 @@ def read_json(path):
 def command():
     """The command line of this process, without the places of one machine."""
     program = pathlib.Path(sys.argv[0]).name
-    if program in ("__main__.py", "cli.py"):
+    if program in ("__main__.py",):
         program = "kdprune"
     arguments = list(sys.argv[1:])
     for index, argument in enumerate(arguments[:-1]):

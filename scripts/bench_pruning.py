@@ -15,7 +15,7 @@ import tempfile
 
 import kdprune
 from kdprune import prune, records
-from kdprune.evaluate import latency, profile
+from kdprune.benchmark import latency, profile
 
 NETS = {
     "resnet8": {"name": "resnet8"},

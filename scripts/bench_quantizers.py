@@ -18,9 +18,9 @@ import tempfile
 
 import kdprune
 from kdprune import records
+from kdprune.benchmark import latency
 from kdprune.data import to_float
 from kdprune.data.splits import stratified_sample
-from kdprune.evaluate import latency
 
 OURS = {
     "kdprune, min-max": {},
@@ -100,7 +100,7 @@ def quantize_static(float_file, images):
     from ai_edge_quantizer import quantizer, recipe
 
     tool = quantizer.Quantizer(str(float_file), recipe.static_wi8_ai8())
-    interpreter = kdprune.evaluate.open_interpreter(float_file)
+    interpreter = kdprune.tflite.open_interpreter(float_file)
     ((signature, ends),) = interpreter.get_signature_list().items()
     (name,) = ends["inputs"]
     samples = [{name: image[None]} for image in to_float(images)]

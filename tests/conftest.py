@@ -1,8 +1,9 @@
-"""Data that tests share."""
+"""Data and small files that tests share."""
 
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kdprune.data import load_dataset
@@ -22,3 +23,82 @@ def cifar10_dir() -> Path:
 def tiny_shapes():
     """270 training, 30 validation and 100 test images of ten shapes."""
     return load_dataset("shapes", train_images=300, test_images=100, calibration=50)
+
+
+def tiny_model(softmax=True):
+    import tf_keras as keras
+
+    layers = keras.layers
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, padding="same", use_bias=False, name="stem")(image)
+    x = layers.BatchNormalization(name="stem_bn")(x)
+    x = layers.ReLU()(x)
+    x = layers.DepthwiseConv2D(3, strides=2, padding="same", name="depthwise")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    activation = "softmax" if softmax else None
+    return keras.Model(image, layers.Dense(5, activation=activation, name="out")(x))
+
+
+def convert(model, kind):
+    """Converts to "float32", "float16", "int8" or "uint8"."""
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    if kind != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if kind == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if kind.endswith("int8"):
+        samples = np.random.default_rng(0).random((20, 1, 8, 8, 3), np.float32)
+        samples[0], samples[1] = 0, 1
+        converter.representative_dataset = lambda: ([s] for s in samples)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = getattr(tf, kind)
+        converter.inference_output_type = getattr(tf, kind)
+    return converter.convert()
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The Keras model behind the `tflites`: 12 of its 108 stem weights are zero."""
+    model = tiny_model()
+    kernel, *rest = model.get_layer("stem").get_weights()
+    kernel[:, :, 0, :1] = 0
+    kernel[0, 0, :, 1] = 0
+    model.get_layer("stem").set_weights([kernel, *rest])
+    bias = np.linspace(-1, 1, 5)
+    out = model.get_layer("out")
+    out.set_weights([out.get_weights()[0] * 9, bias])
+    return model
+
+
+@pytest.fixture(scope="session")
+def tflites(tiny, tmp_path_factory):
+    """Paths by kind: float32, float16, int8, uint8, and "logits" without softmax."""
+    folder = tmp_path_factory.mktemp("tflites")
+    paths = {}
+    for kind in ("float32", "float16", "int8", "uint8"):
+        paths[kind] = folder / f"{kind}.tflite"
+        paths[kind].write_bytes(convert(tiny, kind))
+    logits = tiny_model(softmax=False)
+    logits.set_weights(tiny.get_weights())
+    for kind in ("float32", "int8"):
+        paths[f"logits_{kind}"] = folder / f"logits_{kind}.tflite"
+        paths[f"logits_{kind}"].write_bytes(convert(logits, kind))
+    paths["logits_keras"] = logits
+    return paths
+
+
+@pytest.fixture(scope="session")
+def pixels():
+    return np.random.default_rng(1).integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def mlperf_dir():
+    """The folder of the MLPerf Tiny reference models."""
+    place = Path(__file__).resolve().parents[2] / "shared/peers/mlperf-tiny"
+    if not place.exists():
+        pytest.skip("needs the MLPerf Tiny reference models")
+    return place

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from kdprune import pipeline
 from kdprune.config import parse_recipe
 from kdprune.data import load_dataset
+from kdprune.runner import run as runner
 
 RECIPE = """
 name: subset
@@ -54,7 +54,7 @@ def run(cifar10_dir, tmp_path_factory):
                 Image.fromarray(split.images[index]).save(path)
     output = tmp_path_factory.mktemp("run")
     recipe = parse_recipe(yaml.safe_load(RECIPE))
-    pipeline.run(recipe, output, data_dir=str(folder))
+    runner.run(recipe, output, data_dir=str(folder))
     return output
 
 
@@ -84,6 +84,6 @@ def test_a_kept_teacher_starts_another_run(run, cifar10_dir, tmp_path):
             "stages": {"teacher": {"kind": "load", "file": str(kept)}},
         }
     )
-    pipeline.run(recipe, tmp_path, data_dir=str(cifar10_dir))
+    runner.run(recipe, tmp_path, data_dir=str(cifar10_dir))
     record = json.loads((tmp_path / "teacher" / "record.json").read_text())
     assert record["results"]["val_accuracy"] > 0.3

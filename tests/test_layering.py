@@ -15,44 +15,34 @@ PACKAGE = ROOT / "kdprune"
 # The rooms of stages do not import each other: what one needs of another is handed
 # to it as a function. A new room is a decision, and gets its own line here.
 ROOMS = {
+    "_graph": set(),
     "data": set(),
-    "models": set(),
-    "training": {"models"},
-    "distill": {"models", "training"},
-    "prune": {"models"},
-    "quantize": {"models"},
-    "export": {"models", "flatbuffer"},
-    "evaluate": {"models", "flatbuffer"},
+    "models": {"_graph"},
+    "training": {"models", "_graph"},
+    "distill": {"models", "training", "_graph"},
+    "prune": {"models", "_graph"},
+    "quantize": {"models", "_graph"},
+    "tflite": {"models", "_graph"},
+    "kit": {"tflite"},
+    "benchmark": {"tflite"},
+    "evaluate": {"models", "tflite", "benchmark"},
     "report": {"records"},
 }
 MAY_IMPORT = {
     "__init__": set(),
     "config": set(),
     "records": set(),
-    "flatbuffer": set(),
     **ROOMS,
-    "plan": {"config", "records"},
-    # What each kind of stage does, put together from the rooms, for the pipeline.
+    # What each kind of stage does, put together from the rooms, for the runner.
     "fitting": {*ROOMS, "config", "records"},
     "stages": {*ROOMS, "config", "records", "fitting"},
-    "parallel": set(),
-    "pipeline": {*ROOMS, "config", "records", "plan", "parallel", "fitting", "stages"},
-    "worker": {"cli", "config", "parallel", "pipeline"},
-    "bench_command": {"evaluate", "records", "report"},
-    "cli": {
-        *ROOMS,
-        "bench_command",
-        "config",
-        "records",
-        "fitting",
-        "stages",
-        "pipeline",
-    },
+    "runner": {*ROOMS, "cli", "config", "records", "fitting", "stages"},
+    "cli": {*ROOMS, "config", "records", "fitting", "stages", "runner"},
     "__main__": {"cli"},
 }
 
 # Rooms that a machine without TensorFlow, or a quick `--help`, relies on.
-LIGHT = ("report", "config", "records", "plan")
+LIGHT = ("report", "config", "records")
 HEAVY = {
     "ai_edge_litert",
     "keras",

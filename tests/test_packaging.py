@@ -27,7 +27,7 @@ SCRIPTS = sorted(
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 needs_cli = pytest.mark.skipif(
-    not (ROOT / "kdprune" / "cli.py").exists(), reason="kdprune/cli.py is not there"
+    not (ROOT / "kdprune" / "cli").exists(), reason="kdprune/cli is not there"
 )
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not there")
 

@@ -3,10 +3,10 @@
 import tensorflow as tf
 import tf_keras as keras
 
+from kdprune._graph import ends_in_softmax
 from kdprune.distill.features import FEATURE_LOSSES
 from kdprune.distill.objective import Schedule, as_soft_losses
 from kdprune.distill.taps import match_taps, tap
-from kdprune.models.graph import ends_in_softmax
 from kdprune.training.losses import cross_entropy
 
 _PROBABILITIES = "expected logits, got probabilities"

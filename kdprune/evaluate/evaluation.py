@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from kdprune.benchmark.latency import measure_latency
 from kdprune.evaluate.compare import agreement
-from kdprune.evaluate.latency import measure_latency
 from kdprune.evaluate.metrics import score
 from kdprune.evaluate.prediction import predict
-from kdprune.evaluate.size import describe_file
+from kdprune.tflite.sizes import describe_file
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdprune.evaluate.tflite import open_interpreter
+from kdprune.tflite.interpreter import open_interpreter
 
 KERAS_BATCH = 250
 SECONDS_BETWEEN_NOTES = 5.0

@@ -1,7 +1,7 @@
 """Factories of teachers and students, safe loading and saving, the layer graph."""
 
+from kdprune._graph import count_macs, count_parameters
 from kdprune.models.factories import MODELS, build_model, reset_weights
-from kdprune.models.graph import count_macs, count_parameters
 from kdprune.models.io import load_model, save_model
 
 __all__ = [

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kdprune.models.graph import count_macs, count_parameters
+from kdprune._graph import count_macs, count_parameters
 from kdprune.prune.channels.graph import ChannelGraph
 from kdprune.prune.channels.surgery import rebuild
 from kdprune.prune.inference import batches

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from kdprune import export, prune, records, training
+from kdprune import prune, records, tflite, training
 from kdprune.data import to_float
 from kdprune.fitting import MODEL, fit_stage, load_node, parent_of
 from kdprune.models import load_model
@@ -169,7 +169,7 @@ def _cut_arguments(run, node):
 
     def measure_bytes(model):
         calibration = run.dataset.calibration.images
-        return len(export.convert_tflite(model, "int8", calibration))
+        return len(tflite.convert_tflite(model, "int8", calibration))
 
     table = None
     if settings.sensitivity:

@@ -5,12 +5,12 @@ import shutil
 
 import numpy as np
 
-from kdprune import evaluate, export, records
+from kdprune import benchmark, evaluate, kit, records, tflite
 from kdprune.data import shapes
-from kdprune.export.convert import is_quantization_aware
 from kdprune.fitting import MODEL, load_node
 from kdprune.models import save_model
 from kdprune.stages.quantize import conversions
+from kdprune.tflite.convert import is_quantization_aware
 
 # Scored on the kernels that are slow: those of reference take a tenth of a second
 # for an image and a model of 12 M multiplications.
@@ -28,7 +28,7 @@ def export_files(run, node, folder):
         for dtype, arguments in conversions(run, parent):
             name = f"{parent.stage}.{dtype}.tflite"
             print(f"writing {name}", flush=True)
-            content = export.convert_tflite(model, dtype, **arguments)
+            content = tflite.convert_tflite(model, dtype, **arguments)
             results[name] = _pass_gate(
                 run,
                 node,
@@ -84,9 +84,9 @@ def write_kit(run, node, folder):
         dtype: (run.folder / f"model_{dtype}.tflite").read_bytes()
         for dtype in ("int8", "uint8")
     }
-    kit = folder / node.settings.name
-    export.write_kit(
-        kit,
+    place = folder / node.settings.name
+    kit.write_kit(
+        place,
         **content,
         classes=run.dataset.classes,
         name=node.settings.name,
@@ -94,8 +94,8 @@ def write_kit(run, node, folder):
         images=_generate_shapes(run.dataset.image_shape),
         metrics=records.read_json(run.folder / "metrics.json"),
     )
-    print(f"kit: {kit}", flush=True)
-    return {}, sorted(f"{kit.name}/{path.name}" for path in kit.iterdir())
+    print(f"kit: {place}", flush=True)
+    return {}, sorted(f"{place.name}/{path.name}" for path in place.iterdir())
 
 
 def write_report(run, node, folder):
@@ -122,14 +122,14 @@ def _pass_gate(run, node, path, content, keras_scores, **asked):
     """Puts a file in its place if it passes the gate; returns the gate's figures."""
     validation, settings = run.dataset.validation, node.settings
     partial = path.with_name(f"partial.{path.name}")
-    export.write_file(content, partial)
+    tflite.write_file(content, partial)
 
     def score(resolver, count=None):
         return evaluate.predict(partial, validation.images[:count], resolver=resolver)
 
     try:
         scores = {"xnnpack": score("xnnpack")}
-        figures = export.check_tflite(
+        figures = tflite.check_tflite(
             content,
             keras_scores,
             scores["xnnpack"],
@@ -140,10 +140,10 @@ def _pass_gate(run, node, path, content, keras_scores, **asked):
         )
         slow = ("builtin", "reference")
         scores |= {name: score(name, _KERNEL_IMAGES) for name in slow}
-        figures["kernels"] = export.compare_kernels(
+        figures["kernels"] = tflite.compare_kernels(
             keras_scores, scores, settings.max_disagreement
         )
-        figures["xnnpack_leaves"] = export.xnnpack_leaves(content)
+        figures["xnnpack_leaves"] = tflite.xnnpack_leaves(content)
     except ValueError as error:
         partial.unlink()
         raise ValueError(f"{path.name} failed the export gate: {error}") from error
@@ -193,7 +193,7 @@ def _time_in_turns(run, settings, entries):
     if not files:
         return
     print(f"timing {len(files)} files in turns", flush=True)
-    timed = evaluate.measure_latencies(
+    timed = benchmark.measure_latencies(
         [run.folder / entry["path"] for entry in files],
         [settings.resolver],
         threads=settings.threads,
@@ -217,5 +217,5 @@ def _ship(run, parents):
     for dtype in ("int8", "uint8") if exports else ():
         source = run.folder / exports[0].name / f"{flagship}.{dtype}.tflite"
         names.append(f"model_{dtype}.tflite")
-        export.write_file(source.read_bytes(), run.folder / names[-1])
+        tflite.write_file(source.read_bytes(), run.folder / names[-1])
     return [f"../{name}" for name in names]

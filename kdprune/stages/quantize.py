@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 
-from kdprune import evaluate, export, prune, quantize
+from kdprune import evaluate, prune, quantize, tflite
 from kdprune.data.splits import stratified_sample
 from kdprune.fitting import MODEL, fit_stage, load_node, parent_of
 from kdprune.models import load_model
@@ -97,7 +97,7 @@ def quantize_model(run, node, folder):
     if settings.method == "ptq":
         conversion = {"ranges": settings.ranges, "correct_bias": settings.correct_bias}
         images = _calibration(run, node)
-        results["layers"] = export.layer_report(base, images, ranges=settings.ranges)
+        results["layers"] = tflite.layer_report(base, images, ranges=settings.ranges)
     calibrated = settings.method in ("ptq", *_CALIBRATED)
     count = len(_calibration(run, node)) if calibrated else None
     return results, _save(run, node, folder, base, conversion, count)
@@ -122,16 +122,16 @@ def _within_budget(run, node, folder, base):
     settings, validation = node.settings, run.dataset.validation
     calibration = _calibration(run, node)
     expected = evaluate.predict(base, validation.images)
-    layers = export.layer_report(base, calibration)
+    layers = tflite.layer_report(base, calibration)
 
     def calibrated(options, count):
         images = _calibration(run, node, count)
-        content = export.convert_tflite(base, "int8", images, **options)
+        content = tflite.convert_tflite(base, "int8", images, **options)
         return _Made(content, base, options, count)
 
     def trained(node, folder):
         model, _ = _train_quantized(run, node, folder, base)
-        return _Made(export.convert_tflite(model, "int8"), model, {}, None)
+        return _Made(tflite.convert_tflite(model, "int8"), model, {}, None)
 
     attempts = [
         quantize.Attempt(name, functools.partial(calibrated, options, count))
@@ -146,12 +146,12 @@ def _within_budget(run, node, folder, base):
 
     def judge(made):
         path = folder / "attempt.tflite"
-        export.write_file(made.content, path)
+        tflite.write_file(made.content, path)
         scores = evaluate.predict(path, validation.images)
         path.unlink()
-        figures = export.paired_drop(expected, scores, validation.labels)
-        found, asked = export.inspect_tflite(made.content), made.conversion
-        kept, _ = export.float_layers_of(found, asked.get("float_layers", ()))
+        figures = tflite.paired_drop(expected, scores, validation.labels)
+        found, asked = tflite.inspect_tflite(made.content), made.conversion
+        kept, _ = tflite.float_layers_of(found, asked.get("float_layers", ()))
         return {**figures, "bytes": len(made.content), "float_layers": kept}
 
     outcome = quantize.meet_budget(attempts, judge, settings.max_drop)
@@ -174,7 +174,7 @@ def _after_training(layers, images, available):
     """What is tried before anything is trained, the cheapest first.
 
     Args:
-        layers: What `export.layer_report` returned.
+        layers: What `tflite.layer_report` returned.
         images: The number of calibration images.
         available: The number of training images, to calibrate with more.
 
@@ -217,7 +217,7 @@ def _some_in_float(layers):
     weighted = {row["layer"] for row in layers if row["weight_low"] is not None}
     counts = [count for count in _IN_FLOAT if count <= len(weighted) / 2]
     # Fewer layers than that may have an error at all.
-    found = {tuple(export.sensitive_layers(layers, count)): None for count in counts}
+    found = {tuple(tflite.sensitive_layers(layers, count)): None for count in counts}
     return [
         {"ranges": "minmax", "correct_bias": True, "float_layers": list(names)}
         for names in found
@@ -297,7 +297,7 @@ def _calibration_seed(run, node):
 
 
 def _check_provable(key, max_drop, dataset):
-    given, needed = len(dataset.validation), export.images_to_prove(max_drop)
+    given, needed = len(dataset.validation), tflite.images_to_prove(max_drop)
     if given < needed:
         raise ValueError(
             f"{key}: expected at least {needed:,} validation images, without which not "

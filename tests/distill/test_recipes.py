@@ -2,8 +2,9 @@
 
 import pytest
 
-from kdprune import pipeline, stages
+from kdprune import stages
 from kdprune.config import parse_recipe
+from kdprune.runner import run as runner
 
 TRAINING = {"epochs": 1, "batch_size": 60}
 HINT = {"name": "hint", "teacher_layers": ["conv1"], "student_layers": ["conv1"]}
@@ -34,7 +35,7 @@ def checked(tmp_path, student=None, **changes):
         },
         **changes,
     }
-    run = pipeline.Run(parse_recipe(content), tmp_path)
+    run = runner.Run(parse_recipe(content), tmp_path)
     stages.check(run.nodes, run)
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from kdprune.data import load_dataset
-from kdprune.evaluate import compare_predictions, describe_file, evaluate_model, predict
+from kdprune.evaluate import compare_predictions, evaluate_model, predict
 from kdprune.models.io import save_model
+from kdprune.tflite import describe_file
 
 KEYS = """
     name stage format dtype path accuracy accuracy_ci test_images bytes bytes_gzip

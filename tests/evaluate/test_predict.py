@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tf_keras as keras
 
-from kdprune.evaluate import measure_latency, predict
+from kdprune.benchmark import measure_latency
+from kdprune.evaluate import predict
 from kdprune.evaluate.prediction import input_table, to_probabilities
 from kdprune.models.io import save_model
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from kdprune.export import images_to_prove, paired_drop
 from kdprune.quantize.budget import Attempt, meet_budget
+from kdprune.tflite import images_to_prove, paired_drop
 
 IMAGES = 2000
 LABELS = np.arange(IMAGES) % 4

@@ -7,7 +7,6 @@ import pytest
 import tf_keras as keras
 from ai_edge_litert import schema_py_generated as schema
 
-from kdprune.export import convert_tflite, inspect_tflite
 from kdprune.quantize import (
     calibrate_ranges,
     cluster_weights,
@@ -20,6 +19,7 @@ from kdprune.quantize import (
     strip_clustering,
 )
 from kdprune.stages.quantize import _is_clustered
+from kdprune.tflite import convert_tflite, inspect_tflite
 
 layers = keras.layers
 CLUSTERS = 6

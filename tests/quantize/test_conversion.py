@@ -8,8 +8,9 @@ import tf_keras as keras
 from ai_edge_litert.interpreter import Interpreter
 
 from kdprune.evaluate import predict
-from kdprune.export import calibration as steps
-from kdprune.export import (
+from kdprune.quantize import Attempt, meet_budget
+from kdprune.tflite import calibration as steps
+from kdprune.tflite import (
     convert,
     convert_tflite,
     inspect_tflite,
@@ -17,7 +18,6 @@ from kdprune.export import (
     paired_drop,
     sensitive_layers,
 )
-from kdprune.quantize import Attempt, meet_budget
 
 layers = keras.layers
 

@@ -7,16 +7,17 @@ import pytest
 import tf_keras as keras
 from PIL import Image
 
-from kdprune import pipeline
 from kdprune.config import parse_recipe
 from kdprune.data import load_dataset
 from kdprune.evaluate import predict
-from kdprune.export import check_tflite, convert_tflite, inspect_tflite, selftest
-from kdprune.export.golden import golden_images
-from kdprune.export.micro import measure_arena
+from kdprune.kit import selftest
+from kdprune.kit.golden import golden_images
+from kdprune.kit.micro import measure_arena
 from kdprune.models import load_model, save_model
+from kdprune.runner import run as runner
 from kdprune.stages.measure import _generate_shapes
 from kdprune.stages.quantize import _some_in_float
+from kdprune.tflite import check_tflite, convert_tflite, inspect_tflite
 
 layers = keras.layers
 CHOSEN = "PTQ, minmax ranges, biases corrected, in float: hard"
@@ -86,7 +87,7 @@ def run(folder, dataset):
     }
     recipe = {"name": "mixed", "data": {**DATA, "path": str(folder / "images")}}
     recipe |= {"flagship": "small", "stages": stages}
-    pipeline.run(parse_recipe(recipe), folder / "out")
+    runner.run(parse_recipe(recipe), folder / "out")
     return folder / "out"
 
 

@@ -5,11 +5,12 @@ import json
 import pytest
 import tf_keras as keras
 
-from kdprune import pipeline, quantize
+from kdprune import quantize
 from kdprune.config import parse_recipe
-from kdprune.export import convert_tflite
 from kdprune.models import build_model, load_model, save_model
+from kdprune.runner import run as runner
 from kdprune.stages.quantize import _after_training, _by_training, _calibration
+from kdprune.tflite import convert_tflite
 
 TRAINING = {"epochs": 1, "batch_size": 30, "learning_rate": 1e-3}
 AUGMENT = {"crop": 2, "flip": False, "cutout": 3}
@@ -62,7 +63,7 @@ def test_what_is_cheap_is_tried_first(available):
 def test_training_is_tried_on_labels_and_then_under_the_teacher(given, tmp_path):
     auto = {"kind": "quantize", "from": "given", "method": "auto", "max_drop": 0.9}
     soft = {"kind": "soft_labels", "teacher": "given", "augment": AUGMENT}
-    run = pipeline.Run(
+    run = runner.Run(
         recipe(
             given=given,
             soft=soft,
@@ -100,7 +101,7 @@ def test_both_trainings_are_made_and_recorded(given, tmp_path, monkeypatch):
     monkeypatch.setattr(quantize, "meet_budget", only_trainings)
     small = {"kind": "quantize", "from": "given", "method": "auto", "max_drop": 0.9}
     small |= {"teacher": "given", "training": TRAINING}
-    pipeline.run(recipe(given=given, small=small), tmp_path / "run")
+    runner.run(recipe(given=given, small=small), tmp_path / "run")
     folder = tmp_path / "run" / "small"
     results = json.loads((folder / "record.json").read_text())["results"]
     rows = {row["name"]: row for row in results["attempts"]}
@@ -126,10 +127,10 @@ def test_the_files_are_made_with_the_images_of_the_attempt_that_was_chosen(
     files = {"kind": "export", "from": "small", "max_disagreement": 0.9}
     files["max_drop"] = 0.9
     stages = recipe(given=given, small=small, files=files)
-    pipeline.run(stages, tmp_path / "run")
+    runner.run(stages, tmp_path / "run")
     plan = quantize.read_plan(tmp_path / "run" / "small")
     assert plan["calibration"] == {"images": 48, "seed": 0}
-    run = pipeline.Run(stages, tmp_path / "run")
+    run = runner.Run(stages, tmp_path / "run")
     node = node_of(run, "small")
     usual, more = _calibration(run, node), _calibration(run, node, 48)
     assert (len(usual), len(more)) == (12, 48)
@@ -147,7 +148,7 @@ def test_a_budget_that_nothing_could_prove_is_refused_before_training(tmp_path):
         "points. Received: 10; give more images"
     )
     with pytest.raises(ValueError, match=message) as caught:
-        pipeline.run(recipe(net=net, small=small), tmp_path)
+        runner.run(recipe(net=net, small=small), tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "net").exists()
 
@@ -184,7 +185,7 @@ def test_a_layer_that_can_not_be_trained_is_named_before_anything_is_trained(
     int8 |= {"teacher": "teacher", "training": TRAINING}
     content = recipe(teacher=teacher, net=net, sparse=sparse, int8=int8)
     with pytest.raises(ValueError, match=f"^stages.int8: {message}") as caught:
-        pipeline.run(content, tmp_path / "run")
+        runner.run(content, tmp_path / "run")
     assert "\n" not in str(caught.value)
     folders = [path for path in (tmp_path / "run").iterdir() if path.is_dir()]
     assert folders == []
@@ -194,5 +195,5 @@ def test_layers_that_the_recipe_can_not_tell_are_left_to_the_stage(tmp_path):
     short = {"kind": "prune_blocks", "from": "net", "count": 1, "training": TRAINING}
     net = {"kind": "train", "model": {"name": "resnet8"}, "training": TRAINING}
     int8 = {"kind": "quantize", "from": "short", "method": "qat", "training": TRAINING}
-    text = pipeline.preview(recipe(net=net, short=short, int8=int8), tmp_path)
+    text = runner.preview(recipe(net=net, short=short, int8=int8), tmp_path)
     assert "int8 (quantize): to do" in text

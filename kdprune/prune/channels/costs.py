@@ -3,7 +3,7 @@
 import math
 from functools import cached_property
 
-from kdprune.models.graph import count_parameters, kernels, layer_macs
+from kdprune._graph import count_parameters, kernels, layer_macs
 from kdprune.prune.channels.surgery import Kept, rebuild
 
 

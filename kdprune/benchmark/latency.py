@@ -1,0 +1,216 @@
+"""How long one image takes, of several files in turns."""
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import binom
+
+from kdprune.tflite.interpreter import open_interpreter
+
+METHOD = "batch 1, random input, wall time of the Python interpreter's invoke()"
+# Turns that each file takes. Where the median is to settle, more follow: those whose
+# interval is within a hundredth of it, on either side, have.
+TURNS, MOST_TURNS, SETTLED = 10, 40, 0.01
+# Runs of a turn, at least: one that something else broke into must not be its median.
+TURN_RUNS = 5
+# Seconds of timed runs, at least, in the first `TURNS` turns together: a fast model
+# is not judged by a moment's disturbance.
+SECONDS = 0.5
+# Untimed runs at the start of a turn: the others' turns have used the caches.
+REFRESH = 3
+
+
+def measure_latency(path, *, threads=1, resolver="xnnpack", runs=200, warmup=20):
+    """Measures the time a `.tflite` file takes for one image on this machine.
+
+    Runs at least `runs` times and at least half a second, in ten turns. The median
+    is the figure to compare; a 90th percentile far above it tells of a busy machine.
+    To compare files, `measure_latencies` lets them take turns.
+
+    Args:
+        path: A `.tflite` file.
+        threads: Threads of the runtime. One is comparable; small nets gain
+            nothing from more.
+        resolver: `"xnnpack"`, `"builtin"` or `"reference"`.
+        runs: Least number of timed runs, at least 1.
+        warmup: Untimed runs before them.
+
+    Returns:
+        The entry that `measure_latencies` gives for one file, or `None` for a Keras
+        file: Python's share of its time would say nothing about a device.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be run, or an argument is not valid.
+    """
+    _check_runs(runs, warmup)
+    if Path(path).suffix != ".tflite":
+        return None
+    return measure_latencies(
+        [path], [resolver], threads=threads, runs=runs, warmup=warmup, settle=False
+    )[0]
+
+
+def measure_latencies(
+    paths, resolvers=("xnnpack",), *, threads=1, runs=200, warmup=20, settle=True
+):
+    """Measures the time for one image of several files, in turns: A B A B.
+
+    What disturbs the machine for a while, or heats it, meets all of them alike. Ten
+    turns each at first; with `settle` up to forty, until every median is known within
+    1 %. The interval of a median is that of the turns' medians (by their ranks,
+    without an assumption on how they scatter): runs that follow each other are
+    disturbed together and would promise too much. A ratio is taken turn by turn.
+
+    Args:
+        paths: `.tflite` files.
+        resolvers: Kernels to run each of them on, see `open_interpreter`.
+        threads: Threads of the runtime.
+        runs: Least number of timed runs of each, at least 1.
+        warmup: Untimed runs of each before the first turn.
+        settle: Whether to go on until the medians have settled.
+
+    Returns:
+        For each resolver and file a dictionary: `file`, `resolver`, `threads`,
+        `method`, `runs`; in milliseconds `latency_ms_p50`, `latency_ms_p90`,
+        `latency_ms_max`, `p50_interval_ms` (95 %, low and high) and `turns_ms`, the
+        median of each turn; `settled`, whether the interval is within 1 %;
+        `outliers`, the number of runs slower than the third quartile by 1.5 times
+        the quartiles' distance; `ratio` to the first file on the same kernels, and
+        `ratio_interval`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a file cannot be run, or an argument is not valid.
+    """
+    _check_runs(runs, warmup)
+    cases = [(str(path), resolver) for resolver in resolvers for path in paths]
+    calls = []
+    for path, resolver in cases:
+        interpreter = open_interpreter(path, resolver, threads)
+        feed_random(interpreter)
+        calls.append(interpreter.invoke)
+    timings = time_in_turns(calls, runs=runs, warmup=warmup, settle=settle)
+    about = {"threads": threads, "method": METHOD}
+    entries = [
+        {"file": path, "resolver": resolver, **about, **summarize(turns)}
+        for (path, resolver), turns in zip(cases, timings, strict=True)
+    ]
+    add_ratios(entries)
+    return entries
+
+
+def time_in_turns(calls, *, runs=200, warmup=20, seconds=SECONDS, settle=False):
+    """Times several functions in turns.
+
+    Args:
+        calls: Functions without arguments.
+        runs: Least number of timed runs of each.
+        warmup: Untimed runs of each before the first turn.
+        seconds: Least time of each, in seconds, in the first ten turns.
+        settle: Whether to add turns until every median has settled.
+
+    Returns:
+        For each function its turns, each an array of the runs' seconds.
+    """
+    for call in calls:
+        for _ in range(warmup):
+            call()
+    timings, turn_runs = [[] for _ in calls], max(math.ceil(runs / TURNS), TURN_RUNS)
+    for turn in range(MOST_TURNS if settle else TURNS):
+        if turn >= TURNS and all(summarize(turns)["settled"] for turns in timings):
+            break
+        for call, turns in zip(calls, timings, strict=True):
+            turns.append(_take_turn(call, turn_runs, seconds / TURNS))
+    return timings
+
+
+def _take_turn(call, runs, seconds):
+    for _ in range(REFRESH):
+        call()
+    times = []
+    end = time.perf_counter() + seconds
+    while len(times) < runs or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return np.array(times)
+
+
+def summarize(turns):
+    """Describes the turns of one function, as `measure_latencies` does a file's.
+
+    Args:
+        turns: A list of arrays of seconds.
+
+    Returns:
+        The figures of `measure_latencies` that need no second file.
+    """
+    times = np.concatenate(turns) * 1000
+    medians = [float(np.median(turn)) * 1000 for turn in turns]
+    p25, p50, p75, p90 = (float(p) for p in np.percentile(times, [25, 50, 75, 90]))
+    low, high = rank_interval(medians)
+    return {
+        "latency_ms_p50": p50,
+        "latency_ms_p90": p90,
+        "latency_ms_max": float(times.max()),
+        "p50_interval_ms": [low, high],
+        "settled": high - low <= 2 * SETTLED * p50,
+        "outliers": int((times > p75 + 1.5 * (p75 - p25)).sum()),
+        "runs": len(times),
+        "turns_ms": medians,
+    }
+
+
+def add_ratios(entries):
+    """Adds to each entry its ratio to the first that ran on the same kernels.
+
+    Args:
+        entries: Dictionaries with `resolver` and `turns_ms`; `ratio` and
+            `ratio_interval` are added, of the turns taken side by side. Where one
+            took more turns than the other the first of them are compared. Both are
+            `None` where a program rounded the first one's time to 0.
+    """
+    first = {}
+    for entry in entries:
+        base = first.setdefault(entry["resolver"], entry)["turns_ms"]
+        entry["ratio"] = entry["ratio_interval"] = None
+        if all(base):
+            pairs = zip(entry["turns_ms"], base, strict=False)
+            ratios = [turn / other for turn, other in pairs]
+            entry["ratio"] = float(np.median(ratios))
+            entry["ratio_interval"] = list(rank_interval(ratios))
+
+
+def rank_interval(values):
+    """The values that a median lies between with 95 % confidence, by their ranks.
+
+    Of five values or fewer these are the least and the greatest, with less
+    confidence.
+    """
+    ordered = sorted(values)
+    rank = max(int(binom.ppf(0.025, len(ordered), 0.5)) - 1, 0)
+    return ordered[rank], ordered[-1 - rank]
+
+
+def feed_random(interpreter):
+    """Fills the inputs: zeros could meet shortcuts that no photograph does."""
+    random = np.random.default_rng(0)
+    for detail in interpreter.get_input_details():
+        if np.issubdtype(detail["dtype"], np.integer):
+            limits = np.iinfo(detail["dtype"])
+            values = random.integers(
+                limits.min, limits.max, detail["shape"], endpoint=True
+            )
+        else:
+            values = random.random(detail["shape"])
+        interpreter.set_tensor(detail["index"], values.astype(detail["dtype"]))
+
+
+def _check_runs(runs, warmup):
+    if runs < 1 or warmup < 0:
+        raise ValueError(
+            f"runs must be >= 1 and warmup >= 0. Received: {runs} and {warmup}"
+        )

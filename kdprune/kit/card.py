@@ -1,0 +1,280 @@
+"""The model card: what the model is, how well it does, and how to use it."""
+
+import re
+from dataclasses import dataclass
+
+from kdprune.kit import snippets
+
+_CLASSES_SHOWN = 50
+
+_USES = {
+    "model_uint8.tflite": "the model for Android and for Python: bytes in, bytes out",
+    "model_int8.tflite": "the same for microcontrollers: bytes minus 128, in and out",
+    "labels.txt": "the classes' names, one per line, in the order of the outputs",
+    "model.h": "the int8 model's C++ declaration",
+    "model.cc": "the int8 model as an array, without metadata, 16-byte aligned",
+    "golden.npz": "generated images and the scores they must get",
+    "selftest.py": "checks every file and both models",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card says of a model.
+
+    Attributes:
+        name: The model's name.
+        version: Its version.
+        classes: Names of the classes, in the order of the outputs.
+        array: The name of its C++ array.
+        ends: For "int8" and "uint8" what `inspect_tflite` returns, and in `input`
+            and `output` a `name`.
+        sizes: Bytes of each file of the kit.
+        flash: Bytes of the int8 model without metadata.
+        arena: Working memory on TFLite Micro in bytes, None if not measured.
+        refusal: Why TFLite Micro does not run it, None if it does.
+        golden: The number of golden images.
+        deviation: How much this machine's kernels differ from the reference
+            kernels on them, in steps of 1/256.
+        metrics: The content of `metrics.json`, or an empty dict.
+    """
+
+    name: str
+    version: str
+    classes: tuple
+    array: str
+    ends: dict
+    sizes: dict
+    flash: int
+    arena: int | None
+    refusal: str | None
+    golden: int
+    deviation: int
+    metrics: dict
+
+    @property
+    def image_shape(self):
+        """`(height, width, channels)`."""
+        return tuple(self.ends["int8"]["input"]["shape"][1:])
+
+    @property
+    def float_layers(self):
+        """Names of the layers that do not compute in integers."""
+        rows = self.ends["int8"]["float_ops"]
+        names = [row["layer"] for row in rows if "QUANTIZE" not in row["op"]]
+        return list(dict.fromkeys(map(str, names)))
+
+    @property
+    def flagship(self):
+        """The entry of `metrics` that the int8 file was measured as, or {}."""
+        name = self.metrics.get("flagship")
+        entries = self.metrics.get("models", [])
+        return next((e for e in entries if name and e.get("name") == name), {})
+
+
+def write_card(facts):
+    """Writes `MODEL_CARD.md`.
+
+    Args:
+        facts: A `Facts`.
+
+    Returns:
+        The page, in GitHub's Markdown.
+    """
+    height, width, channels = facts.image_shape
+    kind = {1: "Gray", 3: "RGB"}.get(channels, f"{channels}-channel")
+    parts = [
+        f"# {facts.name}",
+        f"Version {escape(facts.version)}. An image classifier: {kind} images of "
+        f"{height} x {width} pixels in, the probabilities of {len(facts.classes)} "
+        f"classes out. {_describe_computing(facts)}",
+        _describe_classes(facts),
+        "## Files",
+        _files_table(facts),
+        "## Input and output",
+        _ends_table(facts),
+        "A pixel's byte stands for the value byte / 255: no mean, no deviation. Scores "
+        "are probabilities in steps of 1/256.",
+        "## Operators",
+        *_describe_operators(facts),
+        "## Figures",
+        *_describe_figures(facts),
+        "## Memory",
+        _describe_memory(facts),
+        "## Known limits",
+        "\n".join(f"- {limit}" for limit in _known_limits(facts)),
+        *snippets.write_snippets(facts),
+        "## Check this kit",
+        snippets.fence("sh", "pip install numpy ai-edge-litert\npython selftest.py"),
+        f"Compares every file with `manifest.json`, and the scores of {facts.golden} "
+        "generated images with those in `golden.npz`.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def escape(text):
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", str(text))
+
+
+def table(header, rows):
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _describe_computing(facts):
+    if not facts.float_layers:
+        return "It computes in 8-bit integers throughout."
+    return (
+        "It computes in 8-bit integers, but for layers that lost too much by it, in "
+        f"float: {escape(', '.join(facts.float_layers))}."
+    )
+
+
+def _describe_classes(facts):
+    shown = ", ".join(escape(label) for label in facts.classes[:_CLASSES_SHOWN])
+    more = len(facts.classes) - _CLASSES_SHOWN
+    return f"Classes: {shown}" + (
+        f", and {more} more in `labels.txt`." if more > 0 else "."
+    )
+
+
+def _files_table(facts):
+    rows = [(f"`{name}`", f"{facts.sizes[name]:,}", use) for name, use in _USES.items()]
+    return table(("file", "bytes", "what it is"), rows)
+
+
+def _ends_table(facts):
+    rows = []
+    for dtype in ("uint8", "int8"):
+        for end, scale in (("input", "1/255"), ("output", "1/256")):
+            tensor = facts.ends[dtype][end]
+            shape = " x ".join(map(str, tensor["shape"]))
+            row = (tensor["dtype"], shape, scale, tensor["zero_point"])
+            rows.append((f"`model_{dtype}.tflite`", end, f"`{tensor['name']}`", *row))
+    header = ("file", "", "tensor", "type", "shape", "scale", "zero point")
+    return table(header, rows)
+
+
+def _describe_operators(facts):
+    """Which operators the files have, and who runs them."""
+    parts = []
+    for dtype in ("uint8", "int8"):
+        rows = [
+            (
+                row["op"],
+                row["type"],
+                row["count"],
+                *map(_yes, (row["gpu"], row["micro"])),
+            )
+            for row in facts.ends[dtype]["operators"]
+        ]
+        peak = facts.ends[dtype]["peak_activation_bytes"]
+        header = ("operator", "type", "number", "GPU delegate", "TFLite Micro")
+        parts += [
+            f"`model_{dtype}.tflite`, which holds at least {peak:,} bytes of "
+            "activations at once:",
+            table(header, rows),
+        ]
+    note = (
+        "By the operators' names and types, as the sources of both list them. The GPU "
+        "delegate takes 8-bit types where quantized inference is enabled; what it does "
+        "not take runs on the CPU."
+    )
+    return [*parts, note]
+
+
+def _yes(known):
+    return "yes" if known else "no"
+
+
+def _describe_figures(facts):
+    metrics = facts.metrics
+    if not metrics.get("models"):
+        return ["Not measured."]
+    data, machine = metrics.get("dataset", {}), metrics.get("machine", {})
+    parts = []
+    if facts.flagship:
+        parts.append(f"This kit is `{facts.flagship['name']}`.")
+    sizes = data.get("sizes", {})
+    counts = ", ".join(f"{count:,} {split}" for split, count in sizes.items())
+    parts.append(
+        f"Data: {escape(data.get('source', 'unknown'))}"
+        + (f" ({counts} images)." if counts else ".")
+    )
+    header = ("model", "type", "accuracy %", "bytes", "gzip", "MACs", "p50 / p90 ms")
+    parts.append(table(header, [_figures_row(entry) for entry in metrics["models"]]))
+    timed = next((e for e in metrics["models"] if e.get("latency_ms_p50")), None)
+    note = "Accuracy in brackets: its 95 % interval. gzip is what a download costs."
+    if timed:
+        threads = timed.get("threads", 1)
+        note += (
+            " Latency: one image, wall time of the interpreter's invoke(), "
+            f"{threads} thread{'' if threads == 1 else 's'}, "
+            f"{timed.get('resolver')} kernels, on "
+            f"{escape(machine.get('processor', 'an unknown machine'))}."
+        )
+    parts.append(note)
+    if metrics.get("command"):
+        parts.append(f"Made and measured by `{metrics['command']}`.")
+    return parts
+
+
+def _figures_row(entry):
+    accuracy, interval = entry.get("accuracy"), entry.get("accuracy_ci")
+    shown = "–" if accuracy is None else f"{100 * accuracy:.2f}"
+    if interval:
+        shown += " ({:.2f}, {:.2f})".format(*(100 * end for end in interval))
+    p50, p90 = entry.get("latency_ms_p50"), entry.get("latency_ms_p90")
+    latency = f"{p50:.3f} / {p90:.3f}" if p50 and p90 else "–"
+    counts = [
+        f"{entry[key]:,}" if entry.get(key) is not None else "–"
+        for key in ("bytes", "bytes_gzip", "macs")
+    ]
+    return (escape(entry.get("name")), entry.get("dtype", "–"), shown, *counts, latency)
+
+
+def _describe_memory(facts):
+    if facts.refusal:
+        return escape(facts.refusal)
+    text = f"On a microcontroller the weights take {facts.flash:,} bytes of flash. "
+    if facts.arena is None:
+        return text + "The tensor arena (RAM) was not measured."
+    return text + (
+        f"The tensor arena (RAM) takes {facts.arena:,} bytes, measured with TFLite "
+        "Micro on a 64-bit machine; with 32-bit pointers it is somewhat less, and "
+        "optimized kernels may need more for their own buffers."
+    )
+
+
+def _known_limits(facts):
+    height, width, _ = facts.image_shape
+    limits = [
+        f"Every image gets one of the {len(facts.classes)} classes, whatever it shows.",
+        f"Images are seen at {height} x {width} pixels: show them whole and upright.",
+        "The accuracy is that of images like those it was trained on; other cameras, "
+        "light and subjects lower it.",
+        "Processors round differently: scores of the default and of the reference "
+        f"kernels differ by up to {facts.deviation}/256 on the golden images.",
+    ]
+    shares = facts.flagship.get("per_class") or []
+    known = [
+        (share, label)
+        for share, label in zip(shares, facts.classes, strict=False)
+        if share is not None
+    ]
+    if known:
+        share, label = min(known)
+        limits.append(
+            f"Weakest class: {escape(label)}, {share:.1%} of its images right."
+        )
+    error = facts.flagship.get("ece")
+    if error is not None:
+        limits.append(
+            "As a probability of being right, a score is off by "
+            f"{100 * error:.1f} points on average (expected calibration error)."
+        )
+    if facts.flagship.get("latency_ms_p50"):
+        limits.append("The latency is that of the machine above, not of a phone.")
+    return limits

@@ -1,0 +1,198 @@
+"""TFLite metadata: what a file says of itself to the apps that load it."""
+
+import io
+import zipfile
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from kdprune.tflite.flatbuffer import pack_model, read_model
+
+LABELS = "labels.txt"
+
+# The tables that are written, their fields in the order of the schema. A union is
+# two fields, its type and its value.
+# Reference: metadata_schema.fbs of TensorFlow Lite, identifier M001.
+_TABLES = {
+    "AssociatedFile": ("name", "description", "type"),
+    "Content": ("properties_type", "properties"),
+    "FeatureProperties": (),
+    "ImageProperties": ("color_space",),
+    "NormalizationOptions": ("mean", "std"),
+    "ProcessUnit": ("options_type", "options"),
+    "Stats": ("max", "min"),
+    "TensorMetadata": (
+        "name",
+        "description",
+        "dimension_names",
+        "content",
+        "process_units",
+        "stats",
+        "associated_files",
+    ),
+    "SubGraphMetadata": (
+        "name",
+        "description",
+        "input_tensor_metadata",
+        "output_tensor_metadata",
+    ),
+    "ModelMetadata": (
+        "name",
+        "description",
+        "version",
+        "subgraph_metadata",
+        "author",
+        "license",
+        "associated_files",
+        "min_parser_version",
+    ),
+}
+_FEATURE_PROPERTIES, _IMAGE_PROPERTIES = 1, 2
+_NORMALIZATION = 1
+_AXIS_LABELS = 2
+_COLOR_SPACES = {3: 1, 1: 2}  # Channels: RGB, GRAYSCALE; 0 is UNKNOWN.
+
+
+def add_metadata(data, classes, *, name, description, version):
+    """Embeds metadata and labels into an image classifier's `.tflite` file.
+
+    MediaPipe Tasks and Android Studio read from it what the input is, how pixels
+    become numbers, and what the classes are called. Metadata that is there already
+    is replaced. The model itself stays as it is: operators, tensors and weights.
+
+    The metadata is a buffer of the file; the labels are a zip archive after its
+    end, where the runtimes do not look.
+
+    Args:
+        data: A `.tflite` file's content: an image `(1, height, width, channels)`
+            of values in [0, 1] in, probabilities `(1, classes)` out.
+        classes: The classes' names, in the order of the outputs.
+        name: The model's name.
+        description: What the model does, in a sentence.
+        version: The model's version.
+
+    Returns:
+        The new file's content.
+    """
+    model = read_model(data)
+    graph = model.subgraphs[0]
+    (image,) = (graph.tensors[index] for index in graph.inputs)
+    metadata = _table(
+        "ModelMetadata",
+        name=name,
+        description=description,
+        version=version,
+        subgraph_metadata=[
+            _table(
+                "SubGraphMetadata",
+                input_tensor_metadata=[_describe_image(channels=image.shape[3])],
+                output_tensor_metadata=[_describe_scores(len(classes))],
+            )
+        ],
+        min_parser_version="1.0.0",
+    )
+    _embed(model, _pack(metadata))
+    return _append_labels(pack_model(model), classes)
+
+
+def _describe_image(channels):
+    color = _COLOR_SPACES.get(channels, 0)
+    normalization = _table(
+        "NormalizationOptions", mean=np.float32([0]), std=np.float32([255])
+    )
+    return _table(
+        "TensorMetadata",
+        name="image",
+        description="The image; bytes from 0 to 255 stand for values from 0 to 1.",
+        content=_table(
+            "Content",
+            properties_type=_IMAGE_PROPERTIES,
+            properties=_table("ImageProperties", color_space=color),
+        ),
+        process_units=[
+            _table("ProcessUnit", options_type=_NORMALIZATION, options=normalization)
+        ],
+        stats=_table("Stats", max=np.float32([1]), min=np.float32([0])),
+    )
+
+
+def _describe_scores(classes):
+    labels = _table(
+        "AssociatedFile",
+        name=LABELS,
+        description="The classes' names, one per line.",
+        type=_AXIS_LABELS,
+    )
+    return _table(
+        "TensorMetadata",
+        name="scores",
+        description=f"The probability of each of {classes} classes.",
+        content=_table(
+            "Content",
+            properties_type=_FEATURE_PROPERTIES,
+            properties=_table("FeatureProperties"),
+        ),
+        stats=_table("Stats", max=np.float32([1]), min=np.float32([0])),
+        associated_files=[labels],
+    )
+
+
+def _table(kind, **fields):
+    """A table to write: number of the field to its value."""
+    order = _TABLES[kind]
+    return {order.index(field): value for field, value in fields.items()}
+
+
+def _pack(metadata):
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(_write(builder, metadata), b"M001")
+    return bytes(builder.Output())
+
+
+def _write(builder, value):
+    """Writes a string, an array, a list of tables or a table; returns its place."""
+    if isinstance(value, str):
+        return builder.CreateString(value)
+    if isinstance(value, np.ndarray):
+        return builder.CreateNumpyVector(value)
+    if isinstance(value, list):
+        places = [_write(builder, part) for part in value]
+        builder.StartVector(4, len(places), 4)
+        for place in reversed(places):
+            builder.PrependUOffsetTRelative(place)
+        return builder.EndVector()
+    # Whatever a table refers to is written before it; numbers are within it.
+    places = {
+        field: _write(builder, part)
+        for field, part in value.items()
+        if not isinstance(part, int)
+    }
+    builder.StartObject(max(value, default=-1) + 1)
+    for field, part in value.items():
+        if field in places:
+            builder.PrependUOffsetTRelativeSlot(field, places[field], 0)
+        else:
+            builder.PrependUint8Slot(field, part, 0)
+    return builder.EndObject()
+
+
+def _embed(model, metadata):
+    """Makes `metadata` a buffer of the model, in place of any that it has."""
+    content = schema.BufferT(np.frombuffer(metadata, np.uint8))
+    entries = model.metadata or []
+    for entry in entries:
+        if entry.name == b"TFLITE_METADATA":
+            model.buffers[entry.buffer] = content
+            return
+    model.buffers.append(content)
+    entry = schema.MetadataT(name=b"TFLITE_METADATA", buffer=len(model.buffers) - 1)
+    model.metadata = [*entries, entry]
+
+
+def _append_labels(data, classes):
+    file = io.BytesIO(data)
+    with zipfile.ZipFile(file, "a") as archive:
+        # With the fixed date of a bare ZipInfo, the same kit has the same bytes.
+        archive.writestr(zipfile.ZipInfo(LABELS), "\n".join(classes) + "\n")
+    return file.getvalue()

@@ -1,0 +1,31 @@
+"""The `.tflite` format: written, read, inspected, held against its Keras model."""
+
+from kdprune.tflite.convert import convert_tflite, layer_report, write_file
+from kdprune.tflite.coverage import xnnpack_leaves
+from kdprune.tflite.gate import (
+    check_tflite,
+    compare_kernels,
+    images_to_prove,
+    paired_drop,
+)
+from kdprune.tflite.inspection import float_layers_of, inspect_tflite
+from kdprune.tflite.interpreter import open_interpreter, read_tflite
+from kdprune.tflite.layers import sensitive_layers
+from kdprune.tflite.sizes import describe_file
+
+__all__ = [
+    "check_tflite",
+    "compare_kernels",
+    "convert_tflite",
+    "describe_file",
+    "float_layers_of",
+    "images_to_prove",
+    "inspect_tflite",
+    "layer_report",
+    "open_interpreter",
+    "paired_drop",
+    "read_tflite",
+    "sensitive_layers",
+    "write_file",
+    "xnnpack_leaves",
+]

@@ -1,0 +1,170 @@
+"""Post-training quantization in two steps, so that ranges and layers can be chosen.
+
+The converter's first step notes the extremes of every tensor in a float file, its
+second one makes integers of it. Between the two the ranges can be narrowed; the
+second can leave layers in float, and can put the float layers beside the integer
+ones to compare them (`kdprune.tflite.layers`).
+"""
+
+import numpy as np
+import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from tensorflow.lite.python.convert import mlir_quantize
+
+RANGES = ("minmax", "percentile", "mse")
+_PERCENTILE = 99.99
+_SHARES = np.linspace(0.3, 1.0, 36)  # Of the extremes, that "mse" tries.
+_IMAGES = 200  # To sample values from.
+_VALUES = 2048  # Sampled from each tensor for each image.
+
+
+def calibrate(converter, images, ranges="minmax"):
+    """The model as a float file in which every tensor's range is noted.
+
+    Args:
+        converter: A `tf.lite.TFLiteConverter`, fresh.
+        images: float32 in [0, 1], shape `(n, height, width, channels)`, n > 2; the
+            last two are the black and the white one that span the input's range.
+            When ranges are narrowed they count for no other tensor.
+        ranges: What to clip in order to have finer steps: "minmax" nothing,
+            "percentile" the outer 0.01 % at either end, "mse" as much as makes the
+            mean squared error smallest. Input and output keep theirs.
+
+    Returns:
+        The content of the file, for `quantize_calibrated`.
+    """
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([image[None]] for image in images)
+    converter._experimental_calibrate_only = True
+    content = bytearray(converter.convert())
+    if ranges != "minmax":
+        narrowed = _percentile if ranges == "percentile" else _least_squares
+        graph = schema.Model.GetRootAs(content, 0).Subgraphs(0)
+        for index, values in _sample(content, images[:-2]).items():
+            range_ = graph.Tensors(index).Quantization()
+            # Views of the file itself, which are written to.
+            low, high = range_.MinAsNumpy(), range_.MaxAsNumpy()
+            low[0], high[0] = narrowed(values, low[0], high[0])
+    return bytes(content)
+
+
+def quantize_calibrated(content, dtype="int8", float_layers=(), verify=False):
+    """Makes an 8-bit file of a calibrated one.
+
+    Args:
+        content: What `calibrate` returned.
+        dtype: "int8" or "uint8", of input and output.
+        float_layers: Names of Keras layers to leave in float, as
+            `check_float_layers` has found them right.
+        verify: Keep each float operator beside its integer one, with a
+            `NumericVerify` operator that takes both outputs: to look at, not to ship.
+
+    Returns:
+        The content of the file.
+    """
+    outputs = _tensors_by_layer(content)
+    return mlir_quantize(
+        content,
+        fully_quantize=verify,
+        input_data_type=tf.dtypes.as_dtype(dtype),
+        output_data_type=tf.dtypes.as_dtype(dtype),
+        enable_numeric_verify=verify,
+        denylisted_nodes=[tensor for name in float_layers for tensor in outputs[name]],
+    )
+
+
+def check_float_layers(content, names):
+    """Raises `ValueError` for a layer that can't be left in float.
+
+    Args:
+        content: What `calibrate` returned.
+        names: Names of Keras layers; those that were folded into others
+            (BatchNormalization, most ReLU) have no operator of their own.
+    """
+    outputs = _tensors_by_layer(content)
+    unknown = [name for name in names if name not in outputs]
+    if unknown:
+        raise ValueError(
+            "float_layers must be layers with an operator in the file: "
+            f"{', '.join(outputs)}. Received: {', '.join(unknown)}"
+        )
+
+
+def layers_of(tensor):
+    """The Keras layers a tensor of the converter is named after, the last first.
+
+    "model/relu/Relu;model/conv/Conv2D" is of "conv", and of "relu" folded into it.
+    A model inside the model counts as one layer.
+    """
+    paths = [path.split("/") for path in reversed(tensor.split(";"))]
+    return [path[1] for path in paths if len(path) > 2]
+
+
+def open_float(content):
+    """An interpreter that keeps every tensor, by the plain kernels."""
+    interpreter = Interpreter(
+        model_content=bytes(content),
+        num_threads=1,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        experimental_preserve_all_tensors=True,
+    )
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def _tensors_by_layer(content):
+    """`{layer: [output tensors]}` of a float file, in the order of execution."""
+    graph = schema.Model.GetRootAs(content, 0).Subgraphs(0)
+    tensors = {}
+    for i in range(graph.OperatorsLength()):
+        for index in graph.Operators(i).OutputsAsNumpy():
+            name = graph.Tensors(index).Name().decode()
+            for layer in layers_of(name):
+                tensors.setdefault(layer, []).append(name)
+    return tensors
+
+
+def _sample(content, images):
+    """`{tensor: values}` of what operators give, the last one's scores excepted."""
+    interpreter = open_float(content)
+    graph = schema.Model.GetRootAs(content, 0).Subgraphs(0)
+    outputs = [
+        int(index)
+        for i in range(graph.OperatorsLength() - 1)
+        for index in graph.Operators(i).OutputsAsNumpy()
+        if graph.Tensors(index).Quantization().MinLength() == 1
+    ]
+    values = {index: [] for index in outputs}
+    source = interpreter.get_input_details()[0]["index"]
+    rng = np.random.default_rng(0)
+    for image in images[:_IMAGES]:
+        interpreter.set_tensor(source, image[None])
+        interpreter.invoke()
+        for index in outputs:
+            tensor = interpreter.get_tensor(index).ravel()
+            if tensor.size > _VALUES:
+                tensor = rng.choice(tensor, _VALUES, replace=False)
+            values[index].append(tensor)
+    return {index: np.concatenate(parts) for index, parts in values.items()}
+
+
+def _percentile(values, low, high):
+    least, most = np.percentile(values, [100 - _PERCENTILE, _PERCENTILE])
+    return max(low, min(least, 0.0)), min(high, max(most, 0.0))
+
+
+def _least_squares(values, low, high):
+    """The share of both extremes that has the smallest error in 256 steps."""
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    if low == high:
+        return low, high
+
+    def error(share):
+        scale = share * (high - low) / 255
+        steps = np.rint(values / scale)
+        zero = np.rint(share * low / scale)
+        return np.mean((np.clip(steps, zero, zero + 255) * scale - values) ** 2)
+
+    share = min(_SHARES[::-1], key=error)
+    return share * low, share * high

@@ -1,0 +1,319 @@
+"""Conversion of Keras models to `.tflite`."""
+
+import contextlib
+import os
+import pathlib
+import sys
+import tempfile
+import warnings
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from kdprune._graph import ends_in_softmax
+from kdprune.tflite.calibration import (
+    RANGES,
+    calibrate,
+    check_float_layers,
+    quantize_calibrated,
+)
+from kdprune.tflite.layers import compare_layers, correct_biases
+
+DTYPES = ("float32", "float16", "dynamic", "int16x8", "int8", "uint8")
+_EIGHT_BIT = ("int8", "uint8")
+_CALIBRATED = ("int16x8", *_EIGHT_BIT)
+_INT8 = tf.lite.OpsSet.TFLITE_BUILTINS_INT8
+_INT16X8 = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+_COMPARED = 50  # Images by which layers are compared: thousands of values each.
+
+
+def convert_tflite(
+    model,
+    dtype="float32",
+    calibration=None,
+    *,
+    ranges="minmax",
+    float_layers=(),
+    correct_bias=False,
+):
+    """Converts a model to a `.tflite` file that scores one image at a time.
+
+    The file takes an image `(1, height, width, channels)` and returns class
+    probabilities `(1, classes)`: softmax is appended unless the model ends in one.
+    int8 and uint8 files compute in 8-bit integers throughout, input and output
+    included, and hold the same weights; uint8 takes an image's bytes as they are
+    (Android), int8 the same bytes minus 128 (microcontrollers). The input has the
+    scale 1/255, the output 1/256; zero points are 0 (uint8) and -128 (int8).
+
+    The other types lose less and save less. "float16": weights of 16 bits that are
+    computed with in float32. "dynamic": weights of 8 bits (tensors of 1,024 and
+    more), activations in float32 that are rounded where a convolution or dense layer
+    takes them. "int16x8": weights of 8 bits and activations of 16, input and output
+    included (scale 1/32767 and 1/32768, zero point 0), which not every device runs.
+
+    Reference: Jacob et al., 2018, https://arxiv.org/abs/1712.05877, section 2.
+
+    Args:
+        model: A float32 `tf_keras` model, images in [0, 1] in, logits or
+            probabilities out; or what `quantize_model` returned.
+        dtype: One of `DTYPES`.
+        calibration: Images for post-training quantization, uint8 or float in
+            [0, 1], shape `(n, height, width, channels)`: needed for a float model
+            to become int8, uint8 or int16x8, and for nothing else. An all-0 and an
+            all-1 image are added, so that the input range is [0, 1] whatever the
+            images are.
+        ranges: How post-training int8 and uint8 take ranges from the images:
+            "minmax" spans all values, "percentile" leaves out the outer 0.01 % at
+            either end, "mse" clips to the least mean squared error. A network with
+            rare, large activations gains from the latter two.
+        float_layers: Names of layers to leave in float, int8 and uint8 only: the
+            most sensitive ones of `layer_report`. Such a file needs a runtime with
+            float kernels, and `check_tflite` the same names.
+        correct_bias: Take the mean error of each channel off its bias (int8 and
+            uint8 after training).
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        ValueError: If the arguments don't fit together, or the model does not
+            convert: then with what the converter said.
+    """
+    aware = is_quantization_aware(model)
+    _check_model(model, dtype)
+    _check_plan(dtype, aware, calibration)
+    _check_choices(dtype, aware, ranges, float_layers, correct_bias)
+    images = None if calibration is None else _calibration_images(model, calibration)
+    with _converting(model, dtype):
+        converter = _new_converter(model)
+        if ranges == "minmax" and not float_layers and not correct_bias:
+            _set_precision(converter, dtype, images)
+            return converter.convert()
+        calibrated = calibrate(converter, images, ranges)
+    check_float_layers(calibrated, float_layers)
+    with _converting(model, dtype):
+        content = quantize_calibrated(calibrated, dtype, float_layers)
+        if correct_bias:
+            verified = quantize_calibrated(calibrated, verify=True)
+            content = correct_biases(
+                content, compare_layers(verified, images[:_COMPARED])
+            )
+        return content
+
+
+def layer_report(model, calibration, images=None, ranges="minmax"):
+    """Measures what post-training int8 costs each layer, to find the one to blame.
+
+    Args:
+        model: A float32 `tf_keras` model, as for `convert_tflite`.
+        calibration: Images that ranges are taken from, as there.
+        images: Images to measure on, likewise; the first 50 calibration images by
+            default.
+        ranges: As there.
+
+    Returns:
+        List of dicts in the order of execution, JSON-able, which
+        `kdprune.tflite.layers.compare_layers` describes: `layer`, `op`, `sqnr_db`,
+        `rmse_over_scale`, `saturation`, ranges of values and weights. A plot of
+        `sqnr_db` by `layer` shows the layer to blame.
+
+    Raises:
+        ValueError: If the arguments don't fit, or the model does not convert.
+    """
+    if is_quantization_aware(model):
+        raise ValueError(
+            "layer_report expects a float model, whose layers it compares to their "
+            f"int8 form. Received: the quantization-aware {model.name!r}"
+        )
+    _check_model(model, "int8")
+    _check_choices("int8", False, ranges, (), False)
+    calibration = _calibration_images(model, calibration)
+    # Without the black and the white one, which are like nothing the model sees.
+    images = (
+        calibration[:-2][:_COMPARED]
+        if images is None
+        else _calibration_images(model, images)[:-2]
+    )
+    with _converting(model, "int8"):
+        calibrated = calibrate(_new_converter(model), calibration, ranges)
+        verified = quantize_calibrated(calibrated, verify=True)
+        return compare_layers(verified, images)
+
+
+def _new_converter(model):
+    """A converter of the model with its softmax, for one image at a time."""
+    logits = not ends_in_softmax(model)
+
+    # Autograph has nothing to translate here, and would leave files in /tmp.
+    @tf.function(autograph=False)
+    def predict(image):
+        scores = model(image, training=False)
+        return {"scores": tf.nn.softmax(scores) if logits else scores}
+
+    image = tf.TensorSpec((1, *model.input_shape[1:]), tf.float32, name="image")
+    return tf.lite.TFLiteConverter.from_concrete_functions(
+        [predict.get_concrete_function(image)], model
+    )
+
+
+def is_quantization_aware(model):
+    """Whether `model` is wrapped for quantization-aware training."""
+    return any(
+        type(layer).__name__.startswith("QuantizeWrapper")
+        for layer in getattr(model, "layers", [])
+    )
+
+
+def write_file(data, path):
+    """Writes a file so that it is there whole or not at all.
+
+    Args:
+        data: The bytes to write.
+        path: Where to; its folder is made if missing.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+def _set_precision(converter, dtype, images):
+    if dtype == "float32":
+        return
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if dtype == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+        return
+    if dtype == "dynamic":
+        return
+    wide = dtype == "int16x8"
+    ends = tf.int16 if wide else tf.dtypes.as_dtype(dtype)
+    converter.inference_input_type = converter.inference_output_type = ends
+    # With the ranges of a QAT model the converter neither wants calibration images
+    # nor takes this restriction without them; the gate looks for float ops.
+    if images is not None:
+        converter.target_spec.supported_ops = [_INT16X8 if wide else _INT8]
+        converter.representative_dataset = lambda: ([image[None]] for image in images)
+
+
+def _calibration_images(model, images):
+    """float32 images in [0, 1], with the two that span the input range."""
+    images = np.asarray(images)
+    shape = tuple(model.input_shape[1:])
+    if images.shape[1:] != shape or not len(images):
+        raise ValueError(
+            f"calibration images must have the shape (n, {', '.join(map(str, shape))})"
+            f", n > 0. Received: {images.shape}"
+        )
+    if images.dtype == np.uint8:
+        images = images.astype("float32") / np.float32(255)
+    low, high = images.min(), images.max()
+    if not (low >= 0 and high <= 1):  # Written so that NaN is refused, too.
+        raise ValueError(
+            "calibration images must be uint8, or float in [0, 1]: divide pixels by "
+            f"255. Received: {images.dtype} in [{low:g}, {high:g}]"
+        )
+    black, white = np.zeros((1, *shape)), np.ones((1, *shape))
+    return np.concatenate([images, black, white]).astype("float32")
+
+
+def _check_model(model, dtype):
+    if dtype not in DTYPES:
+        raise ValueError(
+            f"dtype must be one of {', '.join(DTYPES)}. Received: {dtype!r}"
+        )
+    if not isinstance(model, keras.Model) or not model.built:
+        raise ValueError(
+            "convert_tflite expects a built tf_keras (Keras 2) model. "
+            f"Received: {type(model).__module__}.{type(model).__name__}"
+        )
+    shape = model.input_shape
+    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
+        raise ValueError(
+            "convert_tflite expects one image input of fixed height, width and "
+            f"channels. Received: input shape {shape}"
+        )
+    for layer in model.layers:
+        if layer.compute_dtype != "float32":
+            raise ValueError(
+                "convert_tflite expects a model that computes in float32: rebuild it "
+                "by kdprune.models.precision.cast_model(model, 'float32'). Received: "
+                f"layer {layer.name!r} in {layer.compute_dtype}"
+            )
+
+
+def _check_plan(dtype, aware, calibration):
+    if aware and dtype not in _EIGHT_BIT:
+        raise ValueError(
+            "a quantization-aware model converts to int8 and uint8: for other types "
+            f"convert the float model. Received: dtype={dtype!r}"
+        )
+    if dtype in _CALIBRATED and not aware and calibration is None:
+        raise ValueError(
+            f"a float model needs calibration images to become {dtype}: about 500 "
+            "training images will do. Received: calibration=None"
+        )
+    if calibration is not None and (aware or dtype not in _CALIBRATED):
+        kind = "quantization-aware" if aware else "float"
+        raise ValueError(
+            "calibration images are for a float model and an integer dtype "
+            f"({', '.join(_CALIBRATED)}). Received: a {kind} model, dtype={dtype!r}"
+        )
+
+
+def _check_choices(dtype, aware, ranges, float_layers, correct_bias):
+    if ranges not in RANGES:
+        raise ValueError(
+            f"ranges must be one of {', '.join(RANGES)}. Received: {ranges!r}"
+        )
+    if isinstance(float_layers, str):
+        raise ValueError(
+            f"float_layers must be a list of names. Received: {float_layers!r}"
+        )
+    chosen = ranges != "minmax" or float_layers or correct_bias
+    if chosen and (aware or dtype not in _EIGHT_BIT):
+        kind = "quantization-aware" if aware else "float"
+        raise ValueError(
+            "ranges, float_layers and correct_bias are for a float model and an 8-bit "
+            f"dtype. Received: a {kind} model, dtype={dtype!r}"
+        )
+
+
+@contextlib.contextmanager
+def _converting(model, dtype):
+    """Keeps the converter quiet; what it raises becomes one line."""
+    try:
+        with _quiet():
+            yield
+    except Exception as error:  # The converter's kinds have no common base.
+        raise ValueError(
+            f"model {model.name!r} does not convert to {dtype}: {_first_error(error)}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps off the terminal what the converter logs, from Python and from C++."""
+    logger = tf.get_logger()
+    level = logger.level
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as nowhere, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel("ERROR")
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            logger.setLevel(level)
+
+
+def _first_error(error):
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = next((line for line in lines if "error:" in line), lines[0])
+    return line.partition("error:")[2].strip() or line.strip()

@@ -1,0 +1,231 @@
+"""The export gate: what a `.tflite` file has to prove before it is handed over."""
+
+import math
+
+import numpy as np
+
+from kdprune.tflite.inspection import float_layers_of, inspect_tflite
+
+# Of [0, 1] data, by type: the zero point, and the scales of input and output.
+_INTEGERS = {
+    "int8": (-128, 1 / 255, 1 / 256),
+    "uint8": (0, 1 / 255, 1 / 256),
+    # Of int16x8, whose integers are symmetric around 0.
+    "int16": (0, 1 / 32767, 1 / 32768),
+}
+_ONE_SIDED_95 = 1.6449  # Standard deviations.
+# Of `max_disagreement`, for a file that was trained as it computes.
+_STRICT = 0.4
+
+
+def check_tflite(
+    data,
+    keras_scores,
+    tflite_scores,
+    labels,
+    *,
+    max_disagreement=0.05,
+    max_drop=0.02,
+    float_layers=(),
+    strict=False,
+):
+    """Refuses a `.tflite` file that does not do what its Keras model does.
+
+    A file that takes integers must compute in them throughout (Quantize between
+    int8 and uint8 at its ends apart, and the layers that were to stay in float). An
+    8-bit file must take images as bytes: input scale exactly 1/255, zero point 0
+    (uint8) or -128 (int8); an int16x8 file has 1/32767 and 0. Scores, of any file,
+    must agree with the Keras model's in the best class and must not lose accuracy
+    against it.
+
+    The drop is an estimate from some images, so the gate judges a bound: it fails a
+    file that *surely* loses more than the limit, with the whole one-sided 95 %
+    interval beyond it. On 5,000 images of which 2.5 % are classified otherwise the
+    bound lies 0.37 points below the measured drop: with `max_drop=0.01`, a measured
+    drop of 1.4 points fails and one of 1.3 does not. The gate finds broken
+    conversions and does not call an honest file broken for chance; who needs proof
+    that a file loses less than a limit reads the other end of `drop_interval`.
+    Agreement alone proves little: MLPerf Tiny's int8 ResNet-8 differs on 2.5 % of
+    images and loses 0.2 points.
+
+    Args:
+        data: The file's content, or its path.
+        keras_scores: Scores of the Keras model the file was made from, shape
+            `(n, classes)`, logits or probabilities: for QAT the QAT model.
+        tflite_scores: The file's scores on the same images, same shape.
+        labels: The images' classes, shape `(n,)`; validation images, not test.
+        max_disagreement: Largest share of images whose best class may differ.
+        max_drop: Largest accuracy the file may lose, as a share of images.
+        float_layers: The layers that the conversion was asked to leave in float;
+            an operator of any other is refused.
+        strict: Whether the Keras model rounds as the file does (QAT), so that they
+            may differ on 0.4 of `max_disagreement` only, give or take what chance
+            makes of it on so many images.
+
+    Returns:
+        What `inspect_tflite` and `paired_drop` return, and `float_layers`, those
+        that are in float indeed: JSON-able.
+
+    Raises:
+        ValueError: If the file fails: what, by how much, and what to do.
+    """
+    figures = inspect_tflite(data)
+    figures["float_layers"] = _check_integers(figures, float_layers)
+    figures |= paired_drop(keras_scores, tflite_scores, labels)
+    n = figures["images"]
+    limit = max_disagreement
+    if strict:
+        limit = min(limit, _by_chance(_STRICT * limit, n))
+    if figures["disagreement"] > limit:
+        raise ValueError(
+            f"the .tflite file and its Keras model disagree on "
+            f"{figures['disagreement']:.1%} of {n} images (limit {limit:.1%}): check "
+            "that both get the same images, use more calibration images, or train "
+            "quantization-aware"
+        )
+    if figures["drop_interval"][0] > max_drop:
+        raise ValueError(
+            f"the .tflite file loses {100 * figures['drop']:.2f} points of accuracy "
+            f"({figures['keras_accuracy']:.2%} to {figures['tflite_accuracy']:.2%} on "
+            f"{n} images; at least {100 * figures['drop_interval'][0]:.2f} with 95 % "
+            f"confidence; limit {100 * max_drop:.2f}): use more calibration images, "
+            "or train quantization-aware"
+        )
+    return figures
+
+
+def compare_kernels(keras_scores, scores, max_disagreement=0.05):
+    """How far a file's scores are from its Keras model's, on several kernels.
+
+    Args:
+        keras_scores: Probabilities of the Keras model, shape `(n, classes)`.
+        scores: `{kernels: probabilities}` of the file on the first m <= n of the
+            same images, shape `(m, classes)`; m may differ.
+        max_disagreement: Largest share of images whose best class may differ, give
+            or take what chance makes of it on m images.
+
+    Returns:
+        `{kernels: figures}`, each `images`, `disagreement` and `largest_deviation`
+        (of a probability): JSON-able.
+
+    Raises:
+        ValueError: If some kernels answer otherwise, with their name.
+    """
+    found = {}
+    for kernels, given in scores.items():
+        expected = keras_scores[: len(given)]
+        differ = float((given.argmax(axis=1) != expected.argmax(axis=1)).mean())
+        found[kernels] = {
+            "images": len(given),
+            "disagreement": differ,
+            "largest_deviation": float(np.abs(given - expected).max()),
+        }
+        limit = _by_chance(max_disagreement, len(given))
+        if differ > limit:
+            raise ValueError(
+                f"on the {kernels} kernels the .tflite file and its Keras model "
+                f"disagree on {differ:.1%} of {len(given)} images (limit {limit:.1%}): "
+                "the file is not fit for devices that use them"
+            )
+    return found
+
+
+def paired_drop(keras_scores, tflite_scores, labels):
+    """The accuracy a file loses against its model, on the same images.
+
+    Args:
+        keras_scores: Scores of the model that sets the standard, shape
+            `(n, classes)`, logits or probabilities.
+        tflite_scores: The file's scores on the same images, same shape.
+        labels: The images' classes, shape `(n,)`.
+
+    Returns:
+        Dict of `images`, `disagreement` (share of images whose best class differs),
+        `keras_accuracy`, `tflite_accuracy`, `drop` (their difference),
+        `drop_interval` (one-sided 95 % bounds, low and high) and `drop_bound`:
+        JSON-able. `drop_bound` is the upper bound for who needs proof: it counts
+        one image more as lost and one as gained (Bonett & Price, 2012,
+        https://doi.org/10.3102/1076998611411915), so that no difference on a few
+        images is not taken for none at all: 2.3 / n there, about the same as the
+        interval's where many differ.
+
+    Raises:
+        ValueError: If the shapes do not fit or there are no images.
+    """
+    keras_scores, tflite_scores = np.asarray(keras_scores), np.asarray(tflite_scores)
+    labels = np.asarray(labels)
+    if (
+        keras_scores.ndim != 2
+        or tflite_scores.shape != keras_scores.shape
+        or labels.shape != keras_scores.shape[:1]
+        or not len(labels)
+    ):
+        raise ValueError(
+            "scores must have the shape (n, classes) twice and labels (n,), n > 0. "
+            f"Received: {keras_scores.shape}, {tflite_scores.shape}, {labels.shape}"
+        )
+    before, after = keras_scores.argmax(axis=1), tflite_scores.argmax(axis=1)
+    drops = (before == labels).astype(float) - (after == labels)
+    n, drop = len(labels), float(drops.mean())
+    margin = _ONE_SIDED_95 * float(drops.std()) / n**0.5
+    more, flips = n + 2, float(np.abs(drops).sum()) + 2
+    shift = drop * n / more
+    bound = shift + _ONE_SIDED_95 * ((flips / more - shift**2) / more) ** 0.5
+    disagreement = float((before != after).mean())
+    return {
+        "images": n,
+        "disagreement": disagreement,
+        "keras_accuracy": float((before == labels).mean()),
+        "tflite_accuracy": float((after == labels).mean()),
+        "drop": drop,
+        "drop_interval": [drop - margin, drop + margin],
+        "drop_bound": bound,
+    }
+
+
+def images_to_prove(max_drop):
+    """The fewest images on which a file can be proven to lose no more than a limit.
+
+    That is `paired_drop`'s `drop_bound` where every image is classified as before,
+    turned round: of a file that classifies some otherwise, more are needed.
+
+    Args:
+        max_drop: Largest accuracy to lose, as a share of images, in (0, 1).
+
+    Returns:
+        A number of images.
+    """
+    return max(1, math.ceil(_ONE_SIDED_95 * 2**0.5 / max_drop - 2))
+
+
+def _by_chance(share, n):
+    """The share that n images show at most, 19 times of 20, if it is `share` of all."""
+    return share + _ONE_SIDED_95 * (share * (1 - share) / n) ** 0.5
+
+
+def _check_integers(figures, float_layers):
+    """Refuses floats that were not asked for; returns the layers that are in float."""
+    dtype = figures["input"]["dtype"]
+    if dtype not in _INTEGERS:
+        return []
+    kept, others = float_layers_of(figures, float_layers)
+    if others:
+        op = others[0]
+        asked = f" beside {', '.join(float_layers)}" if float_layers else ""
+        raise ValueError(
+            f"{len(others)} op(s) of the {dtype} file work in float{asked}, first "
+            f"{op['op']} ({op['tensor']}): replace the layer by one that {dtype} "
+            "supports"
+        )
+    expected_zero, *steps = _INTEGERS[dtype]
+    for end, step in zip(("input", "output"), steps, strict=True):
+        scale, zero = figures[end]["scale"], figures[end]["zero_point"]
+        expected = float(np.float32(step))
+        if (figures[end]["dtype"], scale, zero) != (dtype, expected, expected_zero):
+            raise ValueError(
+                f"the file's {end} is {figures[end]['dtype']} with scale {scale} and "
+                f"zero point {zero}; expected {dtype}, {expected} and "
+                f"{expected_zero}: convert it by convert_tflite, with training images "
+                "in [0, 1]"
+            )
+    return kept

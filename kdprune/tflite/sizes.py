@@ -1,0 +1,238 @@
+"""What a model file holds: bytes, parameters, zeros, multiplications, operators."""
+
+import gzip
+import math
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from kdprune.tflite.interpreter import read_tflite
+
+# Where an operator keeps its weights and its bias among its inputs.
+_WEIGHTED = {
+    "CONV_2D": (1, 2),
+    "DEPTHWISE_CONV_2D": (1, 2),
+    "FULLY_CONNECTED": (1, 2),
+    "TRANSPOSE_CONV": (1, 3),
+}
+_CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
+# What converters append to a Keras layer's name to name its weights.
+_WEIGHT_NAME = re.compile(
+    r"([^/]+)/(Conv2D|depthwise|separable_conv2d|MatMul|Tensordot|conv2d_transpose"
+    r"|kernel|LastValueQuant|AllValuesQuant)[_\d]*"
+    r"(/(MatMul|ReadVariableOp|resource|FakeQuant\w*)[_\d]*)*$"
+)
+
+
+def describe_file(path):
+    """Describes a model file from its content, without running it.
+
+    Args:
+        path: A `.tflite`, `.keras` or `.h5` file.
+
+    Returns:
+        A dictionary of plain Python values:
+        `format`: `"tflite"`, `"keras"` or `"h5"`.
+        `bytes`, `bytes_gzip`: size of the file, and of it compressed (level 9).
+        `parameters`: weights and biases. In a `.tflite` those of convolutions
+        and dense layers, batch normalization folded in; in a Keras file all, as
+        Keras counts them, so that the two differ by the normalization's share.
+        `nonzero_parameters`: those that are not zero; an integer weight is zero
+        when it equals its zero point.
+        `macs`: multiplications for one image, as `count_macs` counts them.
+        `sparsity_by_layer`: share of zeros among each layer's weights, biases
+        apart. Layers carry their Keras name where the file still tells it.
+        `input`, `output`: each `{"dtype", "shape", "scale", "zero_point"}`;
+        scale and zero point are `None` for floats.
+        `ops`: count of each operator (each layer class in a Keras file).
+        `float_ops`: those that compute on floats. Empty in a fully quantized
+        file; conversions at its edges are not counted.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a model or is damaged.
+    """
+    path = Path(path)
+    describe = _describe_tflite if path.suffix == ".tflite" else _describe_keras
+    description = describe(path)
+    content = path.read_bytes()
+    return {
+        "format": path.suffix.lstrip("."),
+        "bytes": len(content),
+        "bytes_gzip": len(gzip.compress(content, 9, mtime=0)),
+        **description,
+    }
+
+
+def layers_by_output(graph):
+    """Names the layers of a `.tflite` graph by the tensors that they compute.
+
+    Args:
+        graph: What `read_tflite` returns.
+
+    Returns:
+        For each operator that has weights, by the index of its output: the Keras
+        layer's name, where the file still tells it, and its multiplications for
+        one image.
+    """
+    return {
+        op.outputs[0]: (name, _macs(graph, op, weights))
+        for name, op, weights, _ in _weighted_layers(graph)
+    }
+
+
+def _describe_tflite(path):
+    graph = read_tflite(path)
+    layers = _weighted_layers(graph)
+    constants = _distinct_constants(layers)
+    return {
+        "parameters": sum(math.prod(t.shape) for t in constants),
+        "nonzero_parameters": sum(_count_nonzero(t) for t in constants),
+        "macs": sum(_macs(graph, op, weights) for _, op, weights, _ in layers),
+        "sparsity_by_layer": {
+            name: _share_of_zeros(weights) for name, _, weights, _ in layers
+        },
+        "input": _port(graph, graph.inputs),
+        "output": _port(graph, graph.outputs),
+        "ops": dict(Counter(op.name for op in graph.ops)),
+        "float_ops": _float_ops(graph),
+    }
+
+
+def _weighted_layers(graph):
+    """Lists `(name, op, weights, bias)` of every operator that has weights."""
+    made_by = {i: op for op in graph.ops for i in op.outputs}
+
+    def constant(op, place):
+        index = op.inputs[place] if place < len(op.inputs) else -1
+        producer = made_by.get(index)
+        if producer is not None and producer.name == "DEQUANTIZE":
+            index = producer.inputs[0]  # float16 weights are stored and widened
+        tensor = graph.tensors[index] if index >= 0 else None
+        return tensor if tensor is not None and tensor.data is not None else None
+
+    layers, names = [], Counter()
+    for op in graph.ops:
+        places = _WEIGHTED.get(op.name)
+        weights = constant(op, places[0]) if places else None
+        if weights is None:  # no weights, or weights computed on the way
+            continue
+        name = _layer_name(weights.name) or op.name.lower()
+        names[name] += 1
+        unique = name if names[name] == 1 else f"{name}#{names[name]}"
+        layers.append((unique, op, weights, constant(op, places[1])))
+    return layers
+
+
+def _distinct_constants(layers):
+    """Weights and biases, those of a layer used twice once.
+
+    Converters merge equal biases of different layers (all zero, say) into one
+    tensor, so that a bias counts once for each weight tensor it goes with.
+    """
+    distinct = {}
+    for _, _, weights, bias in layers:
+        distinct[id(weights)] = weights
+        if bias is not None:
+            distinct[id(weights), id(bias)] = bias
+    return list(distinct.values())
+
+
+def _layer_name(tensor_name):
+    """Finds the Keras layer in a tensor's name: `net/conv1/Conv2D` -> `conv1`."""
+    for part in reversed(tensor_name.split(";")):
+        found = _WEIGHT_NAME.search(part)
+        if found:
+            return found[1].removeprefix("quant_")
+    return None
+
+
+def _count_nonzero(tensor):
+    values, zero = tensor.data, tensor.zero_point
+    if tensor.dtype.startswith("float") or not zero.any():
+        return int(np.count_nonzero(values))
+    if len(zero) > 1:
+        shape = [1] * values.ndim
+        shape[tensor.axis] = -1
+        zero = zero.reshape(shape)
+    return int(np.count_nonzero(values != zero))
+
+
+def _share_of_zeros(tensor):
+    size = math.prod(tensor.shape)
+    return (size - _count_nonzero(tensor)) / size
+
+
+def _macs(graph, op, weights):
+    """Kernel size times the positions it is applied at, for one image."""
+    place = 2 if op.name == "TRANSPOSE_CONV" else None
+    index = op.outputs[0] if place is None else op.inputs[place]
+    shape = graph.tensors[index].shape
+    batch = graph.tensors[graph.inputs[0]].shape[0] if graph.inputs else 1
+    return math.prod(weights.shape) * math.prod(shape[:-1]) // max(batch, 1)
+
+
+def _float_ops(graph):
+    def computes_on_floats(op):
+        indices = [i for i in (*op.inputs, *op.outputs) if i >= 0]
+        return op.name not in _CONVERSIONS and any(
+            graph.tensors[i].dtype.startswith("float") for i in indices
+        )
+
+    return dict(Counter(op.name for op in graph.ops if computes_on_floats(op)))
+
+
+def _port(graph, indices):
+    if len(indices) != 1:
+        return None
+    tensor = graph.tensors[indices[0]]
+    quantized = len(tensor.scale) == 1
+    return {
+        "dtype": tensor.dtype,
+        "shape": list(tensor.shape),
+        "scale": float(tensor.scale[0]) if quantized else None,
+        "zero_point": int(tensor.zero_point[0]) if quantized else None,
+    }
+
+
+def _describe_keras(path):
+    # Imported here: describing a .tflite needs no TensorFlow.
+    from kdprune._graph import count_macs, count_parameters, model_weights
+    from kdprune.models.io import load_model
+
+    model = load_model(path)
+    values = [np.asarray(weight) for weight in model_weights(model)]
+    return {
+        "parameters": count_parameters(model),
+        "nonzero_parameters": sum(int(np.count_nonzero(v)) for v in values),
+        "macs": count_macs(model),
+        "sparsity_by_layer": _keras_sparsity(model),
+        "input": _keras_port(model.inputs),
+        "output": _keras_port(model.outputs),
+        "ops": dict(Counter(type(layer).__name__ for layer in model.layers)),
+        "float_ops": {},
+    }
+
+
+def _keras_sparsity(model, prefix=""):
+    from kdprune._graph import kernels
+
+    sparsity = {}
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            sparsity.update(_keras_sparsity(layer, f"{prefix}{layer.name}/"))
+        values = [np.asarray(kernel) for kernel in kernels(layer)]
+        if values:
+            zeros = sum(int((v == 0).sum()) for v in values)
+            sparsity[prefix + layer.name] = zeros / sum(v.size for v in values)
+    return sparsity
+
+
+def _keras_port(tensors):
+    if len(tensors) != 1:
+        return None
+    shape = [1 if size is None else size for size in tensors[0].shape]
+    dtype = tensors[0].dtype.name
+    return {"dtype": dtype, "shape": shape, "scale": None, "zero_point": None}

@@ -1,0 +1,201 @@
+"""Stages in processes of their own: the same results, and nothing left behind."""
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import types
+
+import pytest
+import yaml
+
+from kdprune import cli, records
+from kdprune.runner import parallel
+
+RECIPE = """
+name: together
+seed: 1
+data: {dataset: shapes, train_images: 100, test_images: 50}
+baseline: alone
+matrix: {seed: [1, 2]}
+stages:
+  teacher:
+    kind: train
+    seed: 1
+    model: {name: article_student}
+    training: &training {epochs: 1, batch_size: 50, learning_rate: 0.01}
+  alone: {kind: train, model: &student {name: article_student}, training: *training}
+  student: {kind: distill, model: *student, teacher: teacher, training: *training}
+  measured: {kind: evaluate, from: [teacher, alone, student]}
+  page: {kind: report, from: measured}
+"""
+
+pytestmark = pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2, reason="needs two cores"
+)
+
+
+def write(folder, **changes):
+    content = yaml.safe_load(RECIPE)
+    for key, value in changes.items():
+        content["stages"][key].update(value)
+    path = folder / "together.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def command(path, *arguments):
+    run = [sys.executable, "-m", "kdprune", "run", str(path)]
+    return [*run, "--output", str(path.parent / "run"), *arguments]
+
+
+def children_of(process):
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+        return [int(number) for number in file.read().split()]
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_until(condition, seconds=240):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_stages_run_beside_each_other_and_only_once(tmp_path):
+    path = write(tmp_path)
+    first = subprocess.run(
+        command(path, "--jobs", "2"), capture_output=True, text=True, timeout=900
+    )
+    assert first.returncode == 0, first.stderr
+    folders = ["teacher", "measured", "page"]
+    folders += [
+        f"{name}--seed={seed}" for name in ("alone", "student") for seed in "12"
+    ]
+    found = {
+        name: records.read_json(tmp_path / "run" / name / "record.json")
+        for name in folders
+    }
+    assert all(found.values())
+    assert found["student--seed=1"]["command"].endswith("--jobs 2")
+    # Of three that were ready two began; what is timed had the machine to itself.
+    cores = len(os.sched_getaffinity(0))
+    shares = {name: found[name]["machine"]["cores"] for name in folders}
+    assert shares["teacher"] < cores and shares["measured"] == cores
+    # In one process now: every stage is recognized as done.
+    second = subprocess.run(command(path), capture_output=True, text=True, timeout=600)
+    assert second.stdout.count("done, skipped") == len(folders), second.stdout
+
+
+@pytest.mark.slow
+def test_killed_with_its_workers_it_goes_on(tmp_path):
+    path = write(tmp_path, alone={"training": {"epochs": 50, "batch_size": 50}})
+    process = subprocess.Popen(command(path, "--jobs", "2"), stdout=subprocess.DEVNULL)
+    history = tmp_path / "run" / "alone--seed=1" / "history.csv"
+    wait_until(lambda: history.exists() and len(history.read_text().splitlines()) > 2)
+    workers = children_of(process)
+    assert workers
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_until(lambda: not any(map(is_alive, workers)), seconds=30)
+    # Nothing holds the folder, and half the work is not done again.
+    again = subprocess.run(
+        command(path, "--jobs", "2", "--until", "alone"), capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stderr
+    assert "Epoch 1/50" not in again.stdout.split("alone--seed=2")[0]
+
+
+@pytest.mark.slow
+def test_an_error_in_a_worker_is_one_line(tmp_path):
+    foreign = tmp_path / "run" / "alone--seed=2"
+    foreign.mkdir(parents=True)
+    (foreign / "thesis.tex").write_text("not to be lost")
+    ended = subprocess.run(
+        command(write(tmp_path), "--jobs", "2"), capture_output=True, text=True
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert "alone--seed=2" in ended.stderr and "other files" in ended.stderr
+    assert (foreign / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("jobs", [0, 4096])
+def test_jobs_are_as_many_as_cores_at_most(tmp_path, jobs, capsys):
+    status = cli.main(command(write(tmp_path), "--jobs", str(jobs))[3:])
+    assert status == 2
+    assert "expected from 1 to" in capsys.readouterr().err
+
+
+def end_of(code):
+    """What `parallel` makes of a stage's process that runs this code."""
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            errors="replace",
+        ) as process,
+    ):
+        job = parallel._Job(types.SimpleNamespace(name="slim"), process, [0], errors)
+        ended = queue.Queue()
+        parallel._relay(job, ended)
+        assert ended.get_nowait() is job
+        parallel._end(job)
+
+
+def test_what_a_process_prints_is_told_apart_whatever_its_bytes(capsys):
+    code = r"print('== slim ==\n\nslim: begun\nEpoch 1', flush=True);"
+    code += r"import sys; sys.stdout.buffer.write(b'caf\xe9\n')"
+    end_of(code)
+    assert capsys.readouterr().out.splitlines() == [
+        "== slim ==",
+        "slim: begun",
+        "slim: Epoch 1",
+        "slim: caf\ufffd",
+    ]
+
+
+def test_the_error_is_found_between_notices_and_its_traceback_is_kept():
+    code = "import sys; sys.exit('Traceback: in a.py\\nkdprune: too wide\\nnotice')"
+    with pytest.raises(ValueError, match="^stage 'slim': too wide$") as caught:
+        end_of(code)
+    assert "in a.py" in str(caught.value.__cause__)
+
+
+def test_a_worker_imports_nothing_from_the_folder_it_runs_in(tmp_path):
+    (tmp_path / "json.py").write_text("raise SystemExit('a json.py of the user')")
+    ended = subprocess.run(
+        parallel._command(),
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert "JSONDecodeError" in ended.stderr and "of the user" not in ended.stderr
+
+
+def test_a_process_that_is_killed_is_no_error_of_the_input(capsys):
+    with pytest.raises(RuntimeError, match="'slim' ended with status -9"):
+        end_of("import os; print('x', flush=True); os.kill(os.getpid(), 9)")
+
+
+def test_a_reader_that_is_gone_ends_the_process(monkeypatch):
+    with open(os.devnull) as unwritable:
+        monkeypatch.setattr(sys, "stdout", unwritable)
+        with pytest.raises(OSError):
+            end_of("while True: print('x' * 1000, flush=True)")

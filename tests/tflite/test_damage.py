@@ -1,0 +1,86 @@
+"""Damaged .tflite files end in one line, whatever is wrong with them."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdprune.benchmark import measure_latency
+from kdprune.tflite import describe_file, open_interpreter
+
+# Every mutation runs whole: read, described, opened, invoked. Only a ValueError
+# may come out; a crash of the C++ side would end the process by a signal.
+ATTACK = """
+import random, sys
+import numpy as np
+from kdprune.tflite import describe_file, open_interpreter
+
+source, target, seed, rounds = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+whole, random = open(source, "rb").read(), random.Random(seed)
+refused = 0
+for _ in range(rounds):
+    damaged = bytearray(whole)
+    for _ in range(random.choice([1, 3, 20])):
+        damaged[random.randrange(len(damaged))] = random.randrange(256)
+    open(target, "wb").write(damaged)
+    try:
+        describe_file(target)
+        interpreter = open_interpreter(target)
+        detail = interpreter.get_input_details()[0]
+        try:
+            zeros = np.zeros(detail["shape"], detail["dtype"])
+            interpreter.set_tensor(detail["index"], zeros)
+            interpreter.invoke()
+        except (ValueError, RuntimeError):
+            refused += 1
+    except ValueError as error:
+        assert "\\n" not in str(error), error
+        refused += 1
+print(refused)
+"""
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_a_file_cut_short_anywhere_is_refused(tflites, tmp_path, kind):
+    whole = tflites[kind].read_bytes()
+    path = tmp_path / "cut.tflite"
+    places = random.Random(0).sample(range(len(whole)), 60)
+    for size in (0, 3, 7, 8, 9, 16, 100, len(whole) - 1, *places):
+        path.write_bytes(whole[:size])
+        message = r"cut\.tflite: (the \.tflite model is damaged|not a \.tflite model)"
+        with pytest.raises(ValueError, match=message) as caught:
+            open_interpreter(path)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(ValueError, match=message):
+            describe_file(path)
+
+
+def test_the_message_says_how_long_the_file_is(tflites, tmp_path):
+    path = tmp_path / "half.tflite"
+    path.write_bytes(tflites["int8"].read_bytes()[:2000])
+    with pytest.raises(ValueError, match="damaged or cut short at 2,000 bytes"):
+        measure_latency(path)
+
+
+def test_other_files_are_not_models(tmp_path):
+    for content in (b"", b"hello, this is text", b"PK\x03\x04" + bytes(99)):
+        path = tmp_path / "other.tflite"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"not a \.tflite model \(\d+ bytes\)"):
+            describe_file(path)
+    with pytest.raises(FileNotFoundError):
+        describe_file(tmp_path / "absent.tflite")
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_random_damage_never_crashes_the_process(tflites, tmp_path, kind):
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", ATTACK]
+    command += [str(tflites[kind]), str(tmp_path / "damaged.tflite"), "0", "150"]
+    result = subprocess.run(
+        command, cwd=root, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert 30 < int(result.stdout) <= 150
