@@ -9,6 +9,20 @@ import platform
 import shlex
 import sys
 
+from kdprune._io import read_json, sha256, write_json
+
+__all__ = [
+    "SCHEMA",
+    "command",
+    "describe_outputs",
+    "fingerprint",
+    "machine",
+    "read_json",
+    "sha256",
+    "versions",
+    "write_json",
+]
+
 SCHEMA = 1
 _PACKAGES = (
     "kdprune",
@@ -75,22 +89,6 @@ def describe_outputs(folder, names):
     }
 
 
-def write_json(path, content):
-    """Writes JSON beside `path`, then moves it into place."""
-    path = pathlib.Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
-
-
-def read_json(path):
-    """Reads JSON; a missing or broken file is None, as if nothing were done."""
-    try:
-        return json.loads(pathlib.Path(path).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-
-
 def command():
     """The command line of this process, without the places of one machine."""
     program = pathlib.Path(sys.argv[0]).name
@@ -101,15 +99,6 @@ def command():
         if argument in ("--data-dir", "--output", "--data-path"):
             arguments[index + 1] = "DIR"
     return shlex.join([program, *arguments])
-
-
-def sha256(path):
-    """SHA-256 of a file's content."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _memory_gib():

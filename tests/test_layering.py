@@ -12,37 +12,48 @@ import kdprune
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "kdprune"
 
-# The rooms of stages do not import each other: what one needs of another is handed
-# to it as a function. A new room is a decision, and gets its own line here.
+# What everything may stand on; these import nothing above them.
+FOUNDATIONS = {"_io", "_log", "_registry", "_graph", "images", "records"}
+# The subpackages that stages are made of do not import each other, but as told here:
+# what one needs of another is handed to it as a function. A new one is a decision,
+# and gets its own line.
 ROOMS = {
-    "_graph": set(),
     "data": set(),
-    "models": {"_graph"},
-    "training": {"models", "_graph"},
-    "distill": {"models", "training", "_graph"},
-    "prune": {"models", "_graph"},
-    "quantize": {"models", "_graph"},
-    "tflite": {"models", "_graph"},
+    "models": set(),
+    "training": {"models"},
+    "distill": {"models", "training"},
+    "prune": {"models"},
+    "quantize": {"models"},
+    "tflite": {"models"},
     "kit": {"tflite"},
     "benchmark": {"tflite"},
     "evaluate": {"models", "tflite", "benchmark"},
-    "report": {"records"},
+    "report": set(),
 }
-MAY_IMPORT = {
+ALLOWED = {
     "__init__": set(),
+    "_io": set(),
+    "_log": set(),
+    "_registry": set(),
+    "_graph": {"_io", "_log", "_registry"},
+    "images": {"_io", "_log", "_registry"},
+    "records": {"_io", "_log", "_registry"},
     "config": set(),
-    "records": set(),
     **ROOMS,
     # What each kind of stage does, put together from the rooms, for the runner.
-    "fitting": {*ROOMS, "config", "records"},
-    "stages": {*ROOMS, "config", "records", "fitting"},
-    "runner": {*ROOMS, "cli", "config", "records", "fitting", "stages"},
-    "cli": {*ROOMS, "config", "records", "fitting", "stages", "runner"},
+    "fitting": {*ROOMS, "config"},
+    "stages": {*ROOMS, "config", "fitting"},
+    "runner": {*ROOMS, "cli", "config", "fitting", "stages"},
+    "cli": {*ROOMS, "config", "fitting", "stages", "runner"},
     "__main__": {"cli"},
+}
+MAY_IMPORT = {
+    room: allowed if room in FOUNDATIONS else {*allowed, *FOUNDATIONS}
+    for room, allowed in ALLOWED.items()
 }
 
 # Rooms that a machine without TensorFlow, or a quick `--help`, relies on.
-LIGHT = ("report", "config", "records")
+LIGHT = ("report", "config", "records", "_io", "_log", "_registry")
 HEAVY = {
     "ai_edge_litert",
     "keras",
@@ -161,7 +172,7 @@ def keras_of_tensorflow(source):
 @pytest.mark.parametrize("path", package_files(), ids=module_name)
 def test_a_room_imports_only_the_rooms_it_may(path):
     module = module_name(path)
-    assert room_of(module) in MAY_IMPORT, "a new room needs a line in MAY_IMPORT"
+    assert room_of(module) in MAY_IMPORT, "a new room needs a line in ALLOWED"
     assert violations(path.read_text(), module) == []
 
 
