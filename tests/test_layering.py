@@ -53,7 +53,7 @@ MAY_IMPORT = {
 }
 
 # Rooms that a machine without TensorFlow, or a quick `--help`, relies on.
-LIGHT = ("report", "config", "records", "_io", "_log", "_registry")
+LIGHT = ("report", "config", "records", "images", "_io", "_log", "_registry")
 HEAVY = {
     "ai_edge_litert",
     "keras",
