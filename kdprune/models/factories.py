@@ -10,6 +10,8 @@ import inspect
 import numpy as np
 import tf_keras as keras
 
+from kdprune.models.mobile import bsconv_resnet, inverted_residual
+
 layers = keras.layers
 
 # He-normal is the initialization of the ResNet papers; Keras's default
@@ -333,4 +335,6 @@ MODELS = {
     "resnet8": resnet8,
     "dscnn": dscnn,
     "whitened_cnn": whitened_cnn,
+    "inverted_residual": inverted_residual,
+    "bsconv_resnet": bsconv_resnet,
 }

@@ -26,6 +26,8 @@ def images(shape, count=3):
         ("resnet9", {"width": 32}, 1_648_362),
         ("whitened_cnn", {"width": 64}, 1_975_106),
         ("dscnn", {}, 21_290),
+        ("inverted_residual", {}, 63_034),
+        ("bsconv_resnet", {}, 48_370),
     ],
 )
 def test_parameters_are_as_documented(name, arguments, parameters):
