@@ -8,6 +8,8 @@ loaded on first use: `import kdprune` alone is quick and imports no TensorFlow.
 import importlib
 import os
 
+from kdprune._former import former_names
+
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 # The runtime's start-up notices would bury the one line that matters to a user.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -40,13 +42,19 @@ _PUBLIC = {
     "measure_latency": "kdprune.benchmark",
 }
 
+# Former names of public ones, with what they are called now.
+_FORMER: dict[str, str] = {}
+
 __all__ = [*_PUBLIC, "__version__"]
 
 
-def __getattr__(name):
+def _load(name):
     if name not in _PUBLIC:
         raise AttributeError(f"module 'kdprune' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+__getattr__ = former_names(__name__, _FORMER, _load)
 
 
 def __dir__():
