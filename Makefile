@@ -20,7 +20,7 @@ WORKERS := --numprocesses 2
 PACKAGE := setup.cfg pyproject.toml constraints.txt kdprune/__init__.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint clean
+.PHONY: help demo test test-slow lint docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -38,8 +38,12 @@ lint: $(VENV)/.lint ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: $(VENV)/.docs ## build the site into site/ and check its links
+	$(BIN)/python docs/tools/recipe_reference.py
+	$(BIN)/mkdocs build --quiet
+
 clean: ## remove .venv, builds and caches; runs/ is kept
-	rm -rf $(VENV) $(VENV)-clients build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-clients site build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
 	find kdprune scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: a step is repeated when what it depends on is newer, or was interrupted.
@@ -77,4 +81,9 @@ $(VENV)-clients/.installed: $(VENV)/.created tests/kit/clients.txt
 $(VENV)/.lint: $(VENV)/.created constraints.txt
 	@echo "Installing ruff"
 	@$(PIP) ruff
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.package
+	@echo "Installing what builds the site"
+	@$(PIP) --editable ".[docs]"
 	@touch $@
