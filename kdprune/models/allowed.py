@@ -58,6 +58,9 @@ _NOTATION = ("TensorShape", "__tuple__", "__ellipsis__")
 _ARRAYS = ("__numpy__", "__tensor__")
 _ARRAY_TYPES = ("bool", "int32", "int64", "float16", "float32", "float64")
 
+# As class names, these make Keras import a module, call a function or unmarshal code.
+_CALLS = ("function", "__lambda__", "__typespec__", "__bytes__")
+
 _WHY = {
     "Lambda": "a Lambda layer is arbitrary code; replace it by plain layers",
     "PruneLowMagnitude": "strip the pruning wrappers before saving",
@@ -150,7 +153,16 @@ def _class_problem(item):
         value is None or _is_text(value) for value in (module, registered)
     ):
         return "has a class that is not named by text"
-    if _is_own(registered or name):
+    if name in _CALLS:
+        return f"is a {name.strip('_')}, which names code; only plain layers are loaded"
+    own = _own_class(name if registered is None else registered)
+    if own is not None:
+        # Keras goes by `class_name` before it looks at the registered name.
+        if name not in (own.__name__, f"{OWN_PACKAGE}{own.__name__}"):
+            return f"of class {name[:60]!r} is redirected to {str(registered)[:60]!r}"
+        ours = module in (None, own.__module__) or module.startswith("kdprune.")
+        if not ours:
+            return f"names {_quote(module, name)}, which is not where {name} lives"
         return None
     if name in _ARRAYS:
         inner = item.get("config")
@@ -170,12 +182,12 @@ def _class_problem(item):
     return None
 
 
-def _is_own(name):
-    return name.startswith(OWN_PACKAGE) and _is_registered(name)
-
-
-def _is_registered(name):
-    return keras.saving.get_registered_object(name) is not None
+def _own_class(name):
+    """The class of ours that is registered under a name, or None."""
+    if not name.startswith(OWN_PACKAGE):
+        return None
+    found = keras.saving.get_registered_object(name)
+    return found if isinstance(found, type) else None
 
 
 def _is_text(value):

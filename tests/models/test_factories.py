@@ -73,7 +73,9 @@ def test_a_model_saved_in_any_precision_loads_as_the_float32_model(name, tmp_pat
 
 
 def test_what_is_not_known_is_refused_with_what_is():
-    with pytest.raises(ValueError, match="one of article_teacher, .*, bsconv_resnet. R"):
+    with pytest.raises(
+        ValueError, match="one of article_teacher, .*, bsconv_resnet. R"
+    ):
         build_model("vgg")
     with pytest.raises(ValueError, match="'resnet9' takes width. Received: depth"):
         build_model("resnet9", depth=3)
