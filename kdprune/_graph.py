@@ -1,31 +1,26 @@
-"""What a model costs: multiplications and parameters, layer by layer."""
+"""The graph of a Keras model: its calls, its layers, and making it anew.
 
-import math
-from collections import Counter
+Every function here takes built Functional and Sequential models, nested ones included.
+What wraps a layer (pruning, clustering, quantization) is looked through where it says
+so.
+"""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
 import tf_keras as keras
+
+from kdprune._io import first_line
 
 layers = keras.layers
 
-# Which weights a layer multiplies with, and whether it does so once for each
-# position of its output or of its input. The first match counts, so that
-# subclasses stand before their bases.
-_KERNELS = (
-    (layers.Conv2DTranspose, ("kernel",), "input"),
-    (layers.SeparableConv2D, ("depthwise_kernel", "pointwise_kernel"), "output"),
-    (layers.DepthwiseConv2D, ("depthwise_kernel",), "output"),
-    (layers.Conv2D, ("kernel",), "output"),
-    (layers.Dense, ("kernel",), "output"),
-)
-# Layers whose weights may have several axes and still multiply no kernels.
-_NO_KERNELS = (
-    layers.BatchNormalization,
-    layers.Embedding,
-    layers.GroupNormalization,
-    layers.LayerNormalization,
-    layers.Normalization,
-    layers.PReLU,
-)
+_GRAPH_CALLS = {
+    model_class.call for model_class in (keras.Sequential, *keras.Sequential.__mro__)
+    if model_class.__name__ in ("Sequential", "Functional")
+}  # fmt: skip
 # What Keras and TensorFlow call the function.
 _SOFTMAX = ("softmax", "softmax_v2")
 # Layers and functions that leave each score what it is when the model is used.
@@ -33,150 +28,122 @@ _SAME = (layers.Dropout, layers.Flatten, layers.Identity, layers.Reshape)
 _SAME_FUNCTIONS = ("cast", "identity", "reshape", "squeeze")
 
 
-def count_macs(model):
-    """Counts the multiply-accumulate operations of one image's forward pass.
+# --- Models and their calls ---
 
-    Convolutions (grouped, depthwise, separable, transposed) and dense layers
-    count, with padding and zero weights; normalization, bias and activations do
-    not. A layer used twice counts twice. Pruning and quantization wrappers
-    change nothing.
 
-    Args:
-        model: A Functional or Sequential `keras.Model` of known image size.
+def is_graph_model(layer: Any) -> bool:
+    """True for a built Functional or Sequential model, nested ones included.
 
-    Returns:
-        The number of multiplications, batch 1.
-
-    Raises:
-        ValueError: If a shape is unknown, or a layer with a kernel is of a kind
-            that cannot be counted.
-
-    Example:
-        >>> count_macs(build_model("resnet8"))
-        12501632
+    A subclass with a `call` of its own is not one: its graph, if any, need not
+    be what it computes.
     """
-    return sum(layer_macs(model).values())
+    return (
+        isinstance(layer, keras.Model)
+        and bool(getattr(layer, "_nodes_by_depth", None))
+        and type(layer).call in _GRAPH_CALLS
+    )
 
 
-def layer_macs(model):
-    """Counts the multiplications of every layer that has any.
-
-    Args:
-        model: As for `count_macs`.
-
-    Returns:
-        `{layer name: MACs}` in the order of execution. Wrapped layers go by
-        their own name, layers of nested models by `"nested/layer"`.
-    """
-    macs = Counter()
-    _add_macs(model, "", macs)
-    return dict(macs)
-
-
-def count_parameters(model):
-    """Counts weights as `model.count_params()` does, each shared one once.
-
-    The bookkeeping variables of pruning and quantization wrappers (masks,
-    thresholds, ranges, steps) are left out, so that the figure stays the same
-    from the float model to the wrapped one. It includes batch normalization's
-    moving statistics, which a `.tflite` file folds away.
-    """
-    return sum(math.prod(weight.shape) for weight in model_weights(model))
-
-
-def model_weights(model):
-    """Lists a model's distinct weights without the wrappers' bookkeeping."""
-    bookkeeping = {id(w) for wrapper in _wrappers(model) for w in _own(wrapper)}
-    weights = {id(w): w for w in model.weights if id(w) not in bookkeeping}
-    return list(weights.values())
-
-
-def kernels(layer):
-    """Returns the weights a layer multiplies with, or `()` if it has none."""
-    found = next((k for k in _KERNELS if isinstance(layer, k[0])), None)
-    return tuple(getattr(layer, name) for name in found[1]) if found else ()
-
-
-def _add_macs(model, prefix, macs):
-    for node in _nodes(model):
-        layer = node.layer
-        if isinstance(layer, keras.Model):
-            nested = _resized(layer, node.input_shapes)
-            _add_macs(nested, f"{prefix}{layer.name}/", macs)
-            continue
-        inner = layer.layer if isinstance(layer, layers.Wrapper) else layer
-        count = _macs(inner, node.input_shapes, node.output_shapes)
-        if count:
-            macs[prefix + inner.name] += count
-
-
-def _nodes(model):
-    """The calls of layers that make up the model, in the order of execution."""
-    if not getattr(model, "_nodes_by_depth", None):
+def check_graph_model(model: Any) -> None:
+    """Raises a `ValueError` unless it is a built Functional or Sequential model."""
+    if not is_graph_model(model):
+        kind = type(model)
+        third = kind.__module__.startswith("keras.")
+        hint = " of Keras 3; build it with tf_keras" if third else ""
         raise ValueError(
-            "MACs are counted on the graph of a built Functional or Sequential "
-            f"model. Received: {type(model).__name__} {model.name!r}"
+            "expected a built Functional or Sequential tf_keras model; a subclassed "
+            "model has no graph: build it from keras.Input and calls of its layers. "
+            f"Received: {kind.__name__}{hint}"
         )
+
+
+def check_float_model(model: Any) -> None:
+    """Raises a `ValueError` unless it is a graph model without wrapped layers."""
+    check_graph_model(model)
+    for path, layer in named_layers(model):
+        if is_tfmot_layer(layer):
+            raise ValueError(
+                f"layer {path!r} is wrapped for quantization or weight pruning "
+                f"({type(layer).__name__}); change the float model first, then "
+                "quantize it or prune its weights"
+            )
+
+
+def nodes(model: keras.Model) -> list:
+    """Lists the calls of layers in a graph model, in the order of execution."""
     depths = sorted(model._nodes_by_depth, reverse=True)
-    return [node for depth in depths for node in model._nodes_by_depth[depth]]
+    every = (node for depth in depths for node in model._nodes_by_depth[depth])
+    return [node for node in every if not node.is_input]
 
 
-def _resized(model, shape):
-    """The nested model as it is called: at `shape` instead of its own inputs."""
-    if model.input_shape == shape or isinstance(shape, list):
-        return model
-    return keras.models.clone_model(model, keras.Input(shape[1:]))
+def walk(
+    model: keras.Model, inputs: Sequence, call: Callable[[Any, Any, Any], Any]
+) -> list:
+    """Carries values along a model's graph, layer call by layer call.
+
+    The values may be anything that stands for a tensor: the numbers themselves,
+    symbolic tensors of a model being built, or the identities of channels.
+
+    Args:
+        model: A graph model (see `is_graph_model`).
+        inputs: One value for each of `model.inputs`.
+        call: `call(node, args, kwargs)`: the arguments of the layer's call, with
+            values in place of tensors. Returns the output values, nested as the
+            layer's own outputs are.
+
+    Returns:
+        One value for each of `model.outputs`.
+    """
+    return _walk(model, inputs, call, nodes(model))
 
 
-def _macs(layer, input_shape, output_shape):
-    for kind, names, side in _KERNELS:
-        if isinstance(layer, kind):
-            shape = input_shape if side == "input" else output_shape
-            size = sum(math.prod(getattr(layer, name).shape) for name in names)
-            return size * _positions(layer, shape)
-    if not isinstance(layer, _NO_KERNELS) and any(
-        len(weight.shape) > 1 for weight in layer.weights
-    ):
-        raise ValueError(
-            f"layer {layer.name!r} is a {type(layer).__name__}, whose MACs cannot "
-            "be counted; known are Conv2D, DepthwiseConv2D, SeparableConv2D, "
-            "Conv2DTranspose and Dense"
-        )
-    return 0
+def _walk(model, inputs, call, calls):
+    values = {id(t): value for t, value in zip(model.inputs, inputs, strict=True)}
+
+    def value_of(argument):
+        return values.get(id(argument), argument)
+
+    for node in calls:
+        args = tf.nest.map_structure(value_of, node.call_args)
+        kwargs = tf.nest.map_structure(value_of, node.call_kwargs)
+        outputs = tf.nest.flatten(call(node, args, kwargs))
+        for tensor, value in zip(tf.nest.flatten(node.outputs), outputs, strict=True):
+            values[id(tensor)] = value
+    return [values[id(t)] for t in model.outputs]
 
 
-def _positions(layer, shape):
-    """How many places the kernel is applied at: all axes but batch and channels."""
-    channels_first = getattr(layer, "data_format", None) == "channels_first"
-    places = shape[2:] if channels_first else shape[1:-1]
-    if None in places:
-        raise ValueError(
-            f"layer {layer.name!r} has the shape {shape}; MACs need a model built "
-            "for one image size, such as input_shape=(32, 32, 3)"
-        )
-    return math.prod(places)
+# --- Layers by name, and what wraps them ---
 
 
-def _wrappers(model):
+def named_layers(
+    model: keras.Model, prefix: str = ""
+) -> Iterator[tuple[str, keras.layers.Layer]]:
+    """Yields `(path, layer)` of all layers; nested models are entered.
+
+    A layer of a nested model is `"nested/layer"`. Wrappers are yielded as they are.
+    """
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            yield from _wrappers(layer)
-        elif _is_bookkeeping(layer):
-            yield layer
+            yield from named_layers(layer, f"{prefix}{layer.name}/")
+        else:
+            yield prefix + layer.name, layer
 
 
-def _is_bookkeeping(layer):
-    """True for the layers of TensorFlow Model Optimization."""
-    module = type(layer).__module__
-    return module.startswith("tensorflow_model_optimization.")
+def is_tfmot_layer(layer: Any) -> bool:
+    """True for the layers of TensorFlow Model Optimization.
+
+    These are its wrappers for pruning, clustering and quantization, and the layer with
+    which a quantization-aware model starts, which wraps nothing.
+    """
+    return type(layer).__module__.startswith("tensorflow_model_optimization.")
 
 
-def _own(wrapper):
-    """A wrapper's own variables carry its name; the wrapped layer's do not."""
-    return [w for w in wrapper.weights if w.name.startswith(f"{wrapper.name}/")]
+def unwrapped(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """The layer inside a wrapper, or the layer itself."""
+    return layer.layer if isinstance(layer, layers.Wrapper) else layer
 
 
-def ends_in_softmax(model):
+def ends_in_softmax(model: keras.Model) -> bool:
     """Whether a model's output is probabilities already, wrapped or not.
 
     Looks at the layers that give the (first) output, past those that only copy,
@@ -186,8 +153,7 @@ def ends_in_softmax(model):
     Args:
         model: A `keras.Model` of any kind; a Sequential one need not be built.
     """
-    for layer in _from_output(model):
-        layer = getattr(layer, "layer", layer)  # Inside a wrapper.
+    for layer in map(unwrapped, _from_output(model)):
         activation = getattr(layer, "activation", None)
         # Inside what quantization-aware training makes of it.
         activation = getattr(activation, "activation", activation)
@@ -216,3 +182,191 @@ def _from_output(model, output=0):
             inputs = layer._inbound_nodes[node].keras_inputs
     else:
         yield model  # A layer, or a model without a graph.
+
+
+# --- Making a model anew ---
+
+Layer = keras.layers.Layer
+
+
+def rebuild(
+    model: keras.Model,
+    *,
+    config: Callable[[Layer], Mapping[str, Any] | None] | None = None,
+    replace: Callable[[Layer], Layer | None] | None = None,
+    insert: Callable[[Layer], Layer | None] | None = None,
+    bypass: Mapping[Any, Any] | None = None,
+    weights: Callable[[Layer, Layer], Sequence | None] | None = None,
+) -> keras.Model:
+    """Makes a model anew, with some of its layers changed and its weights carried over.
+
+    Every layer is made from its configuration, once, however often it is called and
+    in however many nested models. Calls that no output needs after a bypass are left
+    out. The functions are asked about each layer that is not a model.
+
+    Args:
+        model: A built Functional or Sequential model; left as it is.
+        config: `config(layer)` returns the entries of the layer's configuration that
+            change, if any. It is asked about input layers, too.
+        replace: `replace(layer)` returns a new layer that stands in its place, such as
+            a wrapper around a copy, or None to copy it.
+        insert: `insert(layer)` returns a new layer that is called on each output of
+            the layer, or None.
+        bypass: `{call: tensor}`: calls (see `nodes`) whose output is replaced by one
+            of their inputs.
+        weights: `weights(old, new)` returns the arrays for the new layer, or None
+            for those of the old one. Where only one of the two is wrapped, they are
+            those of the layer inside; a wrapper's own variables start anew.
+
+    Returns:
+        A new model, not compiled, of the same inputs, outputs and names; Sequential
+        if the model was, else a plain `keras.Model`.
+
+    Raises:
+        ValueError: If it is not a graph model, a layer cannot be made again from its
+            configuration, or a layer is not on the way to the outputs.
+
+    Example:
+        >>> # The same model, its convolutions frozen.
+        >>> rebuild(model, config=lambda layer: {"trainable": False}
+        ...         if isinstance(layer, keras.layers.Conv2D) else None)
+    """
+    check_graph_model(model)
+    changes = (change or _nothing for change in (config, replace, insert, weights))
+    return _Rebuilder(*changes, bypass or {}).rebuilt(model)
+
+
+def _nothing(*_: Layer) -> None:
+    return None
+
+
+class _Rebuilder:
+    def __init__(self, config, replace, insert, weights, bypass):
+        self.config = config
+        self.replace = replace
+        self.insert = insert
+        self.weights = weights
+        self.bypass = {id(node): tensor for node, tensor in bypass.items()}
+        # `{id(layer): (layer, its copy, what follows it)}` of all nested models: a
+        # layer may be shared with one of them.
+        self.made = {}
+
+    def rebuilt(self, model):
+        copy = self._model(model)
+        for old, new, _ in self.made.values():
+            if not is_graph_model(old):
+                _carry_weights(old, new, self.weights(old, new))
+        return copy
+
+    def _model(self, model):
+        _check_complete(model)
+        inputs = [self._input(tensor) for tensor in model.inputs]
+        if isinstance(model, keras.Sequential):
+            return self._sequential(model, inputs[0]._keras_history.layer)
+        outputs = _walk(model, inputs, self._call, _needed(model, self.bypass))
+        return keras.Model(
+            tf.nest.pack_sequence_as(model._nested_inputs, inputs),
+            tf.nest.pack_sequence_as(model._nested_outputs, outputs),
+            name=model.name,
+            trainable=model._trainable,
+        )
+
+    def _sequential(self, model, start):
+        stack = [start]
+        for node in nodes(model):
+            if id(node) not in self.bypass:
+                stack += [made for made in self._made(node.layer) if made is not None]
+        copy = keras.Sequential(stack, name=model.name)
+        copy._trainable = model._trainable  # The setter would change its layers.
+        return copy
+
+    def _input(self, tensor):
+        layer = tensor._keras_history.layer
+        return layers.InputLayer(**self._config(layer)).output
+
+    def _call(self, node, args, kwargs):
+        if id(node) in self.bypass:
+            return _input_value(node, self.bypass[id(node)], args, kwargs)
+        made, following = self._made(node.layer)
+        outputs = made(*args, **kwargs)
+        if following is None:
+            return outputs
+        return tf.nest.map_structure(following, outputs)
+
+    def _made(self, layer):
+        """`(copy, what follows it or None)` of a layer or nested model, made once."""
+        if id(layer) not in self.made:
+            if is_graph_model(layer):
+                made, following = self._model(layer), None
+            else:
+                made = self.replace(layer)
+                made = self._copy(layer) if made is None else made
+                following = self.insert(layer)
+            self.made[id(layer)] = layer, made, following
+        return self.made[id(layer)][1:]
+
+    def _copy(self, layer):
+        try:
+            made = type(layer).from_config(self._config(layer))
+        except (NotImplementedError, TypeError) as error:
+            raise ValueError(_unmade(layer, error)) from error
+        if made.name != layer.name:
+            raise ValueError(_unmade(layer, "its name is not in it"))
+        return made
+
+    def _config(self, layer):
+        return {**layer.get_config(), **(self.config(layer) or {})}
+
+
+def _carry_weights(old, new, values):
+    if type(old) is not type(new):
+        old, new = unwrapped(old), unwrapped(new)
+    values = old.get_weights() if values is None else values
+    try:
+        new.set_weights(values)
+    except ValueError as error:
+        raise ValueError(
+            f"the weights of layer {old.name!r} do not fit the {type(new).__name__} "
+            f"that takes its place ({first_line(error)}); give them by `weights`"
+        ) from error
+    if hasattr(new, "finalize_state"):
+        new.finalize_state()  # Normalization computes with copies.
+
+
+def _needed(model, bypass):
+    """The calls that the outputs need, in the order of execution."""
+    calls = nodes(model)
+    makers = {id(t): node for node in calls for t in tf.nest.flatten(node.outputs)}
+    needed, pending = set(), [*model.outputs]
+    while pending:
+        node = makers.get(id(pending.pop()))
+        if node is not None and id(node) not in needed:
+            needed.add(id(node))
+            instead = bypass.get(id(node))
+            pending += node.keras_inputs if instead is None else [instead]
+    return [node for node in calls if id(node) in needed]
+
+
+def _check_complete(model):
+    used = {id(node.layer) for node in _needed(model, {})}
+    used |= {id(tensor._keras_history.layer) for tensor in model.inputs}
+    lost = sorted(layer.name for layer in model.layers if id(layer) not in used)
+    if lost:
+        raise ValueError(
+            f"layers {lost} of {model.name!r} are not on the way to its outputs "
+            "(losses or metrics added to the model?); build the model without them"
+        )
+
+
+def _input_value(node, tensor, args, kwargs):
+    """The value that stands for one of the tensors a layer is called on."""
+    originals = tf.nest.flatten((node.call_args, node.call_kwargs))
+    values = tf.nest.flatten((args, kwargs))
+    return next(v for t, v in zip(originals, values, strict=True) if t is tensor)
+
+
+def _unmade(layer, problem):
+    return (
+        f"layer {layer.name!r} ({type(layer).__name__}) cannot be made again from its "
+        f"configuration; give it get_config and from_config ({first_line(problem)})"
+    )

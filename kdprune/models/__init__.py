@@ -1,6 +1,6 @@
 """Factories of teachers and students, safe loading and saving, the layer graph."""
 
-from kdprune._graph import count_macs, count_parameters
+from kdprune.models.counts import count_macs, count_parameters
 from kdprune.models.factories import MODELS, build_model, reset_weights
 from kdprune.models.io import load_model, save_model
 

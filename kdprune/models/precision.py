@@ -1,9 +1,11 @@
 """The precision a model computes in, as a property of that model."""
 
-import copy
 import math
 
 import tf_keras as keras
+
+from kdprune._graph import is_graph_model, named_layers, rebuild
+from kdprune._io import first_line
 
 # Channels that a processor's bfloat16 kernels take at a time.
 _LANES = 16
@@ -26,25 +28,26 @@ def cast_model(model, policy):
         ValueError: If the model is subclassed, so that its layers can't be
             rebuilt from a config, or if a layer doesn't know the policy.
     """
-    if not getattr(model, "_is_graph_network", False):
+    if not is_graph_model(model):
         raise ValueError(
             "precision can be changed for Functional and Sequential models. "
             f"Received: {type(model).__name__} {model.name!r}; use float32 for it."
         )
-    config = copy.deepcopy(model.get_config())
-    _set_policy(config, policy, model, keep_outputs=True)
+    policies = _policies(model, policy, keep_outputs=True)
+
+    def config(layer):
+        if id(layer) in policies and "dtype" in layer.get_config():
+            return {"dtype": policies[id(layer)]}
+        return None
+
     try:
-        rebuilt = type(model).from_config(config)
+        return rebuild(model, config=config)
     except (TypeError, ValueError) as error:
         # A function of TensorFlow, say 2.0 * x, keeps its constants in float32.
         raise ValueError(
             f"model {model.name!r} can't compute in {policy}: "
-            f"{str(error).splitlines()[0]} Use precision float32 for it."
+            f"{first_line(error)} Use precision float32 for it."
         ) from error
-    if not rebuilt.built:
-        rebuilt.build(model.input_shape)
-    rebuilt.set_weights(model.get_weights())
-    return rebuilt
 
 
 def fits_bfloat16(model):
@@ -68,26 +71,24 @@ def fits_bfloat16(model):
 
 
 def _convolutions(model):
+    kinds = keras.layers.Conv2D | keras.layers.SeparableConv2D
+    return [layer for _, layer in named_layers(model) if isinstance(layer, kinds)]
+
+
+def _policies(model, policy, keep_outputs):
+    """`{id(layer): policy}`; the outputs of a model may be those of a nested one."""
+    outputs = {id(layer) for layer in _output_layers(model)} if keep_outputs else ()
+    policies = {}
     for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _convolutions(layer)
-        elif isinstance(layer, keras.layers.Conv2D | keras.layers.SeparableConv2D):
-            yield layer
+        is_output = id(layer) in outputs
+        if is_graph_model(layer):
+            policies |= _policies(layer, policy, is_output)
+        elif not isinstance(layer, keras.layers.InputLayer):
+            policies[id(layer)] = "float32" if is_output else policy
+    return policies
 
 
 def _output_layers(model):
     if isinstance(model, keras.Sequential):
         return model.layers[-1:]
     return [tensor._keras_history.layer for tensor in model.outputs]
-
-
-def _set_policy(config, policy, model, keep_outputs):
-    """Changes the config of `model`; its outputs may be those of a nested model."""
-    outputs = {layer.name for layer in _output_layers(model)} if keep_outputs else ()
-    for layer in config["layers"]:
-        inner = layer["config"]
-        is_output = inner["name"] in outputs
-        if "layers" in inner:
-            _set_policy(inner, policy, model.get_layer(inner["name"]), is_output)
-        elif "dtype" in inner and layer["class_name"] != "InputLayer":
-            inner["dtype"] = "float32" if is_output else policy

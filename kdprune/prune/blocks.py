@@ -7,13 +7,11 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kdprune._graph import count_macs, count_parameters
-from kdprune.prune.channels.graph import ChannelGraph
-from kdprune.prune.channels.surgery import rebuild
+from kdprune._graph import check_float_model, nodes, rebuild
+from kdprune.models.counts import count_macs, count_parameters
 from kdprune.prune.inference import batches
 from kdprune.prune.memory import peak_activations
 from kdprune.prune.recalibrate import recalibrate_batch_norm
-from kdprune.prune.walk import check_model, nodes
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ def find_blocks(model):
     Returns:
         The list of `Block`s in the order of execution.
     """
-    check_model(model)
+    check_float_model(model)
     calls = nodes(model)
     makers = {id(t): node for node in calls for t in tf.nest.flatten(node.outputs)}
     uses = _uses(model, calls)
@@ -142,10 +140,7 @@ def remove_blocks(model, names):
             f"Received: {', '.join(unknown)}"
         )
     chosen = [blocks[name] for name in names]
-    skipped = {id(call) for block in chosen for call in block.branch}
-    bypassed = {id(block.end): block.entry for block in chosen}
-    graph = ChannelGraph(model, roots=np.empty(0, np.int64), pinned={})
-    return rebuild(graph, (), skipped, bypassed)
+    return rebuild(model, bypass={block.end: block.entry for block in chosen})
 
 
 def angular_distances(model, blocks, data):

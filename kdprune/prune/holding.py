@@ -7,10 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kdprune.prune.channels.calls import Trace
-from kdprune.prune.channels.graph import ChannelGraph, Followed
-from kdprune.prune.channels.surgery import rebuild
-from kdprune.prune.walk import is_graph_model
+from kdprune._graph import is_graph_model, named_layers, rebuild
 
 # The weights that masks may be for, and the setting that constrains each. The mean
 # of a normalization needs none: its input is zero wherever it is masked.
@@ -85,7 +82,7 @@ def hold_masks(model, masks=None):
         )
     masks = _zeros(model) if masks is None else masks
     variables = weights_by_name(model)
-    layers = dict(_layers(model))
+    layers = dict(named_layers(model))
     for name, mask in masks.items():
         if name not in variables or np.shape(mask) != tuple(variables[name].shape):
             known = tuple(variables[name].shape) if name in variables else "none"
@@ -143,20 +140,11 @@ def weights_by_name(model):
     """
     return {
         f"{path}/{weight}": getattr(layer, weight)
-        for path, layer in _layers(model)
+        for path, layer in named_layers(model)
         for weight, setting in _CONSTRAINTS.items()
         if isinstance(getattr(layer, weight, None), tf.Variable)
         and (setting is None or hasattr(layer, setting))
     }
-
-
-def _layers(model, prefix=""):
-    """Yields `(path, layer)`, nested models being entered."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _layers(layer, f"{prefix}{layer.name}/")
-        else:
-            yield prefix + layer.name, layer
 
 
 def _zeros(model):
@@ -171,7 +159,7 @@ def _zeros(model):
 def _held(model):
     """The masks that constraints of a model hold."""
     masks = {}
-    for path, layer in _layers(model):
+    for path, layer in named_layers(model):
         for weight, setting in _CONSTRAINTS.items():
             constraint = getattr(layer, setting, None) if setting else None
             if isinstance(constraint, HeldZeros):
@@ -181,22 +169,15 @@ def _held(model):
 
 def _rebuilt(model, masks, hold):
     """The same model, masked, with constraints that hold the masks or without."""
-    layers, settings = dict(_layers(model)), defaultdict(dict)
+    layers, settings = dict(named_layers(model)), defaultdict(dict)
     for name, mask in masks.items():
         path, _, weight = name.rpartition("/")
         if _CONSTRAINTS[weight]:
             settings[path][_CONSTRAINTS[weight]] = HeldZeros(mask) if hold else None
-    changed = {
-        id(layers[path]): Followed(layers[path], path, [], _changing(entries))
-        for path, entries in settings.items()
-    }
-    rebuilt = rebuild(ChannelGraph(model, changed, np.empty(0, np.int64), {}), ())
+    changes = {id(layers[path]): entries for path, entries in settings.items()}
+    rebuilt = rebuild(model, config=lambda layer: changes.get(id(layer)))
     variables = weights_by_name(rebuilt)
     for name, mask in masks.items():
         values = variables[name].numpy()
         variables[name].assign(np.where(mask, values, np.zeros_like(values)))
     return rebuilt
-
-
-def _changing(entries):
-    return Trace((), config=lambda kept: entries)

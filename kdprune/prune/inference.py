@@ -4,8 +4,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kdprune._graph import ends_in_softmax
-from kdprune.prune.walk import is_graph_model, walk
+from kdprune._graph import ends_in_softmax, is_graph_model, walk
 
 BATCH_SIZE = 128
 

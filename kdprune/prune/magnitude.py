@@ -7,6 +7,8 @@ import numpy as np
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
 
+from kdprune._graph import named_layers, rebuild, unwrapped
+
 _PRUNABLE = (keras.layers.Conv2D, keras.layers.Dense)
 _NOT_PRUNABLE = (keras.layers.DepthwiseConv2D, keras.layers.Conv2DTranspose)
 
@@ -65,17 +67,16 @@ def prune_magnitude(
 
     def wrap(layer):
         share = shares.get(layer.name, 0.0)
-        if not share:
-            return layer.__class__.from_config(layer.get_config())
+        # The layers to prune are those of the model itself, not of one nested in it.
+        if not share or not any(layer is own for own in model.layers):
+            return None
         return tfmot.sparsity.keras.prune_low_magnitude(
-            layer.__class__.from_config(layer.get_config()),
+            type(layer).from_config(layer.get_config()),
             pruning_schedule=_schedule(schedule, share, begin, end, frequency),
             **layout,
         )
 
-    wrapped = keras.models.clone_model(model, clone_function=wrap)
-    _copy_weights(model, wrapped)
-    return wrapped
+    return rebuild(model, replace=wrap)
 
 
 def pruning_callbacks():
@@ -89,15 +90,18 @@ def strip_pruning(model):
     Returns:
         A plain `keras.Model` of the same layers, weights and names.
     """
-    for layer in model.layers:
+    for _, layer in named_layers(model):
         # Averaged weights are not zero where a mask came late.
         for weight, mask, _ in getattr(layer, "pruning_vars", ()):
             weight.assign(weight.numpy() * mask.numpy())
-    stripped = tfmot.sparsity.keras.strip_pruning(model)
-    # Rebuilt, since its layers and their variables still bear the wrappers' names.
-    plain = keras.models.clone_model(stripped)
-    plain.set_weights(stripped.get_weights())
-    return plain
+
+    def without_wrapper(layer):
+        if not hasattr(layer, "pruning_vars"):
+            return None
+        inner = unwrapped(layer)
+        return type(inner).from_config(inner.get_config())
+
+    return rebuild(model, replace=without_wrapper)
 
 
 def sparsity_below(model, beta):
@@ -298,10 +302,3 @@ def _schedule(name, sparsity, begin, end, frequency):
             sparsity, max(begin, 1), end, frequency=frequency
         )
     raise ValueError(f"schedule must be 'polynomial' or 'constant'. Received: {name!r}")
-
-
-def _copy_weights(model, wrapped):
-    """Copies by layer; a wrapper's own weights (masks, thresholds) come after."""
-    for source, target in zip(model.layers, wrapped.layers, strict=True):
-        inner = getattr(target, "layer", target)
-        inner.set_weights(source.get_weights())

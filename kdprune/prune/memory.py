@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import tensorflow as tf
 import tf_keras as keras
 
-from kdprune.prune.walk import check_model, is_graph_model, walk
+from kdprune._graph import check_float_model, is_graph_model, walk
 
 layers = keras.layers
 
@@ -45,7 +45,7 @@ def peak_activations(model):
     Raises:
         ValueError: If a size is not known.
     """
-    check_model(model)
+    check_float_model(model)
     tensors, calls = _calls(model)
     for moment, (free, inputs, outputs) in enumerate(calls):
         for tensor in inputs:

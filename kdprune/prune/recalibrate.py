@@ -4,8 +4,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from kdprune._graph import check_float_model
 from kdprune.prune.inference import batches, run_layers
-from kdprune.prune.walk import check_model
 
 
 def recalibrate_batch_norm(model, data):
@@ -29,7 +29,7 @@ def recalibrate_batch_norm(model, data):
     Raises:
         ValueError: If the model has no graph, or there are no images.
     """
-    check_model(model)
+    check_float_model(model)
     found = _normalizations(model)
     if not found:
         return

@@ -1,12 +1,8 @@
 """Training that sorts channels: batch normalization's factors are pulled to zero."""
 
-import numpy as np
 import tf_keras as keras
 
-from kdprune.prune.channels.calls import Trace
-from kdprune.prune.channels.graph import ChannelGraph, Followed
-from kdprune.prune.channels.surgery import rebuild
-from kdprune.prune.walk import check_model
+from kdprune._graph import check_float_model, rebuild
 
 
 def regularize_batch_norm(model, strength=1e-4):
@@ -29,7 +25,7 @@ def regularize_batch_norm(model, strength=1e-4):
         ValueError: If the model has no graph or no batch normalization with
             factors, or the strength is not positive.
     """
-    check_model(model)
+    check_float_model(model)
     if not strength > 0:
         raise ValueError(f"strength must be positive. Received: {strength}")
     if not _scaled(model):
@@ -62,6 +58,10 @@ def _scaled(model):
 
 
 def _with_penalty(model, penalty):
-    trace = Trace((), config=lambda kept: {"gamma_regularizer": penalty})
-    followed = {id(x): Followed(x, x.name, [], trace) for x in _scaled(model)}
-    return rebuild(ChannelGraph(model, followed, np.empty(0, np.int64), {}), ())
+    scaled = {id(layer) for layer in _scaled(model)}
+    return rebuild(
+        model,
+        config=lambda layer: (
+            {"gamma_regularizer": penalty} if id(layer) in scaled else None
+        ),
+    )

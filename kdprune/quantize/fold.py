@@ -6,12 +6,13 @@ channel, which the next convolution can do with its own weights and bias. Only p
 stands in the way: the zeros around an image would have to be shifted as well.
 """
 
-import copy
 import itertools
 from collections import defaultdict
 
 import numpy as np
 import tf_keras as keras
+
+from kdprune._graph import check_float_model, nodes, rebuild
 
 layers = keras.layers
 
@@ -52,11 +53,7 @@ def fold_batch_norms(model):
         ValueError: If one can't be folded: its name, what is in the way, and what to
             do.
     """
-    if not getattr(model, "_is_graph_network", False):
-        raise ValueError(
-            "fold_batch_norms expects a built Functional or Sequential model. "
-            f"Received: {type(model).__name__} {model.name!r}"
-        )
+    check_float_model(model)
     plan, obstacles = _plan(model)
     for name, reason in obstacles.items():
         raise ValueError(
@@ -64,15 +61,19 @@ def fold_batch_norms(model):
             f"{reason}; put it between its convolution and the activation, Conv -> "
             "BatchNorm -> ReLU"
         )
-    weights = {layer.name: layer.get_weights() for layer in model.layers}
-    biased = set()
+    folded = {}
     for target, scale, shift in itertools.chain(*plan.values()):
-        weights[target.name] = _absorb(target, scale, shift)
-        biased.add(target.name)
-    rebuilt = _without(model, plan, biased)
-    for layer in rebuilt.layers:
-        layer.set_weights(weights[layer.name])
-    return rebuilt
+        folded[id(target)] = _absorb(target, scale, shift)
+    return rebuild(
+        model,
+        config=lambda layer: {"use_bias": True} if id(layer) in folded else None,
+        weights=lambda old, new: folded.get(id(old)),
+        bypass={
+            node: node.keras_inputs[0]
+            for node in nodes(model)
+            if node.layer.name in plan
+        },
+    )
 
 
 def find_obstacles(model):
@@ -115,11 +116,10 @@ def _plan(model):
 def _connections(model):
     """`{layer: layers it reads}`, one for each call, and `{layer: its readers}`."""
     sources, readers = defaultdict(list), defaultdict(list)
-    for nodes in model._nodes_by_depth.values():
-        for node in nodes:
-            for source, *_ in node.iterate_inbound():
-                sources[node.layer.name].append(source)
-                readers[source.name].append(node.layer)
+    for node in nodes(model):
+        for source, *_ in node.iterate_inbound():
+            sources[node.layer.name].append(source)
+            readers[source.name].append(node.layer)
     for tensor in model.outputs:
         readers[tensor._keras_history.layer.name].append(None)
     return sources, readers
@@ -196,36 +196,3 @@ def _absorb(layer, scale, shift):
 
 def _has_activation(layer):
     return getattr(layer, "activation", None) not in (None, keras.activations.linear)
-
-
-def _without(model, removed, biased):
-    """The model's structure less some layers, others with a bias."""
-    config = copy.deepcopy(model.get_config())
-    instead = {
-        layer["config"]["name"]: layer.get("inbound_nodes")
-        for layer in config["layers"]
-        if layer["config"]["name"] in removed
-    }
-
-    def redirect(part):
-        """Replaces references `[name, node, tensor, …]` to a removed layer."""
-        if not isinstance(part, list):
-            return part
-        if part and isinstance(part[0], str) and part[0] in removed:
-            ((source,),) = instead[part[0]]
-            return [*source[:3], *part[3:]]
-        return [redirect(inner) for inner in part]
-
-    kept = []
-    for layer in config["layers"]:
-        if layer["config"]["name"] in biased:
-            layer["config"]["use_bias"] = True
-        if "inbound_nodes" in layer:
-            layer["inbound_nodes"] = redirect(layer["inbound_nodes"])
-        if layer["config"]["name"] not in removed:
-            kept.append(layer)
-    config["layers"] = kept
-    rebuilt = type(model).from_config(config)
-    if not rebuilt.built:
-        rebuilt.build(model.input_shape)
-    return rebuilt

@@ -199,7 +199,7 @@ def _port(graph, indices):
 
 def _describe_keras(path):
     # Imported here: describing a .tflite needs no TensorFlow.
-    from kdprune._graph import count_macs, count_parameters, model_weights
+    from kdprune.models.counts import count_macs, count_parameters, model_weights
     from kdprune.models.io import load_model
 
     model = load_model(path)
@@ -217,7 +217,7 @@ def _describe_keras(path):
 
 
 def _keras_sparsity(model, prefix=""):
-    from kdprune._graph import kernels
+    from kdprune.models.counts import kernels
 
     sparsity = {}
     for layer in model.layers:

@@ -209,7 +209,7 @@ def test_a_subclassed_model_is_told_what_to_do():
 
 def test_a_model_already_quantized_is_refused():
     model = quantize_model(small())
-    with pytest.raises(ValueError, match="cut channels from the float model first"):
+    with pytest.raises(ValueError, match="change the float model first"):
         prune_channels(model, 0.5)
 
 

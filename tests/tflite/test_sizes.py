@@ -5,7 +5,7 @@ import gzip
 import numpy as np
 import pytest
 
-from kdprune._graph import count_macs, layer_macs
+from kdprune.models.counts import count_macs, layer_macs
 from kdprune.models.io import save_model
 from kdprune.tflite import describe_file, read_tflite
 

@@ -3,8 +3,8 @@
 import math
 from functools import cached_property
 
-from kdprune._graph import count_parameters, kernels, layer_macs
-from kdprune.prune.channels.surgery import Kept, rebuild
+from kdprune.models.counts import count_parameters, kernels, layer_macs
+from kdprune.prune.channels.surgery import Kept, remove_channels
 
 
 class Costs:
@@ -61,4 +61,4 @@ class Costs:
                 "lambda m: len(kdprune.convert_tflite(m, 'int8', images)). "
                 "Received: None"
             )
-        return self.measure_bytes(rebuild(self.graph, removed))
+        return self.measure_bytes(remove_channels(self.graph, removed))

@@ -8,10 +8,10 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from kdprune._graph import check_float_model, is_graph_model, walk
 from kdprune.prune.channels.calls import Call, CannotFollow, Trace
 from kdprune.prune.channels.ids import ChannelIds
 from kdprune.prune.channels.layers import follow
-from kdprune.prune.walk import check_model, is_graph_model, walk
 
 
 @dataclass
@@ -66,7 +66,7 @@ def follow_channels(model, ignore=()):
         ValueError: If the model has no graph or is wrapped for quantization, or
             a name in `ignore` matches no layer.
     """
-    check_model(model)
+    check_float_model(model)
     return _Follower(model, ignore).result()
 
 

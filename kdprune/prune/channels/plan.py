@@ -17,7 +17,7 @@ from kdprune.prune.channels.evidence import Evidence
 from kdprune.prune.channels.graph import ChannelGraph, follow_channels
 from kdprune.prune.channels.groups import find_groups
 from kdprune.prune.channels.importance import find_importance
-from kdprune.prune.channels.surgery import rebuild
+from kdprune.prune.channels.surgery import remove_channels
 from kdprune.prune.channels.weighing import MeasuredWeighing, Weighing
 from kdprune.prune.memory import peak_activations
 
@@ -97,7 +97,7 @@ class ChannelPlan:
 
     def apply(self):
         """Builds the smaller model; see `prune_channels`."""
-        return rebuild(self.graph, self.removed)
+        return remove_channels(self.graph, self.removed)
 
     def __str__(self):
         return "\n".join(

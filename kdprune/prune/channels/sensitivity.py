@@ -2,7 +2,7 @@
 
 from kdprune.prune.channels.choice import nearest_level
 from kdprune.prune.channels.plan import rank_groups
-from kdprune.prune.channels.surgery import rebuild
+from kdprune.prune.channels.surgery import remove_channels
 from kdprune.prune.channels.table import GroupSensitivity, Sensitivity
 from kdprune.prune.recalibrate import recalibrate_batch_norm
 
@@ -46,7 +46,7 @@ def sensitivity(
 
     def measure(group, ranking, kept):
         removed = group.roots[ranking.order[: len(ranking.order) - kept]]
-        smaller = rebuild(graph, removed)
+        smaller = remove_channels(graph, removed)
         if data is not None:
             recalibrate_batch_norm(smaller, data)
         return score(smaller)
