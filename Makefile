@@ -40,7 +40,7 @@ lint: $(VENV)/.lint ## check style and formatting
 
 docs: $(VENV)/.docs ## build the site into site/ and check its links
 	$(BIN)/python docs/tools/recipe_reference.py
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove .venv, builds and caches; runs/ is kept
 	rm -rf $(VENV) $(VENV)-clients site build dist *.egg-info .hypothesis .pytest_cache .ruff_cache

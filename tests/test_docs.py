@@ -1,0 +1,376 @@
+"""README and docs: their code runs, recipes are valid, links lead somewhere."""
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+
+import kdprune
+from kdprune import config
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+    + [ROOT / "results" / "LOG.md", *DOCS.rglob("*.md")]
+)
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+# Pages whose Python trains nothing.
+QUICK = ("docs/data.md",)
+# What makes a page's Python and recipes small enough to run in a test.
+SMALLER = (
+    (
+        r'load_dataset\("shapes"\)',
+        'load_dataset("shapes", train_images=240, test_images=40)',
+    ),
+    (r"epochs(=|: )\d+", r"epochs\g<1>1"),
+    (r"image_size: \[\d+, \d+\]", "image_size: [16, 16]"),
+    (r"max_drop: 0\.\d+", "max_drop: 0.5"),
+)
+
+
+def tool(name):
+    """A program of docs/tools, as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def blocks(page, *languages):
+    """The code of a page's fenced blocks in these languages."""
+    return [
+        textwrap.dedent(code)
+        for _, language, code in FENCE.findall(page.read_text())
+        if language in languages
+    ]
+
+
+def name_of(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+def smaller(text):
+    for pattern, replacement in SMALLER:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def with_blocks(*languages):
+    return [page for page in PAGES if blocks(page, *languages)]
+
+
+def python_pages():
+    return [
+        pytest.param(
+            page,
+            id=name_of(page),
+            marks=() if name_of(page) in QUICK else pytest.mark.slow,
+        )
+        for page in with_blocks("python")
+    ]
+
+
+@pytest.mark.parametrize("page", python_pages())
+def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "page"}
+    for number, code in enumerate(blocks(page, "python"), start=1):
+        where = f"{name_of(page)}, Python block {number}"
+        exec(compile(smaller(code), where, "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", with_blocks("python"), ids=name_of)
+def test_python_names_of_the_package_are_public(page):
+    used = {
+        node.attr
+        for code in blocks(page, "python")
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "kdprune"
+    }
+    modules = {path.stem for path in (ROOT / "kdprune").iterdir()}
+    assert used - set(kdprune.__all__) - modules == set()
+
+
+def commands(page):
+    """The command lines of a page: of its blocks, and `kdprune …` in its text."""
+    lines = []
+    for block in blocks(page, "bash", "sh"):
+        joined = block.replace("\\\n", " ")
+        lines += [line for line in joined.splitlines() if line.strip()]
+    text = FENCE.sub("", page.read_text())
+    inline = (" ".join(code.split()) for code in INLINE.findall(text))
+    started = r"kdprune (run|evaluate|compare|bench|report) [^ ]|python scripts/"
+    lines += [line for line in inline if re.match(started, line)]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+COMMANDS = [
+    pytest.param(words, id=f"{name_of(page)}: {' '.join(words)[:60]}")
+    for page in PAGES
+    for words in commands(page)
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_a_command_is_understood(words, capsys):
+    program, *arguments = words
+    if program == "kdprune":
+        from kdprune.cli import app
+
+        options = app._parser().parse_args(arguments)
+        recipe = getattr(options, "recipe", None)
+        if recipe and recipe.startswith("configs/"):
+            config.load_recipe(ROOT / recipe, options.overrides)
+    elif program == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+        assert [word for word in arguments if "=" not in word][0] in targets
+    elif program == "python" and arguments[0].startswith(("scripts/", "docs/")):
+        source = (ROOT / arguments[0]).read_text()
+        for option in [word for word in arguments if word.startswith("--")]:
+            assert f'"{option}"' in source, option
+    else:
+        assert program in ("pip", "python", ".ci/run")
+
+
+@pytest.mark.parametrize("page", with_blocks("yaml"), ids=name_of)
+def test_a_recipe_of_a_page_is_valid(page):
+    for code in blocks(page, "yaml"):
+        content = yaml.safe_load(code)
+        if "stages" in content:
+            config.parse_recipe(content)
+            continue
+        for key, value in content.items():
+            settings = settings_of(key, value)
+            if settings is not None:
+                settings.model_validate(value)
+
+
+def settings_of(key, value):
+    """The class that checks a part of a recipe; None for a plain value."""
+    fields = config.Recipe.model_fields
+    if isinstance(value, dict) and "kind" in value:
+        return config.KINDS[value["kind"]]
+    if key == "training":
+        return config.KINDS["train"].model_fields["training"].annotation
+    if key == "data":
+        return fields["data"].annotation
+    assert key in fields, key
+    return None
+
+
+def test_the_checks_of_pages_see_mistakes():
+    for words in (["kdprune", "run"], ["make", "tset"], ["python", "scripts/no.py"]):
+        with pytest.raises((SystemExit, AssertionError, OSError)):
+            test_a_command_is_understood(words, None)
+    with pytest.raises(ValueError, match="epoch"):
+        settings_of("training", {}).model_validate({"epoch": 3})
+
+
+def write_images(folder):
+    """Some images of ten classes as PNG files, and a model of them."""
+    from PIL import Image
+
+    data = kdprune.load_dataset("shapes", train_images=300, test_images=60)
+    for part in ("train", "test"):
+        split = getattr(data, part)
+        for number, (pixels, label) in enumerate(
+            zip(split.images[:, ::2, ::2], split.labels, strict=True)
+        ):
+            place = folder / "images" / part / data.classes[label]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(place / f"{number}.png")
+    model = kdprune.build_model("resnet8", input_shape=(16, 16, 3))
+    for name in ("my_model.keras", "my_teacher.keras"):
+        kdprune.save_model(model, folder / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1], ids=["from a teacher", "your own model"])
+def test_the_recipes_of_the_readme_run_to_the_end(number, tmp_path, monkeypatch):
+    from kdprune import cli
+
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path)
+    recipe = smaller(blocks(ROOT / "README.md", "yaml")[number])
+    Path("mine.yaml").write_text(recipe)
+    # Models of one epoch answer by chance: the gate is tested elsewhere.
+    loose = "stages.export.max_disagreement=0.99"
+    assert cli.main(["run", "mine.yaml", "--set", loose]) == 0
+    made = {path.name for path in Path("runs/mine").iterdir()}
+    assert {"metrics.json", "model_int8.tflite", "model_uint8.tflite"} <= made
+    assert Path("runs/mine/kit/my_model/MODEL_CARD.md").is_file()
+    assert cli.main(["run", "mine.yaml", "--set", loose, "--dry-run"]) == 0
+
+
+def test_the_recipe_reference_is_current():
+    # Else: python docs/tools/recipe_reference.py
+    assert (DOCS / "recipe-reference.md").read_text() == tool("recipe_reference").page()
+
+
+def test_every_key_of_every_stage_kind_is_in_the_reference():
+    page = (DOCS / "recipe-reference.md").read_text()
+    for kind, cls in config.KINDS.items():
+        _, _, rest = page.partition(f"### `kind: {kind}`\n")
+        section = rest.partition("\n### ")[0]
+        for name, field in cls.model_fields.items():
+            if name not in ("kind", "seed"):
+                assert f"| `{field.alias or name}` |" in section, (kind, name)
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    text = FENCE.sub("", page.read_text())
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    plain = [
+        re.sub(r"\[([^]]*)\]\([^)]*\)|`", r"\1", title).lower() for title in titles
+    ]
+    return {re.sub(r"[^\w\- ]", "", title).strip().replace(" ", "-") for title in plain}
+
+
+def links(page):
+    text = INLINE.sub("", FENCE.sub("", page.read_text()))
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if ":" not in link]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_to_files_and_headings(page):
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if target == DOCS / "changelog.md":
+            continue  # Made from CHANGELOG.md by the site.
+        assert target.exists(), link
+        assert ROOT in target.parents, link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_the_check_of_links_finds_links_and_headings():
+    assert "docs/benchmarks/index.md" in links(ROOT / "README.md")
+    assert "the-ship-kit" in anchors(DOCS / "export.md")
+    assert "as-a-recipe" in anchors(ROOT / "README.md")
+
+
+def documented():
+    text = "\n".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    return re.findall(r"^::: (\S+)$", text, re.MULTILINE)
+
+
+def test_the_api_reference_has_every_public_name():
+    found = {name.rpartition(".")[2] for name in documented()}
+    assert set(kdprune.__all__) - {"__version__"} <= found
+
+
+@pytest.mark.parametrize("name", documented())
+def test_a_name_of_the_api_reference_exists(name):
+    module, _, attribute = name.rpartition(".")
+    assert hasattr(importlib.import_module(module), attribute)
+
+
+def measured():
+    metrics = json.loads((ROOT / "results/cifar10/metrics.json").read_text())
+    return {model["name"]: model for model in metrics["models"]}
+
+
+def readme_rows():
+    """The rows of the README's table of results: `{first cell: the others}`."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    rows = [line.strip("| ").replace("*", "").split(" | ") for line in lines]
+    return {row[0].strip(): row[1:] for row in rows if len(row) == 4}
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ("teacher, float32", "teacher"),
+        ("student trained alone, float32", "student_alone"),
+        ("student distilled, float32", "student_float32"),
+        ("student distilled, int8", "quantized_int8"),
+        ("student distilled, 50 % sparsity, int8", "pruned_quantized_int8"),
+    ],
+)
+def test_the_readme_says_what_was_measured(row, name):
+    model = measured()[name]
+    low, high = (100 * bound for bound in model["accuracy_ci"])
+    accuracy, size, macs = readme_rows()[row]
+    assert accuracy == f"{100 * model['accuracy']:.2f} ({low:.2f} to {high:.2f})"
+    assert size in ("–", f"{model['bytes']:,}")
+    assert macs == f"{model['macs'] / 1e6:.2f} M"
+
+
+def test_the_readme_says_what_mlperf_tinys_files_scored():
+    from kdprune.report.references import MLPERF_TINY
+
+    rows = readme_rows()
+    found = {model.name: model for model in MLPERF_TINY}
+    for row, name in (
+        ("MLPerf Tiny ResNet-8, int8", "MLPerf ResNet-8 int8"),
+        ("MLPerf Tiny ResNet-8 large, int8", "MLPerf large int8"),
+    ):
+        model = found[name]
+        expected = [f"{100 * model.accuracy:.2f}", f"{model.bytes:,}"]
+        assert rows[row][:2] == expected
+        assert rows[row][2] == f"{model.macs / 1e6:.2f} M"
+
+
+def test_the_picture_shows_what_was_measured():
+    from PIL import Image
+
+    overview = tool("overview")
+    drawn = json.loads(Image.open(overview.PICTURE).text["Comment"])
+    # Else: python docs/tools/overview.py
+    assert drawn == {name: list(point) for name, point in overview.figures().items()}
+
+
+def test_the_table_of_networks_is_that_of_the_factories():
+    from kdprune.models import MODELS
+
+    rows = re.findall(
+        r"^\| `(\w+)` \| (.*) \| ([\d,]+) \| ([\d.]+) M \|$",
+        (DOCS / "getting-started.md").read_text(),
+        re.MULTILINE,
+    )
+    assert {name for name, *_ in rows} == set(MODELS)
+    for name, _, parameters, macs in rows:
+        model = kdprune.build_model(name)
+        assert parameters == f"{model.count_params():,}"
+        assert macs == f"{kdprune.count_macs(model) / 1e6:.2f}"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 220
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    run = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+        + ["--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert (tmp_path / "recipe-reference" / "index.html").is_file()
+    # Nothing is fetched by who reads it.
+    page = (tmp_path / "index.html").read_text()
+    loaded = re.findall(r'<(?:script|img)[^>]+src="(https?:[^"]*)"', page)
+    loaded += re.findall(r'<link[^>]+stylesheet[^>]+href="(https?:[^"]*)"', page)
+    assert loaded == []
