@@ -1,0 +1,11 @@
+"""Models as their users have them: Keras 3 files rebuilt as tf_keras models.
+
+A file is data. What it describes is built from a table of known layers and functions,
+each with the settings that it may have; nothing that it names is imported, looked up or
+called. Whatever is not in the table is refused by name.
+"""
+
+from kdprune.intake.keras_config import build_keras3
+from kdprune.intake.keras_weights import load_keras3_weights
+
+__all__ = ["build_keras3", "load_keras3_weights"]

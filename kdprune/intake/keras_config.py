@@ -1,0 +1,357 @@
+"""A Keras 3 configuration, rebuilt as a tf_keras model.
+
+Layers are made from the tables of `keras_layers` and called as the file says; nodes
+that are operations rather than layers (`x * 2`, what `preprocess_input` does) become
+layers that compute the same.
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import tf_keras as keras
+
+from kdprune.intake.keras_layers import LAYERS, Unsupported, check_precision, make_layer
+from kdprune.intake.keras_ops import OPERATIONS, make_operation
+from kdprune.intake.keras_weights import Place, snake_case
+
+_MODELS = ("Functional", "Sequential", "Model")
+# Models inside models; and layers in all, at which no classifier arrives.
+_DEEPEST, _MOST_LAYERS = 8, 20_000
+_MOST_NAMED = 8  # Problems in one message.
+
+
+def build_keras3(config: dict) -> tuple[keras.Model, list[Place]]:
+    """Rebuilds what a Keras 3 file describes, with untrained weights.
+
+    Args:
+        config: The configuration as parsed from JSON, of a `.keras` or `.h5` file.
+
+    Returns:
+        `(model, places)`: a Functional or Sequential tf_keras model in float32, and
+        where its weights are in the file, for `load_keras3_weights`. Layers keep
+        their names. How the model was compiled is left out.
+
+    Raises:
+        ValueError: If it holds anything that is not known, naming all of it, or if
+            its layers do not make a model.
+    """
+    builder = _Builder()
+    builder.check(config, 0)
+    if builder.problems:
+        raise ValueError(_in_one_line(builder.problems))
+    model, places = builder.model(config, "", None)
+    return model, places
+
+
+class _Builder:
+    def __init__(self) -> None:
+        self.problems: dict[str, None] = {}
+        self.count = 0
+
+    def check(self, item: Any, depth: int) -> None:
+        """Collects what is not known, so that all of it is said at once."""
+        if not isinstance(item, dict) or item.get("class_name") not in _MODELS:
+            kind = item.get("class_name") if isinstance(item, dict) else item
+            raise ValueError(
+                "expected a Functional or Sequential model. Received: "
+                f"{str(kind)[:60]!r}; a subclassed model has no graph: build it from "
+                "keras.Input and calls of its layers"
+            )
+        if depth > _DEEPEST:
+            raise ValueError(f"models are nested more than {_DEEPEST} deep")
+        for entry in _entries(item):
+            self.count += 1
+            if self.count > _MOST_LAYERS:
+                raise ValueError(f"it has more than {_MOST_LAYERS:,} layers")
+            kind, settings = entry["class_name"], entry["config"]
+            name = _name(entry)
+            if kind in _MODELS:
+                self.check(entry, depth + 1)
+            elif kind == "InputLayer" or _is_operation(entry):
+                continue
+            elif kind not in LAYERS:
+                self.problems[_unknown(kind, name)] = None
+            else:
+                try:
+                    make_layer(kind, settings)
+                except Unsupported as error:
+                    self.problems[f"layer {name!r}: {error}"] = None
+
+    def model(
+        self, item: dict, prefix: str, name: str | None
+    ) -> tuple[keras.Model, list[Place]]:
+        """A model and the places of its weights, below `prefix` in a `.keras` file."""
+        if item["class_name"] == "Sequential":
+            return self._sequential(item, prefix)
+        return self._functional(item, prefix)
+
+    def _sequential(self, item: dict, prefix: str) -> tuple[keras.Model, list[Place]]:
+        entries, config = _entries(item), item["config"]
+        made, places = [], []
+        shape = config.get("build_input_shape") if isinstance(config, dict) else None
+        if entries and entries[0]["class_name"] != "InputLayer":
+            if shape is None:
+                shape = _first_shape(entries[0])
+            if shape is None:
+                raise ValueError(
+                    "its input shape is not known; build the model (call it, or start "
+                    "it with keras.Input) before it is saved"
+                )
+            made.append(keras.Input(tuple(shape[1:]))._keras_history.layer)
+        for entry, path in zip(entries, _paths(entries, prefix), strict=True):
+            layer, place = self._layer(entry, path)
+            made.append(layer)
+            places.append(place)
+        name = config.get("name") if isinstance(config, dict) else None
+        return keras.Sequential(made, name=_text(name)), places
+
+    def _functional(self, item: dict, prefix: str) -> tuple[keras.Model, list[Place]]:
+        entries, config = _entries(item), item["config"]
+        layers: dict[str, Any] = {}
+        places: list[Place] = []
+        for entry, path in zip(entries, _paths(entries, prefix), strict=True):
+            name = _name(entry)
+            if name in layers:
+                raise ValueError(f"two layers are called {name!r}")
+            if _is_operation(entry):
+                layers[name] = entry
+                continue
+            layers[name], place = self._layer(entry, path)
+            places.append(place)
+        values = _call_all(entries, layers)
+        inputs = _outputs_of(values, config.get("input_layers"), "inputs")
+        outputs = _outputs_of(values, config.get("output_layers"), "outputs")
+        return keras.Model(inputs, outputs, name=_text(config.get("name"))), places
+
+    def _layer(self, entry: dict, path: str) -> tuple[Any, Place]:
+        kind, name = entry["class_name"], _name(entry)
+        if kind in _MODELS:
+            model, inner = self.model(entry, f"{path}/", name)
+            trainable = entry["config"].get("trainable", True)
+            if trainable is False:
+                model.trainable = False
+            return model, Place(model, path, name, inner)
+        if kind == "InputLayer":
+            return _input_layer(entry["config"], name), Place(None, path, name)
+        try:
+            layer = make_layer(kind, {"name": name, **entry["config"]})
+        except Unsupported:
+            raise
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"layer {name!r} cannot be made: {error}") from error
+        return layer, Place(layer, path, name)
+
+
+def _entries(item: dict) -> list[dict]:
+    """The layers of a model's configuration, each a dict with class and settings."""
+    config = item.get("config")
+    found = config.get("layers") if isinstance(config, dict) else config
+    if not isinstance(found, list):
+        raise ValueError("a model in it has no list of layers")
+    for entry in found:
+        if not (
+            isinstance(entry, dict)
+            and isinstance(entry.get("class_name"), str)
+            and isinstance(entry.get("config"), (dict, list))
+        ):
+            raise ValueError("a layer in it has no class and settings")
+    return found
+
+
+def _name(entry: dict) -> str:
+    config = entry["config"]
+    name = entry.get("name") or (config.get("name") if isinstance(config, dict) else None)
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"a layer of class {entry['class_name'][:60]!r} has no name")
+    return name
+
+
+def _text(name: Any) -> str | None:
+    return name if isinstance(name, str) else None
+
+
+def _is_operation(entry: dict) -> bool:
+    """Whether a node is an operation: it has neither a precision nor `trainable`.
+
+    `Add`, `Multiply`, `Subtract` and others are names of layers as well.
+    """
+    config = entry["config"]
+    return (
+        entry["class_name"] in OPERATIONS
+        and isinstance(config, dict)
+        and not {"dtype", "trainable"} & set(config)
+    )
+
+
+def _unknown(kind: str, name: str) -> str:
+    if kind == "Lambda":
+        return f"layer {name!r} is a Lambda, which is code; replace it by plain layers"
+    return f"layer {name!r} is of the class {kind[:60]!r}, which cannot be read"
+
+
+def _paths(entries: list[dict], prefix: str) -> list[str]:
+    """Where Keras keeps each layer's weights: by class, counted up."""
+    used: collections.Counter[str] = collections.Counter()
+    found = []
+    for entry in entries:
+        if _is_operation(entry):
+            found.append("")
+            continue
+        name = snake_case(entry["class_name"])
+        count = used[name]
+        used[name] += 1
+        found.append(f"{prefix}layers/{name}_{count}" if count else f"{prefix}layers/{name}")
+    return found
+
+
+def _input_layer(config: dict, name: str) -> Any:
+    shape = config.get("batch_shape") or config.get("batch_input_shape")
+    if not isinstance(shape, (list, tuple)) or len(shape) < 2:
+        raise ValueError(f"input {name!r} has no shape")
+    check_precision(config.get("dtype"))
+    for size in shape[1:]:
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(
+                f"input {name!r} has the shape {shape}. Expected: an image of one size, "
+                "such as (32, 32, 3); build the model for it"
+            )
+    return keras.layers.InputLayer(tuple(shape[1:]), name=name)
+
+
+def _first_shape(entry: dict) -> Any:
+    """The input's shape as the first layer of an older Sequential model gives it."""
+    config = entry["config"]
+    build = entry.get("build_config")
+    if isinstance(config, dict) and config.get("batch_input_shape"):
+        return config["batch_input_shape"]
+    return build.get("input_shape") if isinstance(build, dict) else None
+
+
+def _call_all(entries: list[dict], layers: dict[str, Any]) -> dict[tuple, list]:
+    """Calls each layer on what the file says; `{(layer, call): output tensors}`."""
+    values: dict[tuple, list] = {}
+    waiting = []
+    for entry in entries:
+        name = _name(entry)
+        calls = entry.get("inbound_nodes") or []
+        if entry["class_name"] == "InputLayer":
+            values[name, 0] = [layers[name].output]
+            continue
+        # A nested model's own call, made as it was built, is not one of the file's.
+        waiting += [(entry, name, index, call) for index, call in enumerate(calls)]
+    while waiting:
+        left = []
+        for entry, name, index, call in waiting:
+            if index and (name, index - 1) not in values:
+                left.append((entry, name, index, call))
+                continue
+            try:
+                args, kwargs = _arguments(call, values, name)
+            except _NotYet:
+                left.append((entry, name, index, call))
+                continue
+            values[name, index] = _call(entry, layers[name], name, args, kwargs)
+        if len(left) == len(waiting):
+            raise ValueError(f"layer {left[0][1]!r} is called on what is never made")
+        waiting = left
+    return values
+
+
+class _NotYet(Exception):
+    """A tensor whose layer has not been called."""
+
+
+def _arguments(call: Any, values: dict, name: str) -> tuple[list, dict]:
+    if not isinstance(call, dict):
+        raise ValueError(f"layer {name!r} is called in a form that is not known")
+    args, kwargs = call.get("args", []), call.get("kwargs", {})
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise ValueError(f"layer {name!r} is called in a form that is not known")
+    made = [_value(item, values, 0) for item in args]
+    named = {key: _value(item, values, 0) for key, item in kwargs.items()}
+    return made, named
+
+
+def _value(item: Any, values: dict, depth: int) -> Any:
+    """An argument of a call: a tensor of the graph, a plain value, a list of them."""
+    if depth > _DEEPEST:
+        raise ValueError("a layer's arguments are nested too deeply")
+    if isinstance(item, list):
+        return [_value(one, values, depth + 1) for one in item]
+    if not isinstance(item, dict):
+        return item
+    if item.get("class_name") == "__keras_tensor__":
+        config = item.get("config")
+        history = config.get("keras_history") if isinstance(config, dict) else None
+        return _tensor(history, values)
+    if item.get("class_name") in ("__numpy__", "__tensor__"):
+        config = item.get("config")
+        return config.get("value") if isinstance(config, dict) else None
+    if item.get("class_name") == "slice":  # Of an operation, which checks it.
+        return item
+    raise ValueError(
+        f"a layer is called on {str(item.get('class_name'))[:60]!r}, which is not known"
+    )
+
+
+def _tensor(history: Any, values: dict) -> Any:
+    if (
+        not isinstance(history, list)
+        or len(history) != 3
+        or not isinstance(history[0], str)
+        or not all(isinstance(number, int) for number in history[1:])
+    ):
+        raise ValueError("a tensor of the graph is named in a form that is not known")
+    name, call, index = history
+    if (name, call) not in values:
+        raise _NotYet
+    outputs = values[name, call]
+    if not 0 <= index < len(outputs):
+        raise ValueError(f"layer {name!r} has no output {index}")
+    return outputs[index]
+
+
+def _call(entry: dict, layer: Any, name: str, args: list, kwargs: dict) -> list:
+    if isinstance(layer, dict):
+        return [make_operation(entry["class_name"], name, args, kwargs, entry["config"])]
+    # What Keras fills in by itself.
+    kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    training = kwargs.get("training")
+    if training is True and not isinstance(layer, keras.layers.BatchNormalization):
+        raise ValueError(
+            f"layer {name!r} is called with training=True, so that it changes what the "
+            "model says each time; call it without"
+        )
+    if set(kwargs) - {"training"}:
+        raise ValueError(
+            f"layer {name!r} is called with {', '.join(sorted(kwargs))[:80]}, which is "
+            "not supported"
+        )
+    try:
+        made = layer(*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"layer {name!r} cannot be called: {first[:200]}") from error
+    return list(made) if isinstance(made, (list, tuple)) else [made]
+
+
+def _outputs_of(values: dict, named: Any, what: str) -> Any:
+    """The tensors that `input_layers` or `output_layers` name; one stands alone."""
+    try:
+        if isinstance(named, list) and len(named) == 3 and isinstance(named[0], str):
+            return _tensor(named, values)
+        if isinstance(named, list) and named:
+            found = [_tensor(one, values) for one in named]
+            return found[0] if len(found) == 1 else found
+    except _NotYet:
+        pass
+    raise ValueError(f"the model's {what} are not tensors of its layers")
+
+
+def _in_one_line(problems: dict[str, None]) -> str:
+    found = list(problems)
+    more = len(found) - _MOST_NAMED
+    tail = f"; and {more} more" if more > 0 else ""
+    return "; ".join(found[:_MOST_NAMED]) + tail
