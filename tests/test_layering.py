@@ -19,7 +19,8 @@ FOUNDATIONS = {"_io", "_log", "_registry", "_former", "_graph", "images", "recor
 # and gets its own line.
 ROOMS = {
     "data": set(),
-    "models": set(),
+    "intake": set(),
+    "models": {"intake"},
     "training": {"models"},
     "distill": {"models", "training"},
     "prune": {"models"},

@@ -12,6 +12,7 @@ from typing import Any
 
 import tf_keras as keras
 
+from kdprune._io import first_line
 from kdprune.intake.keras_layers import LAYERS, Unsupported, check_precision, make_layer
 from kdprune.intake.keras_ops import OPERATIONS, make_operation
 from kdprune.intake.keras_weights import Place, snake_case
@@ -41,8 +42,7 @@ def build_keras3(config: dict) -> tuple[keras.Model, list[Place]]:
     builder.check(config, 0)
     if builder.problems:
         raise ValueError(_in_one_line(builder.problems))
-    model, places = builder.model(config, "", None)
-    return model, places
+    return builder.model(config, "")
 
 
 class _Builder:
@@ -79,9 +79,7 @@ class _Builder:
                 except Unsupported as error:
                     self.problems[f"layer {name!r}: {error}"] = None
 
-    def model(
-        self, item: dict, prefix: str, name: str | None
-    ) -> tuple[keras.Model, list[Place]]:
+    def model(self, item: dict, prefix: str) -> tuple[keras.Model, list[Place]]:
         """A model and the places of its weights, below `prefix` in a `.keras` file."""
         if item["class_name"] == "Sequential":
             return self._sequential(item, prefix)
@@ -128,19 +126,14 @@ class _Builder:
     def _layer(self, entry: dict, path: str) -> tuple[Any, Place]:
         kind, name = entry["class_name"], _name(entry)
         if kind in _MODELS:
-            model, inner = self.model(entry, f"{path}/", name)
+            model, inner = self.model(entry, f"{path}/")
             trainable = entry["config"].get("trainable", True)
             if trainable is False:
                 model.trainable = False
             return model, Place(model, path, name, inner)
         if kind == "InputLayer":
             return _input_layer(entry["config"], name), Place(None, path, name)
-        try:
-            layer = make_layer(kind, {"name": name, **entry["config"]})
-        except Unsupported:
-            raise
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"layer {name!r} cannot be made: {error}") from error
+        layer = make_layer(kind, {**entry["config"], "name": name})
         return layer, Place(layer, path, name)
 
 
@@ -162,7 +155,9 @@ def _entries(item: dict) -> list[dict]:
 
 def _name(entry: dict) -> str:
     config = entry["config"]
-    name = entry.get("name") or (config.get("name") if isinstance(config, dict) else None)
+    name = entry.get("name") or (
+        config.get("name") if isinstance(config, dict) else None
+    )
     if not isinstance(name, str) or not name:
         raise ValueError(f"a layer of class {entry['class_name'][:60]!r} has no name")
     return name
@@ -202,7 +197,9 @@ def _paths(entries: list[dict], prefix: str) -> list[str]:
         name = snake_case(entry["class_name"])
         count = used[name]
         used[name] += 1
-        found.append(f"{prefix}layers/{name}_{count}" if count else f"{prefix}layers/{name}")
+        found.append(
+            f"{prefix}layers/{name}_{count}" if count else f"{prefix}layers/{name}"
+        )
     return found
 
 
@@ -214,8 +211,8 @@ def _input_layer(config: dict, name: str) -> Any:
     for size in shape[1:]:
         if not isinstance(size, int) or size < 1:
             raise ValueError(
-                f"input {name!r} has the shape {shape}. Expected: an image of one size, "
-                "such as (32, 32, 3); build the model for it"
+                f"input {name!r} has the shape {shape}. Expected: an image of one "
+                "size, such as (32, 32, 3); build the model for it"
             )
     return keras.layers.InputLayer(tuple(shape[1:]), name=name)
 
@@ -315,7 +312,9 @@ def _tensor(history: Any, values: dict) -> Any:
 
 def _call(entry: dict, layer: Any, name: str, args: list, kwargs: dict) -> list:
     if isinstance(layer, dict):
-        return [make_operation(entry["class_name"], name, args, kwargs, entry["config"])]
+        return [
+            make_operation(entry["class_name"], name, args, kwargs, entry["config"])
+        ]
     # What Keras fills in by itself.
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
     training = kwargs.get("training")
@@ -332,8 +331,9 @@ def _call(entry: dict, layer: Any, name: str, args: list, kwargs: dict) -> list:
     try:
         made = layer(*args, **kwargs)
     except (TypeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"layer {name!r} cannot be called: {first[:200]}") from error
+        raise ValueError(
+            f"layer {name!r} cannot be called: {first_line(error)}"
+        ) from error
     return list(made) if isinstance(made, (list, tuple)) else [made]
 
 

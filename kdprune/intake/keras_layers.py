@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
+from kdprune._io import first_line
 from kdprune._registry import nearest
 
 layers = keras.layers
@@ -64,8 +65,9 @@ _PLAIN_LAYERS = """
     Activation Add AlphaDropout Average AveragePooling2D BatchNormalization Concatenate
     Conv2D Conv2DTranspose Cropping2D Dense DepthwiseConv2D Dropout ELU Flatten
     GaussianDropout GaussianNoise GlobalAveragePooling2D GlobalMaxPooling2D
-    GroupNormalization LayerNormalization LeakyReLU MaxPooling2D Maximum Minimum Multiply
-    Normalization PReLU Permute ReLU Rescaling Reshape Resizing SeparableConv2D Softmax
+    GroupNormalization LayerNormalization LeakyReLU MaxPooling2D Maximum Minimum
+    Multiply Normalization PReLU Permute ReLU Rescaling Reshape Resizing
+    SeparableConv2D Softmax
     SpatialDropout2D Subtract UnitNormalization UpSampling2D ZeroPadding2D
     AveragePooling1D Conv1D GlobalAveragePooling1D GlobalMaxPooling1D MaxPooling1D
 """.split()
@@ -169,7 +171,7 @@ def make_layer(class_name: str, config: dict) -> keras.layers.Layer:
             settings[key] = setting(key, value)
         elif class_name not in _RANDOM and value not in _NEUTRAL.get(key, ()):
             raise Unsupported(
-                f"{class_name} with {key[:40]}={str(value)[:40]!r} has no equivalent in "
+                f"{class_name} with {key[:40]}={str(value)[:40]} has no equivalent in "
                 "tf_keras"
             )
     if settings.get("data_format") == "channels_first":
@@ -177,7 +179,12 @@ def make_layer(class_name: str, config: dict) -> keras.layers.Layer:
             f"{class_name} takes images with channels first; expected (height, width, "
             "channels)"
         )
-    return kind(**settings)
+    try:
+        return kind(**settings)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise Unsupported(
+            f"{class_name} cannot be made: {first_line(error)}"
+        ) from error
 
 
 def setting(key: str, value: Any) -> Any:
@@ -261,7 +268,10 @@ def _object(key: str, value: Any, table: dict[str, type]) -> Any:
 
 def _plain(key: str, value: Any) -> Any:
     """Numbers, text and lists of them; an array is written as one of its own."""
-    if isinstance(value, dict) and value.get("class_name") in ("__numpy__", "__tensor__"):
+    if isinstance(value, dict) and value.get("class_name") in (
+        "__numpy__",
+        "__tensor__",
+    ):
         inner = value.get("config")
         value = inner.get("value") if isinstance(inner, dict) else None
     left, pending = _MOST_VALUES, [value]

@@ -46,9 +46,7 @@ OPERATIONS = frozenset(
 )
 
 
-def make_operation(
-    kind: str, name: str, args: list, kwargs: dict, config: dict
-) -> Any:
+def make_operation(kind: str, name: str, args: list, kwargs: dict, config: dict) -> Any:
     """Calls the layer that computes what an operation does.
 
     Args:

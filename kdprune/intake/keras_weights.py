@@ -101,7 +101,11 @@ def _of_h5(file: h5py.File, places: list[Place]) -> list[tuple]:
             )
         given = {id(weight): a for (_, weight), a in zip(slots, arrays, strict=True)}
         found += [
-            (item.layer, item.name, [given[id(weight)] for weight in item.layer.weights])
+            (
+                item.layer,
+                item.name,
+                [given[id(weight)] for weight in item.layer.weights],
+            )
             for item in owners
             if item.layer.weights
         ]

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from kdprune.intake import build_keras3, load_keras3_weights
 from kdprune.models.allowed import check_config
 
 MAX_CONFIG_BYTES = 32 * 2**20
@@ -101,7 +102,10 @@ def _config(model):
 
 
 def load_model(path):
-    """Loads a `.keras` or `.h5` file saved by tf_keras, running none of its code.
+    """Loads a `.keras` or `.h5` file of tf_keras or Keras 3, running none of its code.
+
+    A Keras 3 model is rebuilt in tf_keras, layer by layer, and given its weights; it
+    computes in float32 whatever its precision was.
 
     Args:
         path: The model file. It may come from anyone: every layer, initializer,
@@ -113,8 +117,8 @@ def load_model(path):
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a model, is damaged, was saved by Keras 3, or
-            contains something that is not on the allow-list.
+        ValueError: If it is not a model, is damaged, or contains something that is
+            not on the allow-list.
     """
     path = Path(path)
     if not path.is_file():
@@ -137,9 +141,10 @@ def _load_keras(path):
                 text = _member(archive, _CONFIG, MAX_CONFIG_BYTES)
                 limit = MAX_EXPANSION * path.stat().st_size
                 weights.write_bytes(_member(archive, _WEIGHTS, limit))
-        _refuse_keras_3(metadata.get("keras_version"), path)
         with _explained(path, "is not a complete .keras file"):
             config = _parse(text)
+        if _is_keras_3(metadata.get("keras_version")):
+            return _rebuild_keras_3(config, weights, path)
         return _assemble(config, weights, path)
 
 
@@ -151,12 +156,24 @@ def _load_h5(path):
         raise ValueError(
             f"{path}: holds no model, perhaps only weights; save the whole model"
         )
-    _refuse_keras_3(version, path)
     with _explained(path, "is not a complete .h5 file"):
         if len(text) > MAX_CONFIG_BYTES:
             raise ValueError("its configuration is unreasonably large")
         config = _parse(text)
+    if _is_keras_3(version):
+        return _rebuild_keras_3(config, path, path)
     return _assemble(config, path, path)
+
+
+def _rebuild_keras_3(config, weights, path):
+    """The tf_keras model that computes what a Keras 3 file describes."""
+    with _explained(path, "its weights cannot be read"):
+        numbers = _count_numbers(weights)
+    with _explained(path, "saved by Keras 3, it cannot be rebuilt", whole=True):
+        with _at_most(numbers):
+            model, places = build_keras3(config)
+        load_keras3_weights(places, weights)
+    return model
 
 
 def _assemble(config, weights, path):
@@ -338,20 +355,20 @@ def _text(value):
     return value.decode("utf-8") if isinstance(value, bytes) else value
 
 
-def _refuse_keras_3(version, path):
-    if str(version).startswith("3"):
-        raise ValueError(
-            f"{path}: saved by Keras {str(version)[:20]}, but TensorFlow Model "
-            "Optimization needs Keras 2 models; build and save it with tf_keras "
-            "(or with TF_USE_LEGACY_KERAS=1 set before TensorFlow is imported)"
-        )
+def _is_keras_3(version):
+    return str(version).startswith("3")
 
 
 @contextmanager
-def _explained(source, problem):
-    """Turns the many errors of damaged content into one line that names it."""
+def _explained(source, problem, whole=False):
+    """Turns the many errors of damaged content into one line that names it.
+
+    `whole` keeps a message that may name many things at full length.
+    """
     try:
         yield
     except _DAMAGE as error:
         detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{source}: {problem} ({detail[:200]})") from error
+        if not whole:
+            detail = detail[:200]
+        raise ValueError(f"{source}: {problem} ({detail})") from error

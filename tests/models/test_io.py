@@ -303,18 +303,6 @@ def test_foreign_losses_and_optimizers_are_ignored(saved):
     assert load_model(saved)(images()).shape == (4, 3)
 
 
-def test_a_keras_3_file_says_how_to_convert(saved, tmp_path):
-    with zipfile.ZipFile(saved) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    members["metadata.json"] = b'{"keras_version": "3.15.1"}'
-    path = tmp_path / "three.keras"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    with pytest.raises(ValueError, match="saved by Keras 3.15.1.*TF_USE_LEGACY_KERAS"):
-        load_model(path)
-
-
 def test_files_that_are_no_models_end_in_one_line(saved, tmp_path):
     whole = saved.read_bytes()
     with pytest.raises(FileNotFoundError, match="no model file at"):
