@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binom
 
-from kdprune.tflite.interpreter import open_interpreter
+from kdprune.tflite.interpreter import feed_random, open_interpreter
 
 METHOD = "batch 1, random input, wall time of the Python interpreter's invoke()"
 # Turns that each file takes. Where the median is to settle, more follow: those whose
@@ -193,20 +193,6 @@ def rank_interval(values):
     ordered = sorted(values)
     rank = max(int(binom.ppf(0.025, len(ordered), 0.5)) - 1, 0)
     return ordered[rank], ordered[-1 - rank]
-
-
-def feed_random(interpreter):
-    """Fills the inputs: zeros could meet shortcuts that no photograph does."""
-    random = np.random.default_rng(0)
-    for detail in interpreter.get_input_details():
-        if np.issubdtype(detail["dtype"], np.integer):
-            limits = np.iinfo(detail["dtype"])
-            values = random.integers(
-                limits.min, limits.max, detail["shape"], endpoint=True
-            )
-        else:
-            values = random.random(detail["shape"])
-        interpreter.set_tensor(detail["index"], values.astype(detail["dtype"]))
 
 
 def _check_runs(runs, warmup):

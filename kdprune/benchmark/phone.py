@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path, PurePosixPath
 
 from kdprune.benchmark.latency import add_ratios
-from kdprune.tflite.interpreter import read_tflite
+from kdprune.tflite.format import read_tflite
 
 # Turns that each file takes, A B A B: a phone that grows hot slows down all alike.
 TURNS = 3

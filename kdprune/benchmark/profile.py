@@ -11,17 +11,24 @@ its weights and its input where it left them. Both are in the remainder, which m
 negative for it. On a phone `benchmark_model` measures the operators in their places.
 """
 
-import copy
+from __future__ import annotations
+
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-from ai_edge_litert import interpreter as litert
-from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import NDArray
 
-from kdprune.benchmark.latency import feed_random, summarize, time_in_turns
-from kdprune.tflite.flatbuffer import pack_model, read_model
-from kdprune.tflite.interpreter import RESOLVERS, open_interpreter, read_tflite
+from kdprune._io import first_line
+from kdprune.benchmark.latency import summarize, time_in_turns
+from kdprune.tflite.format import Cut, File, extract_ops, one_relu, read_graphs
+from kdprune.tflite.interpreter import (
+    Interpreter,
+    feed_random,
+    open_content,
+    open_interpreter,
+)
+from kdprune.tflite.names import short_name
 from kdprune.tflite.sizes import layers_by_output
 
 METHOD = "Each operator alone in a file of its own, less the time of an empty call"
@@ -46,11 +53,13 @@ class CutOp:
     layer: str
     macs: int | None
     content: bytes
-    inputs: list
-    outputs: list
+    inputs: list[NDArray]
+    outputs: list[NDArray]
 
 
-def profile_file(path, *, resolver="xnnpack", threads=1):
+def profile_file(
+    path: File, *, resolver: str = "xnnpack", threads: int = 1
+) -> dict[str, Any]:
     """Measures each operator of a `.tflite` file, and the whole in turns with them.
 
     See the top of this module for what the method shows and what it does not.
@@ -107,7 +116,7 @@ def profile_file(path, *, resolver="xnnpack", threads=1):
     }
 
 
-def cut_ops(path):
+def cut_ops(path: File) -> list[CutOp]:
     """Cuts a `.tflite` file into its operators.
 
     Operators on constants alone (weights kept in float16 and widened) run once, when
@@ -124,53 +133,53 @@ def cut_ops(path):
         ValueError: If it cannot be run, or its operators cannot be told apart: it
             has several subgraphs, or keeps state from one call to the next.
     """
-    graph = read_tflite(path)
-    data = Path(path).read_bytes()
-    model = read_model(data)
-    main = model.subgraphs[0]
-    stateful = any(tensor.isVariable for tensor in main.tensors)
-    if len(model.subgraphs) > 1 or stateful:
+    graphs = read_graphs(path)
+    graph = graphs[0]
+    stateful = any(tensor.variable for tensor in graph.tensors)
+    if len(graphs) > 1 or stateful:
         raise ValueError(
             f"{path}: a profile needs one graph without loops, branches or state. "
-            f"Received: {len(model.subgraphs)} graph(s){', with state' * stateful}"
+            f"Received: {len(graphs)} graph(s){', with state' * stateful}"
         )
     interpreter = open_interpreter(path, "builtin", keep_all=True)
     feed_random(interpreter)
     interpreter.invoke()
-    layers = layers_by_output(graph)
     computed, cuts = set(graph.inputs), []
-    for op, packed in zip(graph.ops, main.operators, strict=True):
+    for number, op in enumerate(graph.ops):
         given = list(dict.fromkeys(i for i in op.inputs if i in computed))
         if not given:
             continue
         computed.update(op.outputs)
-        values = {i: interpreter.get_tensor(i) for i in (*given, *op.outputs)}
-        for i in set(op.inputs) - {-1, *given}:
-            # Made of constants by an operator before, if the file does not hold it.
-            held = _held(model, main.tensors[i], data)
-            values[i] = interpreter.get_tensor(i) if held is None else held
+        # Constants that the file does not hold were made by an operator before.
+        needed = [i for i in op.inputs if i >= 0 and graph.tensors[i].data is None]
+        values = {i: interpreter.get_tensor(i) for i in (*needed, *op.outputs)}
+        cuts.append(Cut(number, given, values))
+    layers = layers_by_output(graph)
+    found = []
+    for cut, content in zip(cuts, extract_ops(path, cuts), strict=True):
+        op = graph.ops[cut.number]
         layer, macs = layers.get(op.outputs[0], (None, None))
-        name = layer or _short_name(graph.tensors[op.outputs[0]].name)
-        content = _pack_op(model, packed, values, given)
-        outputs = [values[i] for i in op.outputs]
-        cuts.append(
-            CutOp(op.name, name, macs, content, [values[i] for i in given], outputs)
+        found.append(
+            CutOp(
+                name=op.name,
+                layer=layer or short_name(graph.tensors[op.outputs[0]].name),
+                macs=macs,
+                content=content,
+                inputs=[cut.values[i] for i in cut.inputs],
+                outputs=[cut.values[i] for i in op.outputs],
+            )
         )
-    return cuts
+    return found
 
 
-def open_cut(cut, resolver="xnnpack", threads=1):
+def open_cut(cut: CutOp, resolver: str = "xnnpack", threads: int = 1) -> Interpreter:
     """Opens a `CutOp` on the runtime with its inputs set, ready to `invoke()`.
 
     Raises:
         ValueError: If the kernels cannot run it.
     """
     try:
-        interpreter = litert.Interpreter(
-            model_content=cut.content,
-            num_threads=threads,
-            experimental_op_resolver_type=RESOLVERS[resolver],
-        )
+        interpreter = open_content(cut.content, resolver, threads)
         interpreter.allocate_tensors()
         for detail, values in zip(
             interpreter.get_input_details(), cut.inputs, strict=True
@@ -179,72 +188,12 @@ def open_cut(cut, resolver="xnnpack", threads=1):
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"{cut.name} ({cut.layer}) cannot run by itself on the kernels "
-            f"{resolver!r}, so that there is no profile: {str(error)[:200]}"
+            f"{resolver!r}, so that there is no profile: {first_line(error)}"
         ) from error
     return interpreter
 
 
-def _held(model, tensor, data):
-    """The bytes that the file holds of a tensor, or `None`."""
-    buffer = model.buffers[tensor.buffer]
-    if buffer.offset > 1:  # after the flatbuffer: large models
-        return np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
-    return buffer.data if buffer.data is not None and len(buffer.data) else None
-
-
-def _pack_op(model, op, values, given):
-    """Writes a file of one operator: its tensors, and the constants among them."""
-    main = model.subgraphs[0]
-    tensors, buffers, places = [], [schema.BufferT()], {-1: -1}
-    for index in dict.fromkeys((*op.inputs, *op.outputs)):
-        if index == -1:
-            continue
-        tensor = copy.copy(main.tensors[index])
-        tensor.buffer = 0
-        if index in given or index in op.outputs:
-            # As they are in the whole, where the file leaves sizes open.
-            tensor.shape, tensor.shapeSignature = list(values[index].shape), None
-        else:
-            tensor.buffer = len(buffers)
-            buffers.append(schema.BufferT(np.ravel(values[index]).view(np.uint8)))
-        places[index] = len(tensors)
-        tensors.append(tensor)
-    alone = copy.copy(op)
-    alone.opcodeIndex = 0
-    alone.inputs = [places[i] for i in op.inputs]
-    alone.outputs = [places[i] for i in op.outputs]
-    graph = schema.SubGraphT(
-        tensors=tensors,
-        inputs=[places[i] for i in given],
-        outputs=alone.outputs,
-        operators=[alone],
-    )
-    return _pack(graph, model.operatorCodes[op.opcodeIndex], buffers)
-
-
-def _pack(graph, code, buffers):
-    model = schema.ModelT(
-        version=3, operatorCodes=[code], subgraphs=[graph], buffers=buffers
-    )
-    return pack_model(model)
-
-
-def _empty_cut():
+def _empty_cut() -> CutOp:
     """The least that runs on all kernels: what a call costs without any work."""
-    relu = schema.BuiltinOperator.RELU
-    tensors = [
-        schema.TensorT(shape=[1], type=schema.TensorType.FLOAT32, name=name)
-        for name in ("x", "y")
-    ]
-    op = schema.OperatorT(inputs=[0], outputs=[1])
-    graph = schema.SubGraphT(tensors=tensors, inputs=[0], outputs=[1], operators=[op])
-    code = schema.OperatorCodeT(builtinCode=relu, deprecatedBuiltinCode=relu, version=1)
-    content = _pack(graph, code, [schema.BufferT()])
     one = np.ones(1, np.float32)
-    return CutOp("RELU", "empty", None, content, [one], [one])
-
-
-def _short_name(tensor):
-    """Takes the layer from an output's name: `net/quant_add/add;...` -> `add`."""
-    parts = tensor.split(";")[0].split("/")
-    return parts[-2].removeprefix("quant_") if len(parts) > 1 else parts[0]
+    return CutOp("RELU", "empty", None, one_relu(), [one], [one])

@@ -5,7 +5,6 @@ import json
 import pathlib
 import re
 import shutil
-import struct
 
 import numpy as np
 
@@ -16,8 +15,7 @@ from kdprune.kit.card import Facts, write_card
 from kdprune.kit.golden import golden_images
 from kdprune.kit.metadata import LABELS, add_metadata
 from kdprune.kit.micro import measure_arena
-from kdprune.tflite.flatbuffer import read_model
-from kdprune.tflite.inspection import inspect_tflite
+from kdprune.tflite import inspect_tflite, read_tflite
 
 SCHEMA = 1
 ZERO_POINTS = {"int8": -128, "uint8": 0}
@@ -26,7 +24,6 @@ ZERO_POINTS = {"int8": -128, "uint8": 0}
 # half: a limit that allows any score tests nothing.
 _LEAST_KERNEL_LIMIT = 26  # Steps of 1/256.
 _MOST_KERNEL_LIMIT = 128
-_DAMAGE = (struct.error, TypeError, LookupError, AttributeError, OverflowError)
 
 
 def write_kit(
@@ -136,14 +133,9 @@ def _inspect(content, dtype):
     """How a file's model works, with the names of its input and output."""
     try:
         found = inspect_tflite(content)
-        graph = read_model(content).subgraphs[0]
+        graph = read_tflite(content)
         for end, (index,) in (("input", graph.inputs), ("output", graph.outputs)):
-            found[end]["name"] = graph.tensors[index].name.decode()
-    except _DAMAGE as error:
-        raise ValueError(
-            f"the {dtype} model's file, {len(content):,} bytes, is damaged or cut "
-            "short: convert it again"
-        ) from error
+            found[end]["name"] = graph.tensors[index].name
     except ValueError as error:
         raise ValueError(f"the {dtype} model: {error}") from error
     return found

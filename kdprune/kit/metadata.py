@@ -5,9 +5,8 @@ import zipfile
 
 import flatbuffers
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
-from kdprune.tflite.flatbuffer import pack_model, read_model
+from kdprune.tflite.format import read_tflite, set_metadata
 
 LABELS = "labels.txt"
 
@@ -75,8 +74,7 @@ def add_metadata(data, classes, *, name, description, version):
     Returns:
         The new file's content.
     """
-    model = read_model(data)
-    graph = model.subgraphs[0]
+    graph = read_tflite(data)
     (image,) = (graph.tensors[index] for index in graph.inputs)
     metadata = _table(
         "ModelMetadata",
@@ -92,8 +90,8 @@ def add_metadata(data, classes, *, name, description, version):
         ],
         min_parser_version="1.0.0",
     )
-    _embed(model, _pack(metadata))
-    return _append_labels(pack_model(model), classes)
+    content = set_metadata(data, "TFLITE_METADATA", _pack(metadata))
+    return _append_labels(content, classes)
 
 
 def _describe_image(channels):
@@ -175,19 +173,6 @@ def _write(builder, value):
         else:
             builder.PrependUint8Slot(field, part, 0)
     return builder.EndObject()
-
-
-def _embed(model, metadata):
-    """Makes `metadata` a buffer of the model, in place of any that it has."""
-    content = schema.BufferT(np.frombuffer(metadata, np.uint8))
-    entries = model.metadata or []
-    for entry in entries:
-        if entry.name == b"TFLITE_METADATA":
-            model.buffers[entry.buffer] = content
-            return
-    model.buffers.append(content)
-    entry = schema.MetadataT(name=b"TFLITE_METADATA", buffer=len(model.buffers) - 1)
-    model.metadata = [*entries, entry]
 
 
 def _append_labels(data, classes):

@@ -2,6 +2,7 @@
 
 from kdprune.tflite.convert import convert_tflite, layer_report, write_file
 from kdprune.tflite.coverage import xnnpack_leaves
+from kdprune.tflite.format import read_tflite
 from kdprune.tflite.gate import (
     check_tflite,
     compare_kernels,
@@ -9,7 +10,7 @@ from kdprune.tflite.gate import (
     paired_drop,
 )
 from kdprune.tflite.inspection import float_layers_of, inspect_tflite
-from kdprune.tflite.interpreter import open_interpreter, read_tflite
+from kdprune.tflite.interpreter import open_interpreter
 from kdprune.tflite.layers import sensitive_layers
 from kdprune.tflite.sizes import describe_file
 

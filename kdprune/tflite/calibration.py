@@ -8,9 +8,11 @@ ones to compare them (`kdprune.tflite.layers`).
 
 import numpy as np
 import tensorflow as tf
-from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from tensorflow.lite.python.convert import mlir_quantize
+
+from kdprune.tflite.format import read_tflite, set_ranges
+from kdprune.tflite.interpreter import open_interpreter
+from kdprune.tflite.names import layers_of
 
 RANGES = ("minmax", "percentile", "mse")
 _PERCENTILE = 99.99
@@ -37,16 +39,18 @@ def calibrate(converter, images, ranges="minmax"):
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([image[None]] for image in images)
     converter._experimental_calibrate_only = True
-    content = bytearray(converter.convert())
-    if ranges != "minmax":
-        narrowed = _percentile if ranges == "percentile" else _least_squares
-        graph = schema.Model.GetRootAs(content, 0).Subgraphs(0)
-        for index, values in _sample(content, images[:-2]).items():
-            range_ = graph.Tensors(index).Quantization()
-            # Views of the file itself, which are written to.
-            low, high = range_.MinAsNumpy(), range_.MaxAsNumpy()
-            low[0], high[0] = narrowed(values, low[0], high[0])
-    return bytes(content)
+    content = bytes(converter.convert())
+    if ranges == "minmax":
+        return content
+    narrowed = _percentile if ranges == "percentile" else _least_squares
+    tensors = read_tflite(content).tensors
+    return set_ranges(
+        content,
+        {
+            index: narrowed(values, tensors[index].low[0], tensors[index].high[0])
+            for index, values in _sample(content, images[:-2]).items()
+        },
+    )
 
 
 def quantize_calibrated(content, dtype="int8", float_layers=(), verify=False):
@@ -91,35 +95,13 @@ def check_float_layers(content, names):
         )
 
 
-def layers_of(tensor):
-    """The Keras layers a tensor of the converter is named after, the last first.
-
-    "model/relu/Relu;model/conv/Conv2D" is of "conv", and of "relu" folded into it.
-    A model inside the model counts as one layer.
-    """
-    paths = [path.split("/") for path in reversed(tensor.split(";"))]
-    return [path[1] for path in paths if len(path) > 2]
-
-
-def open_float(content):
-    """An interpreter that keeps every tensor, by the plain kernels."""
-    interpreter = Interpreter(
-        model_content=bytes(content),
-        num_threads=1,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        experimental_preserve_all_tensors=True,
-    )
-    interpreter.allocate_tensors()
-    return interpreter
-
-
 def _tensors_by_layer(content):
     """`{layer: [output tensors]}` of a float file, in the order of execution."""
-    graph = schema.Model.GetRootAs(content, 0).Subgraphs(0)
+    graph = read_tflite(content)
     tensors = {}
-    for i in range(graph.OperatorsLength()):
-        for index in graph.Operators(i).OutputsAsNumpy():
-            name = graph.Tensors(index).Name().decode()
+    for op in graph.ops:
+        for index in op.outputs:
+            name = graph.tensors[index].name
             for layer in layers_of(name):
                 tensors.setdefault(layer, []).append(name)
     return tensors
@@ -127,13 +109,13 @@ def _tensors_by_layer(content):
 
 def _sample(content, images):
     """`{tensor: values}` of what operators give, the last one's scores excepted."""
-    interpreter = open_float(content)
-    graph = schema.Model.GetRootAs(content, 0).Subgraphs(0)
+    interpreter = open_interpreter(content, "builtin", keep_all=True)
+    graph = read_tflite(content)
     outputs = [
-        int(index)
-        for i in range(graph.OperatorsLength() - 1)
-        for index in graph.Operators(i).OutputsAsNumpy()
-        if graph.Tensors(index).Quantization().MinLength() == 1
+        index
+        for op in graph.ops[:-1]
+        for index in op.outputs
+        if len(graph.tensors[index].low) == 1
     ]
     values = {index: [] for index in outputs}
     source = interpreter.get_input_details()[0]["index"]

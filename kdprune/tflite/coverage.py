@@ -1,10 +1,13 @@
-"""Which operators of a file a delegate or a microcontroller's runtime can take.
+"""Which operators of a file a delegate or a microcontroller's runtime supports.
 
-The GPU delegate and TFLite Micro are not here to be asked: their tables say what
-their sources say. XNNPACK is part of the runtime, and is asked.
+For the GPU delegate and TFLite Micro these are tables, taken from their sources.
+XNNPACK is part of the runtime, and is queried.
 """
 
-from ai_edge_litert.interpreter import Interpreter
+from __future__ import annotations
+
+from kdprune.tflite.format import File
+from kdprune.tflite.interpreter import open_interpreter
 
 # Operators that `CheckGpuDelegateCompatibility` accepts; each has limits on shapes
 # and attributes besides. Source: tensorflow/lite/tools/versioning/
@@ -46,7 +49,7 @@ MICRO = frozenset(
 _MICRO_TYPES = frozenset(("float32", "int8", "uint8", "int16"))
 
 
-def gpu_runs(op, kind):
+def gpu_runs(op: str, kind: str) -> bool:
     """Whether the GPU delegate takes an operator, by its name and type.
 
     Args:
@@ -60,7 +63,7 @@ def gpu_runs(op, kind):
     return op in GPU and _parts(kind) <= _GPU_TYPES
 
 
-def micro_runs(op, kind):
+def micro_runs(op: str, kind: str) -> bool:
     """Whether TFLite Micro has a kernel, by an operator's name and type.
 
     It does not mix float activations with 8-bit weights. Shapes and attributes are
@@ -77,11 +80,11 @@ def micro_runs(op, kind):
     return op in MICRO and _parts(kind) <= _MICRO_TYPES and not hybrid
 
 
-def xnnpack_leaves(data):
-    """The operators of a file that XNNPACK, on this machine, leaves to other kernels.
+def xnnpack_leaves(data: File) -> list[str]:
+    """The operators of a file that XNNPACK, on this machine, does not run.
 
     Args:
-        data: The content of a `.tflite` file that was read by `inspect_tflite`.
+        data: A `.tflite` file's content, or its path.
 
     Returns:
         Their names, sorted, one for each operator: none if XNNPACK takes all. The
@@ -90,13 +93,11 @@ def xnnpack_leaves(data):
     Raises:
         ValueError: If the runtime can't run the file.
     """
-    interpreter = Interpreter(model_content=bytes(data), num_threads=1)
-    interpreter.allocate_tensors()
-    ops = interpreter._get_ops_details()
+    ops = open_interpreter(data)._get_ops_details()
     delegates = [op for op in ops if op["op_name"] == "DELEGATE"]
     others = [op for op in ops if op["op_name"] != "DELEGATE"]
     made_by = {int(i): op for op in others for i in op["outputs"]}
-    taken = set()
+    taken: set[int] = set()
     for delegate in delegates:
         # It stands for all that lies between what it takes and what it gives.
         edge = set(map(int, delegate["inputs"]))
@@ -110,5 +111,5 @@ def xnnpack_leaves(data):
     return sorted(op["op_name"] for op in others if op["index"] not in taken)
 
 
-def _parts(kind):
+def _parts(kind: str) -> set[str]:
     return set(kind.removesuffix(" weights").replace(" to ", ", ").split(", "))

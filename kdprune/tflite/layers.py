@@ -1,9 +1,12 @@
 """Which layers suffer from 8 bits: each one's error, ranges and saturation."""
 
-import numpy as np
-from ai_edge_litert import schema_py_generated as schema
+from collections import Counter
 
-from kdprune.tflite.calibration import layers_of, open_float
+import numpy as np
+
+from kdprune.tflite.format import read_tflite, set_constants
+from kdprune.tflite.interpreter import open_interpreter
+from kdprune.tflite.names import layers_of
 
 
 def compare_layers(content, images):
@@ -32,7 +35,7 @@ def compare_layers(content, images):
         `channel_errors`: mean error (float minus integer) of each channel, over
         the positions where the float output is not 0, a list of floats.
     """
-    interpreter = open_float(content)
+    interpreter = open_interpreter(content, "builtin", keep_all=True)
     ops = interpreter._get_ops_details()
     made_by = {int(index): op for op in ops for index in op["outputs"]}
     details = {int(d["index"]): d for d in interpreter.get_tensor_details()}
@@ -83,25 +86,22 @@ def correct_biases(content, report):
         The content of the file with its biases changed. Operators without a bias
         of their own are left as they are.
     """
-    content = bytearray(content)
-    model = schema.Model.GetRootAs(content, 0)
-    graph = model.Subgraphs(0)
-    operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
+    graph = read_tflite(content)
     biases = {}
-    for operator in operators:
-        index = int(operator.Inputs(2)) if operator.InputsLength() == 3 else -1
-        if index >= 0 and graph.Tensors(index).Type() == schema.TensorType.INT32:
-            output = graph.Tensors(operator.Outputs(0)).Name().decode()
-            biases[output] = graph.Tensors(index)
-    buffers = [tensor.Buffer() for tensor in biases.values()]
+    for op in graph.ops:
+        index = op.inputs[2] if len(op.inputs) == 3 else -1
+        if index >= 0 and graph.tensors[index].dtype == "int32":
+            biases[graph.tensors[op.outputs[0]].name] = index
+    buffers = Counter(graph.tensors[index].buffer for index in biases.values())
+    corrected = {}
     for row in report:
-        tensor = biases.get(row["tensor"])
-        if tensor is None or buffers.count(tensor.Buffer()) > 1:
+        index = biases.get(row["tensor"])
+        if index is None or buffers[graph.tensors[index].buffer] > 1:
             continue
-        bias = model.Buffers(tensor.Buffer()).DataAsNumpy().view(np.int32)
-        steps = np.asarray(row["channel_errors"]) / tensor.Quantization().ScaleAsNumpy()
-        bias += np.rint(steps).astype(np.int32)
-    return bytes(content)
+        bias = graph.tensors[index]
+        steps = np.asarray(row["channel_errors"]) / bias.scale
+        corrected[index] = bias.data + np.rint(steps).astype(np.int32)
+    return set_constants(content, corrected)
 
 
 class _Pair:

@@ -2,13 +2,14 @@
 
 import gzip
 import math
-import re
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from kdprune.tflite.interpreter import read_tflite
+from kdprune.tflite.format import read_tflite
+from kdprune.tflite.inspection import CONVERSIONS, computes_on_floats
+from kdprune.tflite.names import layer_of_weights
 
 # Where an operator keeps its weights and its bias among its inputs.
 _WEIGHTED = {
@@ -17,13 +18,6 @@ _WEIGHTED = {
     "FULLY_CONNECTED": (1, 2),
     "TRANSPOSE_CONV": (1, 3),
 }
-_CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
-# What converters append to a Keras layer's name to name its weights.
-_WEIGHT_NAME = re.compile(
-    r"([^/]+)/(Conv2D|depthwise|separable_conv2d|MatMul|Tensordot|conv2d_transpose"
-    r"|kernel|LastValueQuant|AllValuesQuant)[_\d]*"
-    r"(/(MatMul|ReadVariableOp|resource|FakeQuant\w*)[_\d]*)*$"
-)
 
 
 def describe_file(path):
@@ -94,8 +88,8 @@ def _describe_tflite(path):
         "sparsity_by_layer": {
             name: _share_of_zeros(weights) for name, _, weights, _ in layers
         },
-        "input": _port(graph, graph.inputs),
-        "output": _port(graph, graph.outputs),
+        "input": _only(graph, graph.inputs),
+        "output": _only(graph, graph.outputs),
         "ops": dict(Counter(op.name for op in graph.ops)),
         "float_ops": _float_ops(graph),
     }
@@ -119,7 +113,7 @@ def _weighted_layers(graph):
         weights = constant(op, places[0]) if places else None
         if weights is None:  # no weights, or weights computed on the way
             continue
-        name = _layer_name(weights.name) or op.name.lower()
+        name = layer_of_weights(weights.name) or op.name.lower()
         names[name] += 1
         unique = name if names[name] == 1 else f"{name}#{names[name]}"
         layers.append((unique, op, weights, constant(op, places[1])))
@@ -138,15 +132,6 @@ def _distinct_constants(layers):
         if bias is not None:
             distinct[id(weights), id(bias)] = bias
     return list(distinct.values())
-
-
-def _layer_name(tensor_name):
-    """Finds the Keras layer in a tensor's name: `net/conv1/Conv2D` -> `conv1`."""
-    for part in reversed(tensor_name.split(";")):
-        found = _WEIGHT_NAME.search(part)
-        if found:
-            return found[1].removeprefix("quant_")
-    return None
 
 
 def _count_nonzero(tensor):
@@ -174,27 +159,18 @@ def _macs(graph, op, weights):
     return math.prod(weights.shape) * math.prod(shape[:-1]) // max(batch, 1)
 
 
+def _only(graph, indices):
+    return graph.describe(indices[0]) if len(indices) == 1 else None
+
+
 def _float_ops(graph):
-    def computes_on_floats(op):
-        indices = [i for i in (*op.inputs, *op.outputs) if i >= 0]
-        return op.name not in _CONVERSIONS and any(
-            graph.tensors[i].dtype.startswith("float") for i in indices
+    return dict(
+        Counter(
+            op.name
+            for op in graph.ops
+            if op.name not in CONVERSIONS and computes_on_floats(graph, op)
         )
-
-    return dict(Counter(op.name for op in graph.ops if computes_on_floats(op)))
-
-
-def _port(graph, indices):
-    if len(indices) != 1:
-        return None
-    tensor = graph.tensors[indices[0]]
-    quantized = len(tensor.scale) == 1
-    return {
-        "dtype": tensor.dtype,
-        "shape": list(tensor.shape),
-        "scale": float(tensor.scale[0]) if quantized else None,
-        "zero_point": int(tensor.zero_point[0]) if quantized else None,
-    }
+    )
 
 
 def _describe_keras(path):

@@ -14,7 +14,7 @@ from ai_edge_litert.compiled_model import CompiledModel
 from kdprune.data.shapes import CLASSES
 from kdprune.kit import selftest
 from kdprune.kit.micro import measure_arena
-from kdprune.tflite.flatbuffer import pack_model, read_model
+from kdprune.tflite.format import _pack_tree, _read_tree
 
 ROOT = Path(__file__).resolve().parents[2]
 HAS_MEDIAPIPE = "import importlib.util as u; assert u.find_spec('mediapipe')"
@@ -94,13 +94,13 @@ def test_the_arena_on_the_card_is_enough_and_no_larger(kit, pair, micro):
 
 
 def test_what_tflite_micro_refuses_is_said_in_a_line(micro, pair):
-    model = read_model(pair["int8"])
+    model = _read_tree(pair["int8"])
     for code in model.operatorCodes:
         if code.builtinCode == schema.BuiltinOperator.SOFTMAX:
             code.builtinCode = schema.BuiltinOperator.UNIQUE
             code.deprecatedBuiltinCode = schema.BuiltinOperator.UNIQUE
     with pytest.raises(ValueError, match="does not run this model: .*UNIQUE") as caught:
-        measure_arena(pack_model(model))
+        measure_arena(_pack_tree(model))
     assert "\n" not in str(caught.value)
 
 

@@ -68,7 +68,7 @@ def test_constants_are_read_as_they_run(tiny, tflites):
 
 
 def test_the_zero_of_an_integer_weight_is_its_zero_point():
-    from kdprune.tflite.interpreter import Tensor
+    from kdprune.tflite.format import Tensor
     from kdprune.tflite.sizes import _count_nonzero
 
     data = np.array([[3, 3, 0], [5, 5, 5]], np.uint8)
@@ -79,7 +79,7 @@ def test_the_zero_of_an_integer_weight_is_its_zero_point():
 
 
 def test_int4_weights_are_two_to_a_byte():
-    from kdprune.tflite.interpreter import _constant
+    from kdprune.tflite.format import _constant
 
     packed = np.array([0x21, 0xF8, 0x07], np.uint8)
     values = _constant(packed, "int4", (5,), sparse=False)
@@ -87,7 +87,7 @@ def test_int4_weights_are_two_to_a_byte():
 
 
 def test_layers_are_found_in_the_names_converters_give():
-    from kdprune.tflite.sizes import _layer_name
+    from kdprune.tflite.names import layer_of_weights
 
     names = {
         "model/conv2d_3/Conv2D": "conv2d_3",
@@ -99,4 +99,4 @@ def test_layers_are_found_in_the_names_converters_give():
         "Conv2D": None,
         "arith.constant": None,
     }
-    assert {name: _layer_name(name) for name in names} == names
+    assert {name: layer_of_weights(name) for name in names} == names

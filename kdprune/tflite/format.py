@@ -1,0 +1,507 @@
+"""The `.tflite` format: read into plain data, changed, written.
+
+The one module that knows the schema. A file is read here, in Python, before anything
+else sees it, the interpreter's C++ included: one that is cut short, or whose parts
+point outside of it, ends as one line instead of a crash.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import ArrayLike, NDArray
+
+from kdprune._io import first_line
+
+# A model file: its path, or its content.
+File = str | os.PathLike | bytes | bytearray
+
+ALIGNMENT = 16  # What the runtimes expect of a file's buffers, in bytes.
+_IDENTIFIER = b"TFL3"  # At byte 4 of a file.
+
+
+def _codes(enum: type) -> dict[str, int]:
+    return {name: code for name, code in vars(enum).items() if name.isupper()}
+
+
+_OP_CODES = _codes(schema.BuiltinOperator)
+_OP_NAMES = {code: name for name, code in _OP_CODES.items()}
+_TYPE_NAMES = {code: name.lower() for name, code in _codes(schema.TensorType).items()}
+_NUMPY_TYPES = (
+    "float32 float16 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool"
+).split()
+_BITS = {"int4": 4, "int64": 64, "float64": 64, "int16": 16, "float16": 16}
+_BITS |= {"int8": 8, "uint8": 8, "bool": 8}  # All others: 32.
+# What reading outside of a buffer, or nonsense inside it, raises.
+_DAMAGE = (
+    struct.error,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+)
+OPERATORS = frozenset(_OP_CODES)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a graph.
+
+    Attributes:
+        name: What the converter called it.
+        shape: Its sizes; 1 where the file leaves one open.
+        dtype: Its type, such as "float32".
+        data: The values of a constant, else None.
+        scale: Scales, one or one for each channel; empty where not quantized.
+        zero_point: Zero points, likewise.
+        axis: The axis of the channels.
+        low: Smallest values noted by calibration, empty if none.
+        high: Largest values, likewise.
+        buffer: The number of its buffer, which several constants may share.
+        variable: Whether it keeps state from one call to the next.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    data: NDArray | None
+    scale: NDArray
+    zero_point: NDArray
+    axis: int = 0
+    low: NDArray = field(default_factory=lambda: np.zeros(0))
+    high: NDArray = field(default_factory=lambda: np.zeros(0))
+    buffer: int = 0
+    variable: bool = False
+
+    @property
+    def is_float(self) -> bool:
+        return "float" in self.dtype
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes its values take."""
+        return math.prod(self.shape) * _BITS.get(self.dtype, 32) // 8
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator; inputs and outputs are tensor indices, -1 for none given."""
+
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A subgraph of a file, operators in the order of execution."""
+
+    tensors: list[Tensor]
+    ops: list[Op]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """A tensor's `dtype`, `shape`, `scale` and `zero_point`, JSON-able.
+
+        The last two are None where it is not quantized, or for each channel alone.
+        """
+        tensor = self.tensors[index]
+        quantized = len(tensor.scale) == 1
+        return {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "scale": float(tensor.scale[0]) if quantized else None,
+            "zero_point": int(tensor.zero_point[0]) if quantized else None,
+        }
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How an operator is taken out of its file.
+
+    Attributes:
+        number: Its place in the order of execution.
+        inputs: The tensors that it takes as inputs; its others are constants.
+        values: The values of its inputs and outputs, and of constants that the file
+            does not hold, since another operator makes them of what it holds.
+    """
+
+    number: int
+    inputs: Sequence[int]
+    values: Mapping[int, NDArray]
+
+
+def read_content(file: File) -> bytes:
+    """Reads a `.tflite` file's bytes, whatever it is given by.
+
+    Args:
+        file: Its path, or its content.
+
+    Returns:
+        The content, of which no more is known than that it says it is a `.tflite`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is something else.
+    """
+    if isinstance(file, bytes | bytearray):
+        data = bytes(file)
+    elif isinstance(file, str | os.PathLike):
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"no model file at {file}")
+        data = Path(file).read_bytes()
+    else:
+        raise ValueError(
+            "expected a .tflite file, its path or its content; of a Keras model make "
+            f"one by kdprune.convert_tflite. Received: {type(file).__name__}"
+        )
+    if data[4:8] != _IDENTIFIER:
+        raise ValueError(f"{prefix(file)}not a .tflite model ({len(data):,} bytes)")
+    return data
+
+
+def read_tflite(file: File) -> Graph:
+    """Reads a `.tflite` file into a `Graph`.
+
+    Args:
+        file: Its path, or its content.
+
+    Returns:
+        The main subgraph, with the constants as NumPy arrays.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a `.tflite` model, or is damaged or cut short.
+    """
+    return read_graphs(file)[0]
+
+
+def read_graphs(file: File) -> list[Graph]:
+    """Reads all subgraphs of a file, as `read_tflite` does the first."""
+    return parse_graphs(read_content(file), prefix(file))
+
+
+def parse_graphs(content: bytes, start: str = "") -> list[Graph]:
+    """Reads all subgraphs of a content that `read_content` returned.
+
+    Args:
+        content: The file's content.
+        start: How an error is to begin, see `prefix`.
+
+    Raises:
+        ValueError: If it is damaged or cut short.
+    """
+    return _guarded(lambda: _parse_model(content), start, len(content))
+
+
+def set_metadata(file: File, name: str, content: bytes) -> bytes:
+    """Adds a metadata buffer to a file, in place of one of the same name.
+
+    Args:
+        file: The file; operators, tensors and weights stay as they are.
+        name: The name of the entry.
+        content: The buffer's bytes.
+
+    Returns:
+        The new file's content.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    model = _read_tree(file)
+    buffer = schema.BufferT(np.frombuffer(content, np.uint8))
+    entries = model.metadata or []
+    for entry in entries:
+        if entry.name == name.encode():
+            model.buffers[entry.buffer] = buffer
+            return _pack_tree(model)
+    model.buffers.append(buffer)
+    entry = schema.MetadataT(name=name.encode(), buffer=len(model.buffers) - 1)
+    model.metadata = [*entries, entry]
+    return _pack_tree(model)
+
+
+def set_ranges(content: bytes, ranges: Mapping[int, tuple[float, float]]) -> bytes:
+    """Changes ranges that calibration noted, in a file of our own making.
+
+    Args:
+        content: The file's content.
+        ranges: `{tensor: (low, high)}` of the main graph, of tensors with one range.
+
+    Returns:
+        The content with those ranges; not a byte else is changed.
+    """
+    data = bytearray(content)
+    graph = schema.Model.GetRootAs(data, 0).Subgraphs(0)
+    for index, (low, high) in ranges.items():
+        noted = graph.Tensors(index).Quantization()
+        # Views of the file itself, which are written to.
+        noted.MinAsNumpy()[0], noted.MaxAsNumpy()[0] = low, high
+    return bytes(data)
+
+
+def set_constants(content: bytes, constants: Mapping[int, NDArray]) -> bytes:
+    """Changes the values of constants, in a file of our own making.
+
+    Args:
+        content: The file's content.
+        constants: `{tensor: values}` of the main graph, of the tensor's type and size.
+
+    Returns:
+        The content with those values; not a byte else is changed.
+    """
+    data = bytearray(content)
+    model = schema.Model.GetRootAs(data, 0)
+    for index, values in constants.items():
+        buffer = model.Buffers(model.Subgraphs(0).Tensors(index).Buffer())
+        buffer.DataAsNumpy()[:] = np.ravel(values).view(np.uint8)
+    return bytes(data)
+
+
+def extract_ops(file: File, cuts: Iterable[Cut]) -> list[bytes]:
+    """Writes operators of the main graph as files of their own.
+
+    Args:
+        file: The file that they are in.
+        cuts: Which, and how.
+
+    Returns:
+        The files' content, in the order of `cuts`.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    data = read_content(file)
+    model = _read_tree(data)
+    return [_extract_op(model, data, cut) for cut in cuts]
+
+
+def one_relu() -> bytes:
+    """A file that next to nothing is computed by: the ReLU of one float."""
+    relu = schema.BuiltinOperator.RELU
+    tensors = [
+        schema.TensorT(shape=[1], type=schema.TensorType.FLOAT32, name=name)
+        for name in ("x", "y")
+    ]
+    op = schema.OperatorT(inputs=[0], outputs=[1])
+    graph = schema.SubGraphT(tensors=tensors, inputs=[0], outputs=[1], operators=[op])
+    code = schema.OperatorCodeT(builtinCode=relu, deprecatedBuiltinCode=relu, version=1)
+    return _pack_graph(graph, code, [schema.BufferT()])
+
+
+def prefix(file: File) -> str:
+    """How a message on a file begins: with its path, if it was given by one."""
+    return "" if isinstance(file, bytes | bytearray) else f"{file}: "
+
+
+def _guarded(read: Callable[[], Any], start: str, size: int) -> Any:
+    """Calls a function that reads a file; damage becomes one line."""
+    try:
+        return read()
+    except _DAMAGE as error:
+        raise ValueError(
+            f"{start}the .tflite model is damaged or cut short at {size:,} bytes "
+            f"({first_line(error, 120)})"
+        ) from error
+
+
+def _read_tree(file: File) -> Any:
+    """A file as a `schema.ModelT`, a tree of objects to change and write again."""
+    data = read_content(file)
+    read_graphs(data)
+    return _guarded(
+        lambda: schema.ModelT.InitFromObj(schema.Model.GetRootAs(data)),
+        prefix(file),
+        len(data),
+    )
+
+
+def _pack_tree(model: Any) -> bytes:
+    """Writes a `schema.ModelT`, every buffer at a multiple of `ALIGNMENT` bytes."""
+    model.buffers = [_AlignedBuffer(buffer.data) for buffer in model.buffers]
+    builder = flatbuffers.Builder(1 << 16)
+    builder.Finish(model.Pack(builder), _IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def _extract_op(model: Any, data: bytes, cut: Cut) -> bytes:
+    main = model.subgraphs[0]
+    op = main.operators[cut.number]
+    tensors, buffers, places = [], [schema.BufferT()], {-1: -1}
+    for index in dict.fromkeys((*op.inputs, *op.outputs)):
+        if index == -1:
+            continue
+        tensor = copy.copy(main.tensors[index])
+        held = _held(model, tensor, data)
+        tensor.buffer = 0
+        if index in cut.inputs or index in op.outputs:
+            # As they are in the whole, where the file leaves sizes open.
+            tensor.shape, tensor.shapeSignature = list(cut.values[index].shape), None
+        else:
+            tensor.buffer = len(buffers)
+            constant = cut.values[index] if held is None else held
+            buffers.append(schema.BufferT(np.ravel(constant).view(np.uint8)))
+        places[index] = len(tensors)
+        tensors.append(tensor)
+    alone = copy.copy(op)
+    alone.opcodeIndex = 0
+    alone.inputs = [places[i] for i in op.inputs]
+    alone.outputs = [places[i] for i in op.outputs]
+    graph = schema.SubGraphT(
+        tensors=tensors,
+        inputs=[places[i] for i in cut.inputs],
+        outputs=alone.outputs,
+        operators=[alone],
+    )
+    return _pack_graph(graph, model.operatorCodes[op.opcodeIndex], buffers)
+
+
+def _pack_graph(graph: Any, code: Any, buffers: list[Any]) -> bytes:
+    return _pack_tree(
+        schema.ModelT(
+            version=3, operatorCodes=[code], subgraphs=[graph], buffers=buffers
+        )
+    )
+
+
+class _AlignedBuffer(schema.BufferT):
+    """A buffer that starts at a multiple of `ALIGNMENT` bytes in the file.
+
+    The schema demands that; Python's generated code does not do it.
+    """
+
+    def Pack(self, builder: flatbuffers.Builder) -> int:
+        place = None
+        if self.data is not None:
+            content = np.asarray(self.data, np.uint8).tobytes()
+            builder.Prep(ALIGNMENT, len(content))
+            place = builder.CreateByteVector(content)
+        schema.BufferStart(builder)
+        if place is not None:
+            schema.BufferAddData(builder, place)
+        return schema.BufferEnd(builder)
+
+
+def _held(model: Any, tensor: Any, data: bytes) -> NDArray | None:
+    """The bytes that the file holds of a tensor, or None."""
+    buffer = model.buffers[tensor.buffer]
+    if buffer.offset > 1:  # After the flatbuffer: large models.
+        return np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
+    return buffer.data if buffer.data is not None and len(buffer.data) else None
+
+
+def _parse_model(data: bytes) -> list[Graph]:
+    model = schema.Model.GetRootAs(data)
+    # A length read from a damaged file can be in the billions.
+    lengths = (
+        model.OperatorCodesLength(),
+        model.SubgraphsLength(),
+        model.BuffersLength(),
+    )
+    if min(lengths[1:]) < 1 or max(lengths) > len(data) // 4:
+        raise ValueError("it has no sensible number of operators or buffers")
+    codes = [_op_name(model.OperatorCodes(i)) for i in range(lengths[0])]
+    buffers = [_content(model.Buffers(i), data) for i in range(lengths[2])]
+    return [
+        _parse_graph(model.Subgraphs(i), codes, buffers, len(data) // 4)
+        for i in range(lengths[1])
+    ]
+
+
+def _parse_graph(
+    graph: Any, codes: list[str], buffers: list[NDArray], limit: int
+) -> Graph:
+    if max(graph.TensorsLength(), graph.OperatorsLength()) > limit:
+        raise ValueError("it has no sensible number of tensors")
+    tensors = [
+        _parse_tensor(graph.Tensors(i), buffers) for i in range(graph.TensorsLength())
+    ]
+    ops = []
+    for i in range(graph.OperatorsLength()):
+        op = graph.Operators(i)
+        ops.append(
+            Op(
+                codes[op.OpcodeIndex()],
+                _indices(op.InputsAsNumpy(), tensors),
+                _indices(op.OutputsAsNumpy(), tensors),
+            )
+        )
+    inputs = _indices(graph.InputsAsNumpy(), tensors)
+    return Graph(tensors, ops, inputs, _indices(graph.OutputsAsNumpy(), tensors))
+
+
+def _parse_tensor(tensor: Any, buffers: list[NDArray]) -> Tensor:
+    shape = tuple(int(size) for size in _values(tensor.ShapeAsNumpy()))
+    dtype = _TYPE_NAMES[tensor.Type()]
+    raw = buffers[tensor.Buffer()]
+    data = None
+    if len(raw):
+        data = _constant(raw, dtype, shape, tensor.Sparsity() is not None)
+    noted = tensor.Quantization()
+    return Tensor(
+        name=(tensor.Name() or b"").decode("utf-8", "replace"),
+        shape=shape,
+        dtype=dtype,
+        data=data,
+        scale=_values(noted.ScaleAsNumpy() if noted else 0),
+        zero_point=_values(noted.ZeroPointAsNumpy() if noted else 0),
+        axis=noted.QuantizedDimension() if noted else 0,
+        low=_values(noted.MinAsNumpy() if noted else 0),
+        high=_values(noted.MaxAsNumpy() if noted else 0),
+        buffer=tensor.Buffer(),
+        variable=bool(tensor.IsVariable()),
+    )
+
+
+def _constant(raw: NDArray, dtype: str, shape: tuple, sparse: bool) -> NDArray:
+    """Interprets a buffer's bytes; those of a sparse tensor stay a flat list."""
+    if dtype == "int4":  # Two to a byte, the lower half first.
+        pairs = np.stack([raw << 4, raw & 0xF0], axis=-1).view(np.int8) >> 4
+        values = pairs.reshape(-1)[: math.prod(shape)]
+    elif dtype in _NUMPY_TYPES:
+        values = np.frombuffer(raw.tobytes(), dtype)
+    else:  # Strings, resources, variants: not numbers.
+        return raw
+    return values if sparse else values.reshape(shape)
+
+
+def _content(buffer: Any, data: bytes) -> NDArray:
+    """The bytes of a buffer, inside the flatbuffer or after it (large models)."""
+    if buffer.Offset() > 1:
+        end = buffer.Offset() + buffer.Size()
+        if end > len(data):
+            raise ValueError(f"a buffer ends at byte {end:,}")
+        return np.frombuffer(data, np.uint8, buffer.Size(), buffer.Offset())
+    if buffer.DataLength() > len(data):
+        raise ValueError(f"a buffer claims {buffer.DataLength():,} bytes")
+    return _values(buffer.DataAsNumpy()).astype(np.uint8, copy=False)
+
+
+def _op_name(code: Any) -> str:
+    # Files from before the 128th operator have the code in the older field alone.
+    name = _OP_NAMES[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
+    return f"CUSTOM:{(code.CustomCode() or b'').decode()}" if name == "CUSTOM" else name
+
+
+def _indices(values: ArrayLike, tensors: list[Tensor]) -> tuple[int, ...]:
+    indices = tuple(int(i) for i in _values(values))
+    if any(not -1 <= i < len(tensors) for i in indices):
+        raise ValueError("an operator names a tensor that does not exist")
+    return indices
+
+
+def _values(array: ArrayLike) -> NDArray:
+    """The schema's accessors return the number 0 for an absent array."""
+    return array if isinstance(array, np.ndarray) else np.zeros(0)
