@@ -113,12 +113,12 @@ def _default(field):
 
 def _type(key, annotation, metadata, shared):
     """The type of a key in words, with its range."""
+    if annotation is config.Recipe.model_fields["stages"].annotation:
+        return "mapping of name to [stage](#stage-kinds)"
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return _type(key, arguments[0], [*arguments[1:], *metadata], shared)
     if origin in (typing.Union, types.UnionType):
-        if key == "stages":
-            return "stage"
         parts = [a for a in arguments if a is not type(None)]
         texts = [_type(key, part, metadata, shared) for part in parts]
         return " or ".join(dict.fromkeys(texts))
