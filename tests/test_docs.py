@@ -39,9 +39,9 @@ SMALLER = (
 )
 
 
-def tool(name):
+def tool(name, folder=DOCS / "tools"):
     """A program of docs/tools, as a module."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / "tools" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -262,6 +262,18 @@ def test_the_check_of_links_finds_links_and_headings():
     assert "docs/benchmarks/index.md" in links(ROOT / "README.md")
     assert "the-ship-kit" in anchors(DOCS / "export.md")
     assert "as-a-recipe" in anchors(ROOT / "README.md")
+
+
+def test_the_architecture_page_says_who_may_import_whom():
+    rooms = tool("test_layering", ROOT / "tests").ROOMS
+    page = (DOCS / "architecture.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)/` \|.*\| ([^|]*) \|$", page, re.MULTILINE))
+    assert set(rooms) <= set(rows)
+    for room, allowed in rooms.items():
+        named = set(re.findall(r"\w+", rows[room]))
+        assert named == allowed, room
+    folders = {path.parent.name for path in (ROOT / "kdprune").glob("*/__init__.py")}
+    assert folders == set(rows)
 
 
 def documented():
