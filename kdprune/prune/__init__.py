@@ -5,11 +5,17 @@ from kdprune.prune.blocks import BlockPlan, find_blocks, plan_blocks, remove_blo
 from kdprune.prune.channels import (
     IMPORTANCES,
     ChannelPlan,
+    LayerCall,
+    RuleResult,
     Sensitivity,
+    UnsupportedLayer,
+    WeightAxes,
     plan_channels,
     prune_channels,
+    register_importance,
+    register_layer_rule,
+    sensitivity,
 )
-from kdprune.prune.channels.sensitivity import sensitivity
 from kdprune.prune.holding import check_masks, hold_masks, release_masks
 from kdprune.prune.magnitude import (
     lamp_sparsity,
@@ -28,7 +34,11 @@ __all__ = [
     "BlockPlan",
     "ChannelPlan",
     "IMPORTANCES",
+    "LayerCall",
+    "RuleResult",
     "Sensitivity",
+    "UnsupportedLayer",
+    "WeightAxes",
     "activation_masks",
     "check_masks",
     "find_blocks",
@@ -43,6 +53,8 @@ __all__ = [
     "prune_weights",
     "pruning_callbacks",
     "recalibrate_batch_norm",
+    "register_importance",
+    "register_layer_rule",
     "regularize_batch_norm",
     "release_batch_norm",
     "release_masks",

@@ -7,10 +7,8 @@ of the weight's shape, True where a weight stays. `hold_masks` applies them.
 import numpy as np
 import tensorflow as tf
 
-from kdprune.prune.channels.evidence import Evidence
-from kdprune.prune.channels.graph import follow_channels
-from kdprune.prune.channels.groups import find_groups
-from kdprune.prune.channels.importance import activation_rate
+from kdprune.prune.channels.groups import find_channels, find_groups
+from kdprune.prune.channels.importance import ChannelStatistics, activation_rate
 from kdprune.prune.holding import weights_by_name
 from kdprune.prune.inference import batches, label_loss
 from kdprune.prune.magnitude import layers_to_prune
@@ -103,12 +101,12 @@ def activation_masks(model, alpha, data, ignore=()):
     """
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha must be in (0, 1]. Received: {alpha}")
-    graph = follow_channels(model, ignore)
-    evidence = Evidence(graph, data)
+    graph = find_channels(model, ignore)
+    statistics = ChannelStatistics(graph, data)
     names = {id(v): name for name, v in weights_by_name(model).items()}
     masks = {}
     for group in find_groups(graph):
-        rates = activation_rate(group, evidence)
+        rates = activation_rate(group, statistics)
         rare = rates < alpha
         if rare.all():
             raise ValueError(

@@ -9,7 +9,7 @@ import tf_keras as keras
 
 from kdprune.models import count_macs, count_parameters
 from kdprune.prune import plan_channels, recalibrate_batch_norm
-from kdprune.prune.channels.surgery import Kept
+from kdprune.prune.channels.surgery import KeptChannels
 from kdprune.prune.inference import run_layers
 
 
@@ -56,11 +56,11 @@ def images_for(model, scale=1.0, count=6, seed=1):
 
 def with_zeros(plan, images):
     """The original's outputs, removed channels zeroed wherever they are used."""
-    kept = Kept(plan.graph, plan.removed)
+    kept = KeptChannels(plan.graph, plan.removed)
     users = {
-        key: followed
-        for key, followed in plan.graph.followed.items()
-        if any(weight.uses is not None for weight in followed.trace.weights)
+        key: record
+        for key, record in plan.graph.records.items()
+        if any(weight.uses is not None for weight in record.result.weights)
     }
 
     def call_layer(layer, args, kwargs):

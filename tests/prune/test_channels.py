@@ -5,10 +5,15 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from kdprune.models import build_model, count_macs, load_model, save_model
+from kdprune.models import (
+    build_model,
+    count_macs,
+    load_model,
+    reset_weights,
+    save_model,
+)
 from kdprune.prune import plan_channels, prune_channels
-from kdprune.prune.channels.costs import Costs
-from kdprune.prune.channels.plan import rank_groups
+from kdprune.prune.channels.selection import Costs, rank_groups
 
 layers = keras.layers
 
@@ -215,7 +220,7 @@ def early_and_late():
     ],
 )
 def test_per_cost_weighs_what_a_removal_saves(scope, target, spared):
-    def importance(group, evidence):
+    def importance(group, statistics):
         return np.full(len(group.roots), {"early": 1.0, "late": 0.9}[group.name])
 
     plan = plan_channels(
@@ -231,7 +236,7 @@ def test_per_cost_weighs_what_a_removal_saves(scope, target, spared):
 def test_per_cost_takes_the_cheapest_removal_time_after_time():
     model = build_model("resnet8")
 
-    def importance(group, evidence):
+    def importance(group, statistics):
         generator = np.random.default_rng(len(group.name))
         return generator.uniform(0.1, 1.0, len(group.roots))
 
@@ -328,3 +333,15 @@ def test_a_target_is_an_upper_bound_met_within_one_rounding_step(share):
     assert plan.macs[1] > target - 0.26 * count_macs(model)
     parameters = plan_channels(model, target_parameters=int(plan.parameters[0] * share))
     assert parameters.parameters[1] <= int(plan.parameters[0] * share)
+
+
+def test_weights_with_a_fixed_start_lose_their_channels_too():
+    # The whitening filters are an array in the layer's configuration.
+    model = build_model("whitened_cnn", width=16)
+    pruned = prune_channels(model, 0.4, round_to=4)
+    old, new = (m.get_layer("whitening") for m in (model, pruned))
+    assert new.filters < old.filters
+    np.testing.assert_array_equal(new.kernel_initializer.value, new.kernel)
+    fresh = reset_weights(pruned).get_layer("whitening")
+    np.testing.assert_array_equal(fresh.kernel, new.kernel)
+    np.testing.assert_array_equal(fresh.bias, new.bias)

@@ -13,10 +13,9 @@ from kdprune.prune import (
     plan_channels,
     prune_channels,
 )
-from kdprune.prune.channels.choice import Target, choose, levels, rank
-from kdprune.prune.channels.evidence import Evidence
-from kdprune.prune.channels.graph import follow_channels
-from kdprune.prune.channels.groups import find_groups
+from kdprune.prune.channels.groups import find_channels, find_groups
+from kdprune.prune.channels.importance import ChannelStatistics
+from kdprune.prune.channels.selection import Target, levels, rank, select
 
 layers = keras.layers
 
@@ -41,9 +40,11 @@ def data():
     return images, generator.integers(0, 3, 300)
 
 
-def groups_and_evidence(model, data=None):
-    graph = follow_channels(model)
-    return {group.name: group for group in find_groups(graph)}, Evidence(graph, data)
+def groups_and_statistics(model, data=None):
+    graph = find_channels(model)
+    return {group.name: group for group in find_groups(graph)}, ChannelStatistics(
+        graph, data
+    )
 
 
 def filters(model, name):
@@ -53,7 +54,7 @@ def filters(model, name):
 
 
 def test_norms_are_those_of_the_filters_of_all_layers(model):
-    groups, _ = groups_and_evidence(model)
+    groups, _ = groups_and_statistics(model)
     a, b = filters(model, "a"), filters(model, "b")
     for name, order in (("l1", 1), ("l2", 2)):
         norms = [np.linalg.norm(kernel, order, axis=0) for kernel in (a, b)]
@@ -64,7 +65,7 @@ def test_norms_are_those_of_the_filters_of_all_layers(model):
 
 
 def test_the_geometric_median_is_the_least_important(model):
-    groups, _ = groups_and_evidence(model)
+    groups, _ = groups_and_statistics(model)
     kernel = filters(model, "c")
     expected = [
         sum(np.linalg.norm(kernel[:, i] - kernel[:, j]) for j in range(4))
@@ -75,7 +76,7 @@ def test_the_geometric_median_is_the_least_important(model):
 
 
 def test_batch_norm_factors_count_and_groups_without_them_stay(model):
-    groups, _ = groups_and_evidence(model)
+    groups, _ = groups_and_statistics(model)
     gamma = np.abs(model.get_layer("norm").gamma.numpy())
     np.testing.assert_allclose(IMPORTANCES["bn_scale"](groups["a"]), gamma)
     plan = plan_channels(model, 0.3, importance="bn_scale", round_to=1)
@@ -84,30 +85,30 @@ def test_batch_norm_factors_count_and_groups_without_them_stay(model):
 
 def test_gradients_are_those_of_the_cross_entropy(model, data):
     images, labels = data[0][:100], data[1][:100]
-    groups, evidence = groups_and_evidence(model, (images, labels))
+    groups, statistics = groups_and_statistics(model, (images, labels))
     kernel = model.get_layer("c").kernel
     with tf.GradientTape() as tape:
         scores = tf.nn.log_softmax(model(images))
         loss = -tf.reduce_mean(tf.gather(scores, labels, batch_dims=1))
     slope = tape.gradient(loss, kernel).numpy().reshape(-1, 4)
     change = (slope * filters(model, "c")).sum(axis=0) ** 2
-    got = IMPORTANCES["taylor"](groups["c"], evidence)
+    got = IMPORTANCES["taylor"](groups["c"], statistics)
     np.testing.assert_allclose(got, change, rtol=1e-3)
     size = np.abs(slope).mean(axis=0)
-    got = IMPORTANCES["gradient"](groups["c"], evidence)
+    got = IMPORTANCES["gradient"](groups["c"], statistics)
     np.testing.assert_allclose(got, size / size.mean(), rtol=1e-3)
 
 
 def test_activations_are_measured_where_they_are_used(model, data):
-    groups, evidence = groups_and_evidence(model, data[0])
+    groups, statistics = groups_and_statistics(model, data[0])
     seen = keras.Model(
         model.input, [model.get_layer(name).output for name in ("relu", "sum", "c")]
     )
     relu, total, last = (maps.numpy() for maps in seen(data[0]))
     shares = [(maps != 0).mean(axis=(0, 1, 2)) for maps in (relu, total)]
-    got = IMPORTANCES["activation_rate"](groups["a"], evidence)
+    got = IMPORTANCES["activation_rate"](groups["a"], statistics)
     np.testing.assert_allclose(got, np.mean(shares, axis=0), rtol=1e-4)
-    got = IMPORTANCES["activation_mean"](groups["c"], evidence, normalize="none")
+    got = IMPORTANCES["activation_mean"](groups["c"], statistics, normalize="none")
     np.testing.assert_allclose(got, last.mean(axis=(0, 1, 2)), rtol=1e-4)
 
 
@@ -119,7 +120,7 @@ def test_every_importance_leads_to_a_plan(name, model, data):
 
 
 def test_random_is_the_same_for_one_seed(model):
-    groups, _ = groups_and_evidence(model)
+    groups, _ = groups_and_statistics(model)
     one, two = (partial(IMPORTANCES["random"], seed=seed) for seed in (0, 1))
     np.testing.assert_array_equal(one(groups["a"]), one(groups["a"]))
     assert not np.array_equal(one(groups["a"]), two(groups["a"]))
@@ -135,8 +136,8 @@ def test_unknown_settings_are_refused(setting, model):
 
 def test_a_threshold_removes_what_scores_below_it(model, data):
     rate = IMPORTANCES["activation_rate"]
-    groups, evidence = groups_and_evidence(model, data[0])
-    scores = {name: rate(group, evidence) for name, group in groups.items()}
+    groups, statistics = groups_and_statistics(model, data[0])
+    scores = {name: rate(group, statistics) for name, group in groups.items()}
     alpha = float(np.median(np.concatenate(list(scores.values()))))
     plan = plan_channels(
         model, threshold=alpha, importance=rate, round_to=1, data=data[0]
@@ -149,7 +150,7 @@ def test_a_threshold_removes_what_scores_below_it(model, data):
 
 
 def ranking(scores, round_to=1):
-    group = find_groups(follow_channels(stack(len(scores))))[0]
+    group = find_groups(find_channels(stack(len(scores))))[0]
     return rank(group, np.array(scores, float), round_to)
 
 
@@ -168,15 +169,15 @@ def test_widths_are_rounded_and_never_empty():
 def test_the_least_important_go_first_across_groups():
     rankings = [ranking([1, 2, 3, 9]), ranking([5, 4, 8, 7])]
     target = Target("ratio", 0.5, start=[4, 4])
-    assert choose(rankings, target, "global", sum) == [1, 3]
-    assert choose(rankings, target, "local", sum) == [2, 2]
+    assert select(rankings, target, "global", sum) == [1, 3]
+    assert select(rankings, target, "local", sum) == [2, 2]
     assert rankings[1].order.tolist() == [1, 0, 3, 2]
 
 
 def test_a_local_ratio_takes_the_nearest_rounded_width():
     rankings = [ranking(range(n), 8) for n in (8, 16, 24, 64)]
     target = Target("ratio", 0.3, start=[8, 16, 24, 64])
-    assert choose(rankings, target, "local", sum) == [8, 8, 16, 48]
+    assert select(rankings, target, "local", sum) == [8, 8, 16, 48]
 
 
 def test_several_steps_of_a_ratio_end_where_one_does(model):

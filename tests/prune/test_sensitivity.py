@@ -220,10 +220,10 @@ def test_bytes_are_measured_a_few_times_only(chain):
         ),
         (measured(), {"scope": "local"}, "scope='global'. Received: scope='local'"),
         (measured(), {"ratio": None, "threshold": 0.1}, "Received: .* a threshold"),
-        (measured(), {"ratio": 0.9}, "most is 0.75; no group is cut further than"),
+        (measured(), {"ratio": 0.9}, "most is 0.75; no group is pruned further than"),
     ],
 )
-def test_a_table_of_no_use_is_refused_in_a_line(chain, table, settings, message):
+def test_an_invalid_table_is_refused_in_a_line(chain, table, settings, message):
     with pytest.raises(ValueError, match=message) as error:
         plan_channels(
             chain, **{"ratio": 0.3, "round_to": 2, "sensitivity": table, **settings}

@@ -1,35 +1,171 @@
-"""Which channels of a model go together: found from its graph, never declared."""
+"""The channels of a model: their identities, and what is known of its layers."""
 
-import difflib
-import fnmatch
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kdprune._graph import check_float_model, is_graph_model, walk
-from kdprune.prune.channels.calls import Call, CannotFollow, Trace
-from kdprune.prune.channels.ids import ChannelIds
-from kdprune.prune.channels.layers import follow
+# The id of each channel of a tensor, an int array of shape `(channels,)`.
+Ids = np.ndarray
+# Tells which of some ids stay, a boolean array: `kept(ids)`.
+Kept = Callable[[Ids], np.ndarray]
+
+
+class ChannelIds:
+    """Hands out channel ids, unites those that are coupled, pins those that stay.
+
+    Each tensor of a model carries a vector with the id of every position on its
+    channel axis. Ids that are united (a disjoint-set forest) stand for channels
+    that are removed together or not at all.
+    """
+
+    def __init__(self) -> None:
+        self._parents: list[int] = []
+        self._pins: list[tuple[np.ndarray, str, str]] = []
+
+    def fresh(self, count: int) -> Ids:
+        """Returns `count` new ids, each on its own, as an int array."""
+        first = len(self._parents)
+        self._parents.extend(range(first, first + count))
+        return np.arange(first, first + count)
+
+    def unite(self, these: Ids, those: Ids) -> None:
+        """Couples two id vectors of one length, position by position."""
+        for one, other in zip(these.tolist(), those.tolist(), strict=True):
+            one, other = self._find(one), self._find(other)
+            if one != other:
+                self._parents[max(one, other)] = min(one, other)
+
+    def pin(self, ids: Ids, layer: str, reason: str) -> None:
+        """Keeps channels from being removed; the layer's name and why are told."""
+        self._pins.append((np.asarray(ids, np.int64), layer, reason))
+
+    def roots(self) -> Ids:
+        """Returns for every id the smallest id it is coupled with."""
+        return np.array([self._find(i) for i in range(len(self._parents))], np.int64)
+
+    def pinned(self, roots: Ids) -> dict[int, tuple[str, str]]:
+        """Returns `{root: (layer, reason)}` of the channels that stay."""
+        pinned: dict[int, tuple[str, str]] = {}
+        for ids, layer, reason in self._pins:
+            for root in np.unique(roots[ids]).tolist():
+                pinned.setdefault(root, (layer, reason))
+        return pinned
+
+    def _find(self, one: int) -> int:
+        parents = self._parents
+        while parents[one] != one:
+            parents[one] = one = parents[parents[one]]
+        return one
+
+
+class UnsupportedLayer(Exception):
+    """Why channels are not followed through a layer; they all stay instead.
+
+    A layer rule raises it with the reason, which completes "kept: ...".
+    """
 
 
 @dataclass
-class Followed:
-    """A layer that is cut with channels, and what its handler found.
+class LayerCall:
+    """One call of a layer: what its rule may look at.
+
+    Attributes:
+        layer: The layer, built.
+        ids: Where new ids come from, and where ids are coupled and pinned.
+        inputs: The ids of each input tensor's channels, its last axis.
+        arguments: All arguments of the call, with ids for tensors.
+        keywords: The keyword arguments of the call.
+        input_shapes: One shape, a tuple, for each input tensor.
+        output_shape: The shape of the output tensor.
+    """
+
+    layer: keras.layers.Layer
+    ids: ChannelIds
+    inputs: list[Any]
+    arguments: list[Any]
+    keywords: dict[str, Any]
+    input_shapes: list[tuple]
+    output_shape: tuple
+
+    @property
+    def has_constant_arrays(self) -> bool:
+        """Whether the layer is called on numbers for each channel, too."""
+        tensors = {id(vector) for vector in self.inputs}
+        constants = [a for a in self.arguments if id(a) not in tensors]
+        return any(
+            any(id(item) not in tensors for item in constant)
+            if isinstance(constant, (list, tuple))
+            else np.ndim(constant) and np.shape(constant)[-1] != 1
+            for constant in constants
+        )
+
+    def pin(self, ids: Ids, reason: str) -> None:
+        """Keeps channels from being removed, for a reason that a plan tells."""
+        self.ids.pin(ids, self.layer.name, reason)
+
+
+@dataclass
+class WeightAxes:
+    """A weight and the ids on those of its axes that lose channels.
+
+    Attributes:
+        variable: The `tf.Variable`.
+        axes: `{axis: ids}`.
+        makes: The axis whose positions are the filters that make channels.
+        uses: The axis whose positions multiply the channels that come in.
+        scales: True for the factors of a normalization.
+    """
+
+    variable: tf.Variable
+    axes: dict[int, Ids]
+    makes: int | None = None
+    uses: int | None = None
+    scales: bool = False
+
+
+@dataclass
+class RuleResult:
+    """What a layer rule found.
+
+    Attributes:
+        output: The ids on the output's channel axis.
+        weights: The weights that lose channels.
+        config: `config(kept)` returns the entries of the layer's configuration
+            that change, `kept(ids)` being a boolean array.
+    """
+
+    output: Ids
+    weights: list[WeightAxes] = field(default_factory=list)
+    config: Callable[[Kept], dict[str, Any]] | None = None
+
+    @property
+    def tied(self) -> bool:
+        """Whether all calls of a shared layer must see the same channels."""
+        return bool(self.weights) or self.config is not None
+
+
+@dataclass
+class LayerRecord:
+    """A layer that loses channels, and what its rule found.
 
     Attributes:
         layer: The layer.
         path: Its name, after the names of the nested models it is in:
             `"nested/layer"`.
-        inputs: The id vectors of its inputs.
-        trace: Its output's ids, its weights' axes, its configuration.
+        inputs: The ids of its inputs.
+        result: Its output's ids, its weights' axes, its configuration.
     """
 
     layer: keras.layers.Layer
     path: str
-    inputs: list
-    trace: Trace
+    inputs: list[Any]
+    result: RuleResult
 
 
 @dataclass
@@ -38,175 +174,18 @@ class ChannelGraph:
 
     Attributes:
         model: The model.
-        followed: `{id(layer): Followed}`, in the order of execution.
+        records: `{id(layer): LayerRecord}`, in the order of execution.
         roots: For every id the one that stands for all it is coupled with.
         pinned: `{root: (layer name, reason)}` of what cannot be removed.
-        unfollowed: `{path: reason}` of the layers with weights that were given up on.
+        unsupported: `{path: reason}` of the layers with weights that have no rule.
     """
 
     model: keras.Model
-    followed: dict = field(default_factory=dict)
-    roots: np.ndarray | None = None
-    pinned: dict | None = None
-    unfollowed: dict = field(default_factory=dict)
+    records: dict[int, LayerRecord] = field(default_factory=dict)
+    roots: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+    pinned: dict[int, tuple[str, str]] = field(default_factory=dict)
+    unsupported: dict[str, str] = field(default_factory=dict)
 
-
-def follow_channels(model, ignore=()):
-    """Finds the channels of a model and how they are coupled.
-
-    Args:
-        model: A built Functional or Sequential model.
-        ignore: Names or patterns (`"head*"`, `"nested/conv"`) of layers whose
-            output channels are all kept.
-
-    Returns:
-        A `ChannelGraph`.
-
-    Raises:
-        ValueError: If the model has no graph or is wrapped for quantization, or
-            a name in `ignore` matches no layer.
-    """
-    check_float_model(model)
-    return _Follower(model, ignore).result()
-
-
-class _Follower:
-    """Walks the model with id vectors in place of tensors."""
-
-    def __init__(self, model, ignore):
-        self.graph = ChannelGraph(model)
-        self.ids = ChannelIds()
-        self.ignore = [ignore] if isinstance(ignore, str) else list(ignore)
-        self.paths = set()
-
-    def result(self):
-        graph = self.graph
-        names = [tensor._keras_history.layer.name for tensor in graph.model.inputs]
-        inputs = [
-            self._pinned(tensor.shape, name, "it is an input of the model")
-            for tensor, name in zip(graph.model.inputs, names, strict=True)
-        ]
-        outputs = self._walk(graph.model, inputs, "")
-        for tensor, ids in zip(graph.model.outputs, outputs, strict=True):
-            if ids is not None:
-                layer = tensor._keras_history.layer.name
-                self.ids.pin(ids, layer, "it is an output of the model")
-        self._check_ignored()
-        graph.roots = self.ids.roots()
-        graph.pinned = self.ids.pinned(graph.roots)
-        return graph
-
-    def _walk(self, model, inputs, prefix):
-        def call(node, args, kwargs):
-            return self._call(node, args, kwargs, prefix)
-
-        return walk(model, inputs, call)
-
-    def _call(self, node, args, kwargs, prefix):
-        layer, path = node.layer, prefix + node.layer.name
-        values = tf.nest.flatten((args, kwargs))
-        originals = tf.nest.flatten((node.call_args, node.call_kwargs))
-        tensors = {id(tensor) for tensor in node.keras_inputs}
-        inputs = [
-            ids
-            for ids, tensor in zip(values, originals, strict=True)
-            if id(tensor) in tensors
-        ]
-        if is_graph_model(layer):
-            outputs = self._nested(layer, inputs, path)
-        else:
-            call = Call(
-                layer,
-                self.ids,
-                inputs,
-                [*args, *kwargs.values()],
-                kwargs,
-                [tuple(tensor.shape) for tensor in node.keras_inputs],
-                tuple(tf.nest.flatten(node.outputs)[0].shape),
-            )
-            outputs = self._layer(call, node, path)
-        self._ignore(path, outputs)
-        return outputs
-
-    def _layer(self, call, node, path):
-        """The output ids of one call of a layer that is not a model."""
-        earlier = self.graph.followed.get(id(call.layer))
-        if earlier is not None:
-            self._tie(earlier, call.inputs, path)
-            return [earlier.trace.output]
-        try:
-            trace = follow(call)
-        except CannotFollow as reason:
-            if call.layer.weights:
-                self.graph.unfollowed[path] = str(reason)
-            for ids in call.inputs:
-                if ids is not None:
-                    self.ids.pin(ids, path, str(reason))
-            outputs = tf.nest.flatten(node.outputs)
-            return [self._pinned(t.shape, path, str(reason)) for t in outputs]
-        if trace.tied:
-            found = Followed(call.layer, path, call.inputs, trace)
-            self.graph.followed[id(call.layer)] = found
-        return [trace.output]
-
-    def _nested(self, model, inputs, path):
-        """Goes through a nested model, whose input layers are of fixed width."""
-        for tensor, ids in zip(model.inputs, inputs, strict=True):
-            layer = tensor._keras_history.layer
-            if ids is None:
-                continue
-            if id(layer) in self.graph.followed:
-                self._tie(self.graph.followed[id(layer)], [ids], f"{path}/{layer.name}")
-            else:
-                self.graph.followed[id(layer)] = Followed(
-                    layer, f"{path}/{layer.name}", [ids], _input_trace(tensor, ids)
-                )
-        return self._walk(model, inputs, f"{path}/")
-
-    def _tie(self, earlier, inputs, path):
-        """Another call of a shared layer sees the channels that the first one saw."""
-        if earlier.path != path:
-            raise ValueError(
-                f"layer {earlier.path!r} is also used as {path!r}; a layer that is "
-                "shared between a model and another nested in it cannot be cut"
-            )
-        for first, ids in zip(earlier.inputs, inputs, strict=True):
-            self.ids.unite(first, ids)
-
-    def _pinned(self, shape, name, reason):
-        """New ids for a tensor whose channels all stay."""
-        if len(shape) < 2 or shape[-1] is None:
-            return None
-        ids = self.ids.fresh(shape[-1])
-        self.ids.pin(ids, name, reason)
-        return ids
-
-    def _ignore(self, path, outputs):
-        self.paths.add(path)
-        if any(_matches(path, pattern) for pattern in self.ignore):
-            for ids in outputs:
-                if ids is not None:
-                    self.ids.pin(ids, path, "it is to be ignored")
-
-    def _check_ignored(self):
-        for pattern in self.ignore:
-            if not any(_matches(path, pattern) for path in self.paths):
-                near = difflib.get_close_matches(pattern, self.paths, n=3, cutoff=0.4)
-                hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-                raise ValueError(
-                    f"ignore names layers of the model; {hint}Received: {pattern!r}"
-                )
-
-
-def _matches(path, pattern):
-    return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(
-        path.rpartition("/")[2], pattern
-    )
-
-
-def _input_trace(tensor, ids):
-    shape = tuple(tensor.shape)
-    return Trace(
-        ids,
-        config=lambda kept: {"batch_input_shape": (*shape[:-1], int(kept(ids).sum()))},
-    )
+    def weights(self) -> list[WeightAxes]:
+        """All weights that lose channels, in the order of execution."""
+        return [w for record in self.records.values() for w in record.result.weights]

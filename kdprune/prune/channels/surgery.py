@@ -1,46 +1,57 @@
-"""Rebuilding a model without some of its channels."""
+"""Building a model anew without some of its channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
+import tf_keras as keras
 
 from kdprune._graph import rebuild
+from kdprune.prune.channels.graph import ChannelGraph, Ids, LayerRecord, WeightAxes
+
+# The settings that initialize weights, where not `{weight}_initializer`.
+_INITIALIZERS = {
+    "depthwise_kernel": "depthwise_initializer",
+    "pointwise_kernel": "pointwise_initializer",
+}
 
 
-class Kept:
+class KeptChannels:
     """Tells which of the channels with given ids stay.
 
     Args:
-        graph: A `ChannelGraph`.
+        graph: The channels of the model.
         removed: The roots of the channels to remove.
     """
 
-    def __init__(self, graph, removed):
+    def __init__(self, graph: ChannelGraph, removed: Sequence[int] | Ids) -> None:
         stays = np.ones(len(graph.roots), bool)
         stays[np.asarray(removed, np.int64)] = False
         self._kept = stays[graph.roots]
 
-    def __call__(self, ids):
+    def __call__(self, ids: Ids) -> np.ndarray:
         return self._kept[ids]
 
-    def shape(self, weight):
-        """The shape that is left of a `Weight`."""
+    def shape(self, weight: WeightAxes) -> tuple[int, ...]:
+        """The shape that is left of a weight."""
         shape = list(weight.variable.shape)
         for axis, ids in weight.axes.items():
             shape[axis] = int(self(ids).sum())
         return tuple(shape)
 
-    def values(self, weight):
-        """What is left of a `Weight`'s numbers."""
-        values = weight.variable.numpy()
+    def values(self, weight: WeightAxes, values: np.ndarray) -> np.ndarray:
+        """What is left of an array of a weight's shape."""
         for axis, ids in weight.axes.items():
             values = np.compress(self(ids), values, axis)
         return values
 
 
-def remove_channels(graph, removed):
+def remove_channels(graph: ChannelGraph, removed: Sequence[int] | Ids) -> keras.Model:
     """Builds the model anew without the channels removed, weights carried over.
 
     Args:
-        graph: A `ChannelGraph`.
+        graph: The channels of the model.
         removed: The roots of the channels to remove.
 
     Returns:
@@ -50,19 +61,40 @@ def remove_channels(graph, removed):
     Raises:
         ValueError: If a layer cannot be made again from its configuration.
     """
-    kept = Kept(graph, removed)
+    kept = KeptChannels(graph, removed)
 
     def config(layer):
-        followed = graph.followed.get(id(layer))
-        if followed is None or followed.trace.config is None:
+        record = graph.records.get(id(layer))
+        if record is None:
             return None
-        return followed.trace.config(kept)
+        changes = record.result.config(kept) if record.result.config else {}
+        return {**_initializers(record, kept), **changes}
 
     def weights(old, new):
-        followed = graph.followed.get(id(old))
-        cut = {id(w.variable): w for w in followed.trace.weights} if followed else {}
+        record = graph.records.get(id(old))
+        changed = {id(w.variable): w for w in record.result.weights} if record else {}
         return [
-            kept.values(cut[id(v)]) if id(v) in cut else v.numpy() for v in old.weights
+            kept.values(changed[id(variable)], variable.numpy())
+            if id(variable) in changed
+            else variable.numpy()
+            for variable in old.weights
         ]
 
     return rebuild(graph.model, config=config, weights=weights)
+
+
+def _initializers(record: LayerRecord, kept: KeptChannels) -> dict[str, object]:
+    """Initializers that are arrays of a weight's shape lose what the weight does."""
+    changes = {}
+    for weight in record.result.weights:
+        for name, value in vars(record.layer).items():
+            if value is not weight.variable:
+                continue
+            setting = _INITIALIZERS.get(name, f"{name}_initializer")
+            initializer = getattr(record.layer, setting, None)
+            if isinstance(initializer, keras.initializers.Constant):
+                constant = np.asarray(initializer.value)
+                if constant.shape == tuple(weight.variable.shape):
+                    left = keras.initializers.Constant(kept.values(weight, constant))
+                    changes[setting] = left
+    return changes
