@@ -1,11 +1,8 @@
 """Models saved by plain Keras 3 load as tf_keras models that say the same."""
 
 import json
-import os
-import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -15,7 +12,6 @@ import tf_keras as keras
 from kdprune.intake import build_keras3
 from kdprune.models import load_model, save_model
 
-SCRIPT = Path(__file__).parent / "keras3_models.py"
 SMALL = ("tutorial", "arithmetic", "nested", "shared", "half")
 APPLICATIONS = (
     "MobileNetV2",
@@ -27,26 +23,6 @@ APPLICATIONS = (
     "Xception",
     "InceptionV3",
 )
-
-
-def save_by_keras3(folder, names):
-    environment = dict(os.environ, KERAS_BACKEND="tensorflow", TF_CPP_MIN_LOG_LEVEL="3")
-    environment.pop("TF_USE_LEGACY_KERAS", None)
-    run = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder), *names],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    return folder
-
-
-@pytest.fixture(scope="session")
-def keras3_files(tmp_path_factory):
-    """A folder with each small model as .keras and .h5, and its outputs."""
-    return save_by_keras3(tmp_path_factory.mktemp("keras3"), SMALL)
 
 
 def assert_the_same(model, saved, tolerance=1e-5):
@@ -69,7 +45,7 @@ def test_a_keras_3_model_says_the_same_after_loading(keras3_files, name, form):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", APPLICATIONS)
-def test_keras_applications_say_the_same_after_loading(name, tmp_path):
+def test_keras_applications_say_the_same_after_loading(name, tmp_path, save_by_keras3):
     save_by_keras3(tmp_path, [name])
     for form in ("keras", "h5"):
         model = load_model(tmp_path / f"{name}.{form}")

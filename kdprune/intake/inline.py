@@ -1,0 +1,160 @@
+"""One flat graph: nested models entered, what only training needs left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+from kdprune._graph import check_graph_model, is_graph_model, walk
+from kdprune._io import first_line
+
+layers = keras.layers
+
+# Layers that pass images or features through when the model is used.
+_TRAINING_ONLY = tuple(
+    getattr(layers, name)
+    for name in """
+    AlphaDropout Dropout GaussianDropout GaussianNoise RandomBrightness RandomContrast
+    RandomCrop RandomFlip RandomHeight RandomRotation RandomTranslation RandomWidth
+    RandomZoom SpatialDropout1D SpatialDropout2D
+    """.split()
+)
+# Of these, what changes images is worth having in training.
+_AUGMENTATIONS = ("Random",)
+
+
+def inline(model: keras.Model) -> tuple[keras.Model, list[str]]:
+    """Makes a model of one flat graph that computes the same.
+
+    Quantization-aware training and channel pruning work on flat graphs; a transfer
+    learning model is a base inside a model. Dropout, noise and random augmentation do
+    nothing when a model is used, and are left out. A nested model that is called with
+    `training=False` keeps its batch normalization as it is: there it is frozen.
+
+    Args:
+        model: A built Functional or Sequential model; left as it is.
+
+    Returns:
+        `(model, changes)`: a new model of the same name, inputs and outputs (the
+        same one, where there is nothing to do), and a line for each thing done.
+        Layers keep their names; where two models have one of a name, the nested
+        one's gets that of its model in front.
+
+    Raises:
+        ValueError: If it is not a graph model, a layer cannot be made again, or
+            dropout or noise is called with `training=True`, which makes the model
+            say something else each time.
+    """
+    check_graph_model(model)
+    inliner = _Inliner(model)
+    if not inliner.needed:
+        return model, []
+    return inliner.flat(model), inliner.changes()
+
+
+class _Inliner:
+    def __init__(self, model: keras.Model) -> None:
+        self.made: dict[int, tuple[Any, Any]] = {}
+        self.names: set[str] = {layer.name for layer in _inputs(model)}
+        self.nested: dict[str, int] = {}
+        self.dropped: dict[str, None] = {}
+        self.needed = any(
+            is_graph_model(layer) or isinstance(layer, _TRAINING_ONLY)
+            for layer in model.layers
+        )
+
+    def flat(self, model: keras.Model) -> keras.Model:
+        inputs = [
+            layers.InputLayer(**layer.get_config()).output for layer in _inputs(model)
+        ]
+        outputs = self._run(model, inputs, frozen=False)
+        copy = keras.Model(
+            tf.nest.pack_sequence_as(model._nested_inputs, inputs),
+            tf.nest.pack_sequence_as(model._nested_outputs, outputs),
+            name=model.name,
+        )
+        for old, new in self.made.values():
+            new.set_weights(old.get_weights())
+            if hasattr(new, "finalize_state"):
+                new.finalize_state()  # Normalization computes with copies.
+        return copy
+
+    def changes(self) -> list[str]:
+        found = [
+            f"model {name!r} inside the model: its {count} layers are part of the graph"
+            for name, count in self.nested.items()
+        ]
+        if self.dropped:
+            found.append(f"left out, as they only train: {', '.join(self.dropped)}")
+        return found
+
+    def _run(self, model: keras.Model, inputs: list, frozen: bool) -> list:
+        def call(node: Any, args: Any, kwargs: Any) -> Any:
+            layer = node.layer
+            if is_graph_model(layer):
+                self.nested[layer.name] = len(layer.layers)
+                tensors = [t for t in tf.nest.flatten((args, kwargs)) if _is_tensor(t)]
+                inner = frozen or kwargs.get("training") is False or not layer.trainable
+                outputs = self._run(layer, tensors, inner)
+                return tf.nest.pack_sequence_as(layer._nested_outputs, outputs)
+            if isinstance(layer, _TRAINING_ONLY):
+                if kwargs.get("training") is True or True in args[1:]:
+                    raise ValueError(
+                        f"layer {layer.name!r} ({type(layer).__name__}) is called with "
+                        "training=True, so that the model says something else each "
+                        "time; call it without"
+                    )
+                kind = f"{layer.name} ({type(layer).__name__})"
+                self.dropped[kind] = None
+                return args[0]
+            kwargs = {k: v for k, v in kwargs.items() if (k, v) != ("training", False)}
+            return self._copy(layer, model, frozen)(*args, **kwargs)
+
+        return walk(model, inputs, call)
+
+    def _copy(self, layer: Any, model: keras.Model, frozen: bool) -> Any:
+        if id(layer) not in self.made:
+            config = layer.get_config()
+            config["name"] = self._free_name(layer.name, model.name)
+            normalizes = isinstance(layer, layers.BatchNormalization)
+            if not layer.trainable or (frozen and normalizes):
+                config["trainable"] = False
+            try:
+                self.made[id(layer)] = layer, type(layer).from_config(config)
+            except (NotImplementedError, TypeError) as error:
+                raise ValueError(
+                    f"layer {layer.name!r} ({type(layer).__name__}) cannot be made "
+                    f"again from its configuration ({first_line(error)})"
+                ) from error
+        return self.made[id(layer)][1]
+
+    def _free_name(self, name: str, model_name: str) -> str:
+        candidates = [name, f"{model_name}_{name}"]
+        number = 1
+        while candidates[0] in self.names:
+            candidates.pop(0)
+            if not candidates:
+                number += 1
+                candidates.append(f"{model_name}_{name}_{number}")
+        self.names.add(candidates[0])
+        return candidates[0]
+
+
+def augmentations(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers of random augmentation in a model, which training may go on with."""
+    return [
+        layer
+        for layer in model._flatten_layers(include_self=False)
+        if isinstance(layer, _TRAINING_ONLY)
+        and type(layer).__name__.startswith(_AUGMENTATIONS)
+    ]
+
+
+def _inputs(model: keras.Model) -> list:
+    return [tensor._keras_history.layer for tensor in model.inputs]
+
+
+def _is_tensor(item: Any) -> bool:
+    return hasattr(item, "_keras_history")
