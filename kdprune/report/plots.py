@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import io
 import math
+from collections import Counter
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
-from kdprune.report.bits_plots import draw_bits
-from kdprune.report.cuts_plots import draw_cuts
-from kdprune.report.read import Model, Run, Stage
+from kdprune.report.page import SECTIONS
+from kdprune.report.read import MOST_CELLS, Model, Run, Stage
 from kdprune.report.study_plots import draw_study
 from kdprune.report.style import (
     BLUE,
@@ -66,19 +67,28 @@ def draw_plots(run: Run, *, references: bool = True) -> dict[str, Plot]:
             drawn[name] = plot_confusion(model, run.classes)
         drawn |= draw_study(run)
         for stage in run.stages:
-            if stage.crowded:
+            if stage.aggregated:
                 continue
-            drawn |= draw_cuts(stage) | draw_bits(stage)
+            if section := SECTIONS.get(stage.kind or ""):
+                drawn |= section.draw(stage)
             drawn[f"training-{slug(stage.name)}"] = plot_training(stage)
     return {name: plot for name, plot in drawn.items() if plot is not None}
 
 
 def render(figure: Figure, form: str) -> bytes:
-    """Renders a figure as "png" or "svg", the same bytes each time."""
-    buffer = io.BytesIO()
+    """Renders a figure as "png" or "svg", the same bytes each time.
+
+    A PNG has a palette of 128 colours, a third of the bytes of one without.
+    """
+    buffer, picture = io.BytesIO(), io.BytesIO()
     metadata = {"Date": None} if form == "svg" else {"Software": None}
     with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format=form, metadata=metadata)
+        figure.savefig(picture, format=form, metadata=metadata)
+    if form == "svg":
+        return picture.getvalue()
+    with Image.open(picture) as image:
+        small = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    small.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -121,10 +131,15 @@ def plot_accuracy(run: Run) -> Plot | None:
 
 
 def plot_sparsity(run: Run) -> Plot | None:
-    """Draws the share of zero weights of each layer, for models that have zeros."""
+    """Draws the sparsity of each layer, for models that have zeros.
+
+    A model that was made in many cells of a matrix would fill pages, and is left out.
+    """
     models = [
         m for m in run.distinct if max(m.sparsity_by_layer.values(), default=0) >= 0.01
     ]
+    cells = Counter(model.name for model in models)
+    models = [model for model in models if cells[model.name] <= MOST_CELLS]
     if not models:
         return None
     columns = min(3, len(models))
@@ -163,7 +178,7 @@ def plot_sparsity(run: Run) -> Plot | None:
         axes.set_xticks([0, 25, 50, 75, 100])
         axes.set_xlabel("zero weights (%)")
         axes.set_title(clip(model.label, 26))
-    return Plot("Share of zero weights by layer", figure)
+    return Plot("Sparsity by layer", figure)
 
 
 def plot_confusion(model: Model, classes: list[str] | None) -> Plot | None:

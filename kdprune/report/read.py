@@ -10,19 +10,23 @@ import csv
 import math
 import statistics
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from kdprune.report.schema import (
-    check_bits,
-    check_cuts,
-    check_entry,
-    check_validation,
+    RESULTS,
+    ExportResults,
+    Gathered,
+    Metrics,
+    Results,
+    check,
     read_json,
-    shorten,
+    rename_settings,
 )
 
+METRICS, RECORDS = "metrics.json", "records.json"
 SCHEMA = 1
 # A stage that was run in more cells than this, seeds aside, is told in one table.
 MOST_CELLS = 6
@@ -87,6 +91,12 @@ class Model:
         return tuple(interval) if interval and len(self.entries) == 1 else None
 
     @property
+    def memory(self) -> float | None:
+        """Bytes of the arena, or without it of the peak activation memory."""
+        arena = self.mean("arena_bytes")
+        return self.mean("peak_activation_bytes") if arena is None else arena
+
+    @property
     def sparsity_by_layer(self) -> dict[str, float]:
         """Share of zero weights per layer, in [0, 1], mean over the seeds."""
         found = [entry.get("sparsity_by_layer") or {} for entry in self.entries]
@@ -110,11 +120,26 @@ class Model:
 
 @dataclass(frozen=True)
 class Cell:
-    """One stage folder: its record, and its history by column."""
+    """One stage folder.
+
+    Attributes:
+        folder: Its name.
+        record: Its record, the settings under today's names.
+        history: Its training history by column.
+        results: What the record's results were read as; None where it has none.
+        original: The record as it is in the file.
+    """
 
     folder: str
     record: dict[str, Any]
     history: dict[str, list[float]]
+    results: Results | None = None
+    original: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str | None:
+        """The kind of the stage: "train", "quantize"."""
+        return self.record.get("kind")
 
     @property
     def best(self) -> int | None:
@@ -131,13 +156,18 @@ class Stage:
     Attributes:
         name: The stage's name, with the matrix values of its cells.
         cells: Its cells, by their seeds.
-        crowded: Whether it stands for all cells of a matrix, which are too many to
+        aggregated: Whether it stands for all cells of a matrix, which are too many to
             be told one by one; the name is then without their values.
     """
 
     name: str
     cells: tuple[Cell, ...]
-    crowded: bool = False
+    aggregated: bool = False
+
+    @property
+    def kind(self) -> str | None:
+        """The kind of its cells."""
+        return self.cells[0].kind
 
 
 @dataclass(frozen=True)
@@ -215,7 +245,11 @@ class Run:
 
 
 def read_run(run_folder: str | Path) -> Run:
-    """Reads `metrics.json` and each stage's `record.json` and `history.csv`.
+    """Reads `metrics.json` and the records and histories of all stages.
+
+    Records are in the stages' folders (`record.json`, `history.csv`), or gathered
+    in one `records.json` (see `kdprune.report.gather_results`); where a stage has
+    both, its folder counts.
 
     Args:
         run_folder: A run's folder. Stage folders without a record are not
@@ -226,7 +260,7 @@ def read_run(run_folder: str | Path) -> Run:
             schema says.
     """
     folder = Path(run_folder)
-    path = folder / "metrics.json"
+    path = folder / METRICS
     if not path.is_file():
         raise ValueError(
             f"expected {path}, which the evaluate stage writes; received no such "
@@ -238,27 +272,49 @@ def read_run(run_folder: str | Path) -> Run:
             f"{path}: expected schema {SCHEMA}; received {metrics.get('schema')!r}. "
             "Measure again with this version of kdprune."
         )
-    entries = metrics.get("models")
-    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-        raise ValueError(
-            f"{path}: expected a list of objects under 'models'; received "
-            f"{shorten(entries)}. Measure again."
-        )
-    stages = _read_stages(folder, metrics.get("stages"))
-    validation = {}
-    for cell in (cell for stage in stages for cell in stage.cells):
-        where = folder / cell.folder / "record.json"
-        check_cuts(cell.record, where)
-        check_bits(cell.record, where)
-        validation[cell.folder] = check_validation(cell.record, where)
-    entries = [
-        {
-            **check_entry(entry, path),
-            "val_accuracy": validation.get(str(entry.get("stage"))),
-        }
-        for entry in entries
+    checked = check(Metrics, metrics, str(path), "Measure again.")
+    cells = read_cells(folder)
+    named = metrics.get("stages")
+    shown = [
+        cell
+        for cell in cells
+        # A report is drawn from the other records, and does not tell of itself.
+        if cell.kind != "report" and (named is None or cell.folder in named)
     ]
-    return Run(metrics, _group_models(entries, path), stages)
+    results = {cell.folder: cell.results for cell in shown}
+    entries = [_complete(entry.model_dump(), results) for entry in checked.models]
+    return Run(metrics, _group_models(entries, path), _group_stages(shown))
+
+
+def read_cells(folder: Path) -> list[Cell]:
+    """Reads every stage folder's record and history, by when it was started.
+
+    Args:
+        folder: The run's folder.
+
+    Raises:
+        ValueError: If a file is not what its schema says; names the file.
+    """
+    found = {}
+    gathered = folder / RECORDS
+    if gathered.is_file():
+        for name, stage in read_gathered(gathered).stages.items():
+            record = dict(stage.model_extra or {})
+            found[name] = _make_cell(
+                name, record, stage.history, f"{gathered}: stages {name}"
+            )
+    for path in sorted(folder.glob("*/record.json")):
+        name, history = path.parent.name, _read_history(path.parent)
+        found[name] = _make_cell(name, read_json(path), history, str(path))
+    # ISO times sort as text; stages without one come last.
+    return sorted(
+        found.values(), key=lambda c: (str(c.record.get("started") or "~"), c.folder)
+    )
+
+
+def read_gathered(path: Path) -> Gathered:
+    """Reads a `records.json`."""
+    return check(Gathered, read_json(path), str(path), "Gather the results again.")
 
 
 def split_cell(folder: str) -> tuple[str, str | None]:
@@ -334,33 +390,64 @@ def _group_models(entries: list[dict[str, Any]], path: Path) -> tuple[Model, ...
     models = [
         Model(key[0], key[1], tuple(group.values())) for key, group in groups.items()
     ]
-    for field in ("format", "dtype", "resolver", "threads"):
-        models = _tell_apart(models, field)
+    for key in ("format", "dtype", "resolver", "threads"):
+        models = _tell_apart(models, key)
     return tuple(models)
 
 
-def _tell_apart(models: list[Model], field: str) -> list[Model]:
-    """Adds `field` to the labels that several models share, where it helps."""
+def _tell_apart(models: list[Model], key: str) -> list[Model]:
+    """Adds `key` to the labels that several models share, where it helps."""
     shared = Counter(model.label for model in models)
-    values = {(model.label, model.get(field)) for model in models}
+    values = {(model.label, model.get(key)) for model in models}
     useful = Counter(label for label, _ in values)
     return [
-        replace(model, label=f"{model.label} ({field} {model.get(field)})")
+        replace(model, label=f"{model.label} ({key} {model.get(key)})")
         if shared[model.label] > 1 and useful[model.label] > 1
         else model
         for model in models
     ]
 
 
-def _read_stages(folder: Path, named: list[str] | None) -> tuple[Stage, ...]:
-    """Reads the stages that belong to the run; all there are if it names none."""
-    cells = [
-        Cell(path.parent.name, read_json(path), _read_history(path.parent))
-        for path in sorted(folder.glob("*/record.json"))
-        if named is None or path.parent.name in named
-    ]
-    # ISO times sort as text; stages without one come last.
-    cells.sort(key=lambda cell: str(cell.record.get("started") or "~"))
+def _make_cell(
+    name: str,
+    record: dict[str, Any],
+    history: Mapping[str, Sequence[float | None]],
+    where: str,
+) -> Cell:
+    original = record
+    if "settings" in record:
+        record = {**record, "settings": rename_settings(record["settings"])}
+    found, kind = record.get("results"), record.get("kind")
+    schema = RESULTS.get(kind, Results) if isinstance(kind, str) else Results
+    results = (
+        check(schema, found, f"{where}: results", "Run the stage again.")
+        if isinstance(found, dict)
+        else None
+    )
+    columns = {
+        column: [math.nan if value is None else value for value in values]
+        for column, values in history.items()
+    }
+    return Cell(name, record, columns, results, original)
+
+
+def _complete(
+    entry: dict[str, Any], results: dict[str, Results | None]
+) -> dict[str, Any]:
+    """Adds to a model's figures those that other stages have recorded of it."""
+    made = results.get(str(entry.get("stage")))
+    entry["val_accuracy"] = made.val_accuracy if made else None
+    folder, _, name = str(entry.get("path")).rpartition("/")
+    exported = results.get(folder)
+    file = exported.files.get(name) if isinstance(exported, ExportResults) else None
+    for key in ("arena_bytes", "peak_activation_bytes"):
+        if file and entry.get(key) is None:
+            entry[key] = getattr(file, key)
+    return entry
+
+
+def _group_stages(cells: list[Cell]) -> tuple[Stage, ...]:
+    """Joins the cells of a stage that differ in their seed alone."""
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(split_cell(cell.folder)[0], []).append(cell)
@@ -370,11 +457,11 @@ def _read_stages(folder: Path, named: list[str] | None) -> tuple[Stage, ...]:
         stages.setdefault(name.partition("--")[0], []).append(name)
     found = []
     for stage, names in stages.items():
-        kinds = {cell.record.get("kind") for name in names for cell in rows[name]}
-        # What can be spared is told by its own table and plot or not at all.
+        kinds = {cell.kind for name in names for cell in rows[name]}
+        # A sensitivity is told by its own table and plot or not at all.
         if len(names) > MOST_CELLS and kinds != {"sensitivity"}:
-            cells = tuple(cell for name in names for cell in rows[name])
-            found.append(Stage(stage, cells, crowded=True))
+            members = tuple(cell for name in names for cell in rows[name])
+            found.append(Stage(stage, members, aggregated=True))
         else:
             found += [Stage(name, tuple(rows[name])) for name in names]
     return tuple(found)

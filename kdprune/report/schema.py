@@ -1,53 +1,359 @@
-"""Checks what comes out of a record: a wrong figure stops the report by its name."""
+"""What records must look like: a wrong figure stops the report by its name.
+
+What is missing is no error: an older record lacks figures that a newer one has. A
+figure that is not finite (a loss that overflowed) counts as missing.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-NUMBERS = (
-    "accuracy",
-    "test_images",
-    "bytes",
-    "bytes_gzip",
-    "parameters",
-    "nonzero_parameters",
-    "macs",
-    "latency_ms_p50",
-    "latency_ms_p90",
-    "agreement",
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
 )
-SHARES = ("accuracy", "agreement")
-LAYER_NUMBERS = (
-    "sqnr_db",
-    "weight_sqnr_db",
-    "rmse_over_scale",
-    "saturation",
-    "low",
-    "high",
-    "seen_low",
-    "seen_high",
-    "weight_low",
-    "weight_high",
-)
-ATTEMPT_NUMBERS = (
-    "drop",
-    "drop_bound",
-    "disagreement",
-    "bytes",
-    "float_bytes",
-    "seconds",
-)
+
+# Recipe keys that had other names when older records were written.
+RENAMED = {
+    "by": "criterion",
+    "beta": "relative_threshold",
+    "keep": "save_models",
+    "like": "architecture_of",
+    "ranges": "range_method",
+    "slimming": "bn_l1",
+}
+
+
+def _number(value: Any) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("expected a number")
+    return value
+
+
+def _figure(value: Any) -> int | float | None:
+    number = None if value is None else _number(value)
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _known(value: Any) -> int | float:
+    number = _figure(value)
+    if number is None:
+        raise ValueError("expected a finite number")
+    return number
+
+
+def _share(value: Any) -> int | float | None:
+    share = _figure(value)
+    if share is not None and not 0 <= share <= 1:
+        raise ValueError("expected a share in [0, 1]; divide percentages by 100")
+    return share
+
+
+def _known_share(value: Any) -> int | float:
+    return _known(_share(value))
+
+
+Number = Annotated[float, PlainValidator(_known)]
+Figure = Annotated[float | None, PlainValidator(_figure)]
+Share = Annotated[float | None, PlainValidator(_share)]
+KnownShare = Annotated[float, PlainValidator(_known_share)]
+T = TypeVar("T", bound=BaseModel)
+
+
+class _Schema(BaseModel):
+    """Reads an object of a record; keys that no figure is taken from are kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_missing(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        fields = cls.model_fields
+        return {k: v for k, v in content.items() if v is not None or k not in fields}
+
+
+def _interval(value: Any) -> list[float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError("expected [low, high]")
+    ends = [_figure(end) for end in value]
+    return None if None in ends else ends  # type: ignore[return-value]
+
+
+def _square(value: Any) -> list[list[float]] | None:
+    if not value:
+        return None
+    if not isinstance(value, list) or not all(
+        isinstance(row, list) and len(row) == len(value) for row in value
+    ):
+        raise ValueError("expected a square table of counts")
+    return [[_figure(count) or 0 for count in row] for row in value]
+
+
+def _shares_by_layer(value: Any) -> dict[str, float]:
+    if not isinstance(value or {}, dict):
+        raise ValueError("expected an object of shares")
+    shares = {layer: _share(share) for layer, share in (value or {}).items()}
+    return {layer: share for layer, share in shares.items() if share is not None}
+
+
+class Entry(_Schema):
+    """One measured model or file in `metrics.json`."""
+
+    name: str
+    accuracy: Share = None
+    agreement: Share = None
+    accuracy_ci: Annotated[list[float] | None, PlainValidator(_interval)] = None
+    confusion: Annotated[list[list[float]] | None, PlainValidator(_square)] = None
+    sparsity_by_layer: Annotated[
+        dict[str, float], PlainValidator(_shares_by_layer)
+    ] = {}
+    test_images: Figure = None
+    bytes: Figure = None
+    bytes_gzip: Figure = None
+    parameters: Figure = None
+    nonzero_parameters: Figure = None
+    macs: Figure = None
+    latency_ms_p50: Figure = None
+    latency_ms_p90: Figure = None
+    arena_bytes: Figure = None
+    peak_activation_bytes: Figure = None
+
+
+class Metrics(_Schema):
+    """`metrics.json`: what the evaluate stage measured."""
+
+    models: list[Entry]
+
+
+class Results(_Schema):
+    """The results of a stage of a kind that has no section of its own."""
+
+    val_accuracy: Share = None
+
+
+class SensitivityResults(Results):
+    """Accuracy with one group of channels removed at a time: a row for a group."""
+
+    importance: str | None = None
+    ratios: list[Number] = []
+    whole: Share = None
+    groups: list[str] = []
+    layers: list[list[str]] = []
+    channels: list[Number] = []
+    left: list[list[Number]] = []
+    scores: list[list[Share]] = []
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> SensitivityResults:
+        rows, columns = len(self.groups), len(self.ratios)
+        for key in ("layers", "channels", "left", "scores"):
+            table = getattr(self, key)
+            whole = len(table) == rows
+            if key in ("left", "scores"):
+                whole = whole and all(len(row) == columns for row in table)
+            if self.scores and not whole:
+                raise ValueError(f"expected {key} of {rows} groups at {columns} ratios")
+        return self
+
+
+class ChannelResults(Results):
+    """Channels [before, after] of each layer that was pruned."""
+
+    channels_by_layer: dict[str, tuple[Number, Number]] = {}
+
+
+class Block(_Schema):
+    """A residual block, and what the model loses without it."""
+
+    name: str
+    score: Figure = None
+    layers: Figure = None
+    removed: bool = False
+
+
+class BlockResults(Results):
+    """Residual blocks by their rank."""
+
+    rank: str | None = None
+    blocks: list[Block] = []
+
+
+class WeightResults(Results):
+    """What the weights became by pruning or clustering."""
+
+    sparsity_by_layer: dict[str, KnownShare] = {}
+    clusters_by_layer: dict[str, Number] = {}
+
+
+class LayerError(_Schema):
+    """An operator of an integer file against its float form (`tflite.layers`)."""
+
+    layer: str | None = None
+    op: str | None = None
+    sqnr_db: Figure = None
+    weight_sqnr_db: Figure = None
+    rmse_over_scale: Figure = None
+    saturation: Share = None
+    low: Figure = None
+    high: Figure = None
+    seen_low: Figure = None
+    seen_high: Figure = None
+    weight_low: Figure = None
+    weight_high: Figure = None
+
+
+class Attempt(_Schema):
+    """A form tried to stay within an accuracy budget; `error` if it failed."""
+
+    name: str
+    met: bool = False
+    error: str | None = None
+    drop: Figure = None
+    drop_bound: Figure = None
+    disagreement: Figure = None
+    bytes: Figure = None
+    float_bytes: Figure = None
+    float_layers: list[str] = []
+    seconds: Figure = None
+
+
+class QuantizeResults(Results):
+    """What int8 costs each layer, and what was tried to stay within a budget."""
+
+    layers: list[LayerError] = []
+    attempts: list[Attempt] = []
+    chosen: str | None = None
+    message: str | None = None
+
+
+class Operator(_Schema):
+    """A kind of operator of a file, and which runtimes take it."""
+
+    op: str
+    type: str
+    count: Figure = None
+    gpu: bool
+    micro: bool
+
+
+class FloatOperator(_Schema):
+    """An operator that an integer file computes in float."""
+
+    op: str
+    layer: str | None = None
+
+
+class Tensor(_Schema):
+    """An input or output of a file."""
+
+    dtype: str | None = None
+    scale: Figure = None
+
+
+class Kernel(_Schema):
+    """How far a file's probabilities are from the Keras model's on some kernels."""
+
+    largest_deviation: Figure = None
+
+
+class File(_Schema):
+    """What the export gate found in a `.tflite` file."""
+
+    input: Tensor = Tensor()
+    output: Tensor = Tensor()
+    operators: list[Operator] | None = None
+    float_ops: list[FloatOperator] = []
+    peak_activation_bytes: Figure = None
+    arena_bytes: Figure = None
+    xnnpack_leaves: list[str] | None = None
+    disagreement: Figure = None
+    kernels: dict[str, Kernel] = {}
+
+
+class ExportResults(Results):
+    """The files that passed the export gate, by name."""
+
+    files: dict[str, File] = {}
+
+
+# What a stage of each kind has recorded; other kinds are read as `Results`.
+RESULTS: dict[str, type[Results]] = {
+    "cluster": WeightResults,
+    "export": ExportResults,
+    "prune": WeightResults,
+    "prune_blocks": BlockResults,
+    "prune_channels": ChannelResults,
+    "quantize": QuantizeResults,
+    "sensitivity": SensitivityResults,
+}
+
+
+class CommittedFile(_Schema):
+    """A file beside `records.json`, and the record that names the same content."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    bytes: int
+    stage: str
+    name: str
+
+
+class GatheredStage(_Schema):
+    """A stage's record, with its history by column: null where there is no value."""
+
+    history: dict[str, list[Figure]] = {}
+
+
+class Gathered(_Schema):
+    """`records.json`: all records of a run in one file (`report.gather_results`)."""
+
+    files: dict[str, CommittedFile] = {}
+    stages: dict[str, GatheredStage]
+
+
+def check(schema: type[T], content: Any, where: str, remedy: str) -> T:
+    """Reads `content` as `schema`.
+
+    Args:
+        schema: What it has to be.
+        content: What was found.
+        where: Path of the file, for the error.
+        remedy: What the user can do, as a sentence.
+
+    Raises:
+        ValueError: In one line, if it is something else.
+    """
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = _place(content, first["loc"])
+        text = _expected(first["type"], first["msg"])
+        received = shorten(first["input"])
+        if first["type"] == "missing":
+            received = "nothing"
+        elif isinstance(first["input"], dict) and first["type"] == "value_error":
+            received = "another shape"
+        raise ValueError(
+            f"{where}: {place}{text}; received {received}. {remedy}"
+        ) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object; a ValueError names the file that holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of JSON, or of UTF-8
         raise ValueError(
             f"{path}: expected JSON; received something else ({error}). "
             "Run the stage that writes it again."
@@ -60,91 +366,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_entry(entry: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Returns a model's entry of `metrics.json`, with None for what is not finite.
-
-    Raises:
-        ValueError: If a figure is of the wrong type or range; what is missing
-            is no error.
-    """
-    if not isinstance(entry.get("name"), str):
-        raise ValueError(
-            f"{path}: expected a name for each model; received "
-            f"{shorten(entry.get('name'))}. Measure again."
-        )
-    where = f"{path}: model {entry['name']!r}:"
-    checked = dict(entry)
-    for field in NUMBERS:
-        checked[field] = _check_number(entry.get(field), f"{where} {field}")
-    for field in SHARES:
-        _check_share(checked[field], f"{where} expected {field}")
-    checked["accuracy_ci"] = _check_interval(entry.get("accuracy_ci"), where)
-    checked["confusion"] = _check_confusion(entry.get("confusion"), where)
-    layers = entry.get("sparsity_by_layer") or {}
-    if not isinstance(layers, dict):
-        raise ValueError(
-            f"{where} expected sparsity_by_layer as an object of shares; received "
-            f"{shorten(layers)}. Measure again."
-        )
-    shares = {
-        layer: _check_number(share, f"{where} sparsity of {layer}")
-        for layer, share in layers.items()
-    }
-    checked["sparsity_by_layer"] = {k: v for k, v in shares.items() if v is not None}
-    return checked
-
-
-def check_validation(record: dict[str, Any], path: Path) -> float | None:
-    """Returns the accuracy on the validation images that a stage's record holds.
-
-    Raises:
-        ValueError: If it is not a share; None where there is none, or it is NaN.
-    """
-    results = record.get("results")
-    value = results.get("val_accuracy") if isinstance(results, dict) else None
-    accuracy = _check_number(value, f"{path}: val_accuracy")
-    _check_share(accuracy, f"{path}: expected val_accuracy")
-    return accuracy
-
-
-def check_cuts(record: dict[str, Any], path: Path) -> None:
-    """Checks what a stage's record holds of channels and blocks that were cut.
-
-    Raises:
-        ValueError: If it is not of the right shape or range; what is missing is no
-            error.
-    """
-    results, kind = record.get("results"), record.get("kind")
-    if not isinstance(results, dict):
-        return
-    if kind == "sensitivity" and results.get("scores"):
-        _check_sensitivity(results, path)
-    if kind == "prune_channels" and results.get("channels_by_layer"):
-        _check_widths(results["channels_by_layer"], path)
-    if kind == "prune_blocks" and results.get("blocks"):
-        _check_blocks(results["blocks"], path)
-
-
-def check_bits(record: dict[str, Any], path: Path) -> None:
-    """Checks what a stage's record holds of zeros, clusters and 8-bit layers.
-
-    Raises:
-        ValueError: If it is not of the right shape or range; what is missing is no
-            error.
-    """
-    results, kind = record.get("results"), record.get("kind")
-    if not isinstance(results, dict):
-        return
-    if kind == "quantize":
-        _check_layers(results.get("layers") or [], path)
-        _check_attempts(results.get("attempts") or [], path)
-    if kind == "export":
-        _check_files(results.get("files") or {}, path)
-    if kind == "cluster":
-        _check_by_layer(results, "clusters_by_layer", path)
-    if kind in ("prune", "cluster"):
-        for share in _check_by_layer(results, "sparsity_by_layer", path):
-            _check_share(share, f"{path}: expected sparsity_by_layer")
+def rename_settings(settings: Any) -> Any:
+    """Gives the settings of an older record today's names, at any depth."""
+    if isinstance(settings, dict):
+        return {RENAMED.get(k, k): rename_settings(v) for k, v in settings.items()}
+    if isinstance(settings, list):
+        return [rename_settings(value) for value in settings]
+    return settings
 
 
 def shorten(value: Any) -> str:
@@ -153,174 +381,30 @@ def shorten(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _check_number(value: Any, where: str) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(
-            f"{where}: expected a number; received {shorten(value)}. Measure again."
-        )
-    return value if math.isfinite(value) else None
+def _expected(kind: str, message: str) -> str:
+    """Words pydantic's message as the other errors are."""
+    if kind in ("dict_type", "model_type", "model_attributes_type"):
+        return "expected an object"
+    if kind == "missing":
+        return "expected a value"
+    text = message.removeprefix("Value error, ")
+    text = text.replace("Input should be a valid ", "expected a ")
+    return text.replace("Input should be ", "expected ").replace("a tuple", "a list")
 
 
-def _check_share(value: float | None, expected: str) -> None:
-    if not 0 <= (value or 0) <= 1:
-        raise ValueError(
-            f"{expected} as a share in [0, 1]; received {value}. Divide percentages "
-            "by 100."
-        )
-
-
-def _check_interval(interval: Any, where: str) -> list[float] | None:
-    if interval is None:
-        return None
-    if not isinstance(interval, list) or len(interval) != 2:
-        raise ValueError(
-            f"{where} expected accuracy_ci as [low, high]; received "
-            f"{shorten(interval)}. Measure again."
-        )
-    ends = [_check_number(end, f"{where} accuracy_ci") for end in interval]
-    return None if None in ends else ends
-
-
-def _check_confusion(rows: Any, where: str) -> list[list[float]] | None:
-    if not rows:
-        return None
-    square = isinstance(rows, list) and all(
-        isinstance(row, list) and len(row) == len(rows) for row in rows
-    )
-    if not square:
-        raise ValueError(
-            f"{where} expected confusion as a square table of counts; received "
-            f"{shorten(rows)}. Measure again."
-        )
-    return [[_check_number(n, f"{where} confusion") or 0 for n in row] for row in rows]
-
-
-def _check_sensitivity(results: dict[str, Any], path: Path) -> None:
-    rows, columns = (_length(results.get(key)) for key in ("groups", "ratios"))
-    for key in ("layers", "channels", "left", "scores"):
-        table = results.get(key)
-        right = _length(table) == rows
-        if key in ("left", "scores"):
-            right = right and all(_length(row) == columns for row in table)
-        if not right:
-            raise ValueError(
-                f"{path}: expected {key} of {rows} groups at {columns} ratios; "
-                f"received {shorten(table)}. Run the stage again."
-            )
-    numbers = [*results["channels"], *(n for row in results["left"] for n in row)]
-    for number in [*numbers, *results["ratios"]]:
-        if _check_number(number, f"{path}: ratios, channels and left") is None:
-            raise ValueError(
-                f"{path}: expected a number for each ratio and count of channels; "
-                f"received {shorten(number)}. Run the stage again."
-            )
-    scores = [score for row in results["scores"] for score in row]
-    for score in [results.get("whole"), *scores]:
-        _check_share(
-            _check_number(score, f"{path}: scores"), f"{path}: expected scores"
-        )
-
-
-def _length(value: Any) -> int:
-    """How many items a list has; -1 for what is no list."""
-    return len(value) if isinstance(value, list) else -1
-
-
-def _check_widths(widths: Any, path: Path) -> None:
-    pairs = list(widths.values()) if isinstance(widths, dict) else [None]
-    for pair in pairs:
-        numbers = pair if _length(pair) == 2 else [None]
-        if None in [_check_number(n, f"{path}: channels_by_layer") for n in numbers]:
-            raise ValueError(
-                f"{path}: expected channels_by_layer as [before, after] of each layer; "
-                f"received {shorten(pair)}. Run the stage again."
-            )
-
-
-def _check_blocks(blocks: Any, path: Path) -> None:
-    for block in blocks if isinstance(blocks, list) else [blocks]:
-        if not isinstance(block, dict) or not isinstance(block.get("name"), str):
-            raise ValueError(
-                f"{path}: expected blocks as a list of objects with a name; received "
-                f"{shorten(block)}. Run the stage again."
-            )
-        for field in ("score", "layers"):
-            _check_number(block.get(field), f"{path}: {field} of {block['name']}")
-
-
-def _check_layers(layers: Any, path: Path) -> None:
-    def right(row):
-        return all(isinstance(row.get(key), str | None) for key in ("layer", "op"))
-
-    _check_objects(layers, right, f"{path}: expected layers, each with layer and op")
-    for row in layers:
-        numbers = {
-            field: _check_number(
-                row.get(field), f"{path}: {field} of {row.get('layer')}"
-            )
-            for field in LAYER_NUMBERS
-        }
-        _check_share(numbers["saturation"], f"{path}: expected saturation")
-
-
-def _check_attempts(attempts: Any, path: Path) -> None:
-    def right(row):
-        return isinstance(row.get("name"), str)
-
-    _check_objects(attempts, right, f"{path}: expected attempts, each with a name")
-    for row in attempts:
-        for field in ATTEMPT_NUMBERS:
-            _check_number(row.get(field), f"{path}: {field} of {row['name']!r}")
-
-
-def _check_files(files: Any, path: Path) -> None:
-    _check_objects(
-        list(files.values()) if isinstance(files, dict) else [files],
-        lambda row: True,
-        f"{path}: expected figures for each of files",
-    )
-    for name, figures in files.items():
-        for row in figures.get("operators") or []:
-            _check_objects([row], _is_operator, f"{path}: expected operators of {name}")
-            _check_number(row.get("count"), f"{path}: count of {row['op']} of {name}")
-        for field in ("peak_activation_bytes", "disagreement"):
-            _check_number(figures.get(field), f"{path}: {field} of {name}")
-        for kernels, found in (figures.get("kernels") or {}).items():
-            where = f"{path}: {kernels} of {name}"
-            _check_objects([found], lambda row: True, f"{where}: expected figures")
-            _check_number(found.get("largest_deviation"), where)
-
-
-def _is_operator(row: Any) -> bool:
-    fields = {"op": str, "type": str, "gpu": bool, "micro": bool}
-    return all(isinstance(row.get(key), kind) for key, kind in fields.items())
-
-
-def _check_objects(rows: Any, right: Callable, expected: str) -> None:
-    """Checks for a list of objects that are all as they should be."""
-    listed = isinstance(rows, list)
-    for row in rows if listed else [rows]:
-        if not listed or not isinstance(row, dict) or not right(row):
-            raise ValueError(
-                f"{expected}, as a list of objects; received {shorten(row)}. "
-                "Run the stage again."
-            )
-
-
-def _check_by_layer(results: dict[str, Any], field: str, path: Path) -> list[float]:
-    """Returns the numbers of all layers."""
-    found = results.get(field) or {}
-    if not isinstance(found, dict):
-        raise ValueError(
-            f"{path}: expected {field} as an object of numbers; received "
-            f"{shorten(found)}. Run the stage again."
-        )
-    numbers = [_check_number(n, f"{path}: {field} of {k}") for k, n in found.items()]
-    if None in numbers:
-        raise ValueError(
-            f"{path}: expected a number for each layer of {field}; received "
-            f"{shorten(found)}. Run the stage again."
-        )
-    return numbers
+def _place(content: Any, path: tuple[int | str, ...]) -> str:
+    """Writes where in a record a figure is: `models[2] 'student' accuracy: `."""
+    text = ""
+    for key in path:
+        if isinstance(key, int):
+            text += f"[{key}]"
+        else:
+            text += f"{' ' if text else ''}{key}"
+        try:
+            content = content[key]
+        except (KeyError, IndexError, TypeError):
+            content = None
+        if isinstance(key, int) and isinstance(content, dict):
+            name = content.get("name") or content.get("layer")
+            text += f" {name!r}" if isinstance(name, str) else ""
+    return f"{text}: " if text else ""

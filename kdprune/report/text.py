@@ -1,19 +1,14 @@
-"""How figures and names are written in Markdown; a missing figure is a dash."""
+"""How figures are written; a missing figure is a dash."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdprune.report.document import Inline, code, join
 from kdprune.report.read import Model, difference
 
 MISSING = "–"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Writes a Markdown table; the first column is aligned left, the others right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def accuracy_text(model: Model) -> str:
@@ -95,19 +90,11 @@ def duration(seconds: Any) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def escape(text: Any) -> str:
-    """Keeps a name from being read as Markdown, HTML or a table's border."""
-    text = " ".join(str(text).split())
-    for sign in "\\`*_|[]":
-        text = text.replace(sign, "\\" + sign)
-    return text.replace("&", "&amp;").replace("<", "&lt;")
-
-
 def list_some(names: Sequence[str], most: int = 4) -> str:
     """Writes names in a row; where there are more than `most`, counts the others."""
     named = names if len(names) <= most else names[: most - 1]
     more = len(names) - len(named)
-    text = ", ".join(map(escape, named)) or MISSING
+    text = ", ".join(named) or MISSING
     return f"{text} and {more} more" if more else text
 
 
@@ -121,9 +108,9 @@ def slug(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_=." else "_" for c in name)
 
 
-def brief(value: Any) -> str:
+def brief(value: Any) -> Inline:
     """Writes settings or results in one line: `epochs` 30, `optimizer.name` sgd."""
-    return ", ".join(f"`{key}` {scalar(item)}" for key, item in flatten(value))
+    return join(", ", [(code(key), f" {scalar(item)}") for key, item in flatten(value)])
 
 
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
@@ -141,7 +128,7 @@ def flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
 def scalar(value: Any) -> str:
     """Writes one value of a setting in at most 60 characters."""
     text = _plain(value)
-    return escape(text if len(text) <= 60 else text[:57] + "...")
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _plain(value: Any) -> str:
@@ -150,16 +137,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_plain, value)) + "]"
     return str(value)
-
-
-def code(text: Any) -> str:
-    """Writes a block of code, fenced by more backquotes than the text holds."""
-    fence = "```"
-    while fence in str(text):
-        fence += "`"
-    return f"{fence}sh\n{text}\n{fence}"
-
-
-def embed(name: str, caption: str) -> str:
-    """Shows the plot `plots/<name>.png` on the page."""
-    return f"![{escape(caption)}](plots/{name}.png)"

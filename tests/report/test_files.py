@@ -2,7 +2,13 @@
 
 import pytest
 
-from kdprune.report.tables import write_page
+from kdprune.report.document import to_markdown
+from kdprune.report.page import write_page
+
+
+def markdown(run, plots=()):
+    """The page in Markdown, with these plots embedded."""
+    return to_markdown(write_page(run, dict(plots)))
 
 
 def make_file(**changes):
@@ -33,7 +39,7 @@ def make_file(**changes):
 def section(records, **files):
     """The lines of the page on the run's only stage."""
     records.add_stage("files", kind="export", results={"files": files})
-    return write_page(records.run(), {}).split("### ")[1]
+    return markdown(records.run()).split("### ")[1]
 
 
 def test_each_file_has_a_row_of_what_the_gate_found(records):
@@ -69,7 +75,7 @@ def test_of_several_cells_the_first_is_shown_and_said_to_be(records):
         files = {"a": make_file(disagreement=share)}
         name = f"files--seed={seed}"
         records.add_stage(name, kind="export", results={"files": files})
-    text = write_page(records.run(), {}).split("### ")[1]
+    text = markdown(records.run()).split("### ")[1]
     assert "those of the first cell." in text
     assert text.count("| a | int8, 1/255") == 1 and "| 1.00 | 0.061" in text
 
@@ -82,10 +88,19 @@ def test_a_record_from_before_there_were_such_figures_is_shown(records):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"operators": [{"op": 3, "type": "int8"}]}, "operators of a"),
-        ({"operators": [{"op": "ADD", "type": "int8"}]}, "operators of a"),
-        ({"peak_activation_bytes": "much"}, "peak_activation_bytes of a.*a number"),
-        ({"kernels": {"xnnpack": 3}}, "xnnpack of a"),
+        (
+            {"operators": [{"op": 3, "type": "int8"}]},
+            r"a operators\[0\] op: expected",
+        ),
+        (
+            {"operators": [{"op": "ADD", "type": "int8"}]},
+            r"a operators\[0\] gpu: expected",
+        ),
+        (
+            {"peak_activation_bytes": "much"},
+            "a peak_activation_bytes: expected a",
+        ),
+        ({"kernels": {"xnnpack": 3}}, "files a kernels xnnpack: expected an object"),
     ],
 )
 def test_figures_of_the_wrong_type_are_named(records, changes, message):
@@ -95,5 +110,5 @@ def test_figures_of_the_wrong_type_are_named(records, changes, message):
 
 def test_files_that_are_a_list_are_named(records):
     records.add_stage("files", kind="export", results={"files": [make_file()]})
-    with pytest.raises(ValueError, match="expected figures for each of files"):
+    with pytest.raises(ValueError, match="files: expected an object"):
         records.run()

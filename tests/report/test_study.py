@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from kdprune.report.document import to_markdown
+from kdprune.report.page import write_page
 from kdprune.report.study import HELPS, HURTS, NOISE, UNTESTED, compare
 from kdprune.report.study_plots import VERDICTS, draw_study
-from kdprune.report.tables import write_page
 
 HEADING = "## Against the baseline"
 SCORES = {
@@ -19,6 +20,11 @@ SCORES = {
 }
 
 
+def markdown(run, plots=()):
+    """The page in Markdown, with these plots embedded."""
+    return to_markdown(write_page(run, dict(plots)))
+
+
 def add_scores(records):
     for name, accuracies in SCORES.items():
         records.add(name, accuracies)
@@ -26,7 +32,7 @@ def add_scores(records):
 
 
 def section(run):
-    page = write_page(run, {})
+    page = markdown(run)
     return page.split(HEADING)[1].split("## ")[0] if HEADING in page else None
 
 
@@ -70,7 +76,7 @@ def test_rows_hold_the_figures_that_scipy_finds(records):
 def test_the_method_is_one_sentence_with_the_seeds(records):
     text = section(add_scores(records).run())
     method = next(line for line in text.splitlines() if "Welch" in line)
-    assert "against alone (5 seeds)" in method
+    assert "compared with alone (5 seeds)" in method
     assert "over 3 to 5 seeds per row" in method
     assert "the 3 tests are adjusted by Holm's step-down" in method
     assert method.count(". ") == 0
@@ -236,7 +242,9 @@ def test_validation_is_a_dash_where_no_record_has_it(records):
 
 def test_a_wrong_validation_accuracy_names_its_record(records):
     records.add("alone", 0.87, results={"val_accuracy": 87.0})
-    with pytest.raises(ValueError, match=r"alone.record\.json: expected val_accuracy"):
+    with pytest.raises(
+        ValueError, match=r"alone.record\.json: results: val_accuracy: expected a share"
+    ):
         records.run()
 
 
