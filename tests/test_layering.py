@@ -23,7 +23,8 @@ ROOMS = {
     "models": {"intake"},
     "training": {"models"},
     "distill": {"models", "training"},
-    "prune": {"models"},
+    # A plan tells the memory that the file will need.
+    "prune": {"models", "tflite"},
     "quantize": {"models"},
     "tflite": {"models"},
     "kit": {"tflite"},

@@ -1,12 +1,21 @@
-"""Whether two models differ, judged image by image on the same images."""
+"""Whether two models differ: paired comparison on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
-from kdprune.evaluate.metrics import Z95, check_predictions
+from kdprune.evaluate.metrics import check_predictions
+
+# Two-sided 95 % quantile of the normal distribution.
+_Z95 = float(stats.norm.ppf(0.975))
 
 
-def agreement(scores_a, scores_b):
+def agreement(scores_a: ArrayLike, scores_b: ArrayLike) -> float:
     """Returns the share of images to which both models give the same class."""
     a, b = np.asarray(scores_a), np.asarray(scores_b)
     if a.shape != b.shape or a.ndim != 2 or not len(a):
@@ -17,11 +26,13 @@ def agreement(scores_a, scores_b):
     return float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
 
 
-def compare_predictions(scores_a, scores_b, labels):
+def compare_predictions(
+    scores_a: ArrayLike, scores_b: ArrayLike, labels: ArrayLike
+) -> dict[str, Any]:
     """Compares model b with model a on the same images.
 
-    Both see the same images, so that most of the chance in each accuracy is
-    shared: the paired interval is much tighter than the two separate ones.
+    Both see the same images, so that most of the sampling error of each accuracy
+    cancels out: the paired interval is much narrower than the two separate ones.
 
     Args:
         scores_a: Scores of the first model (the reference), `(n, classes)`.
@@ -34,11 +45,11 @@ def compare_predictions(scores_a, scores_b, labels):
         `difference_ci`: its paired 95 % interval `[low, high]`, by the standard
         error of the per-image differences (-1, 0 or 1).
         `standard_error`: that standard error.
-        `mcnemar_p`: two-sided exact p-value of McNemar's test, that is of the
-        images only one of the two gets right splitting evenly.
+        `mcnemar_p`: two-sided exact p-value of McNemar's test, whose null
+        hypothesis is that images only one of the two gets right split evenly.
         `disagreement`: share of images with different predictions.
-        `right_to_wrong`, `wrong_to_right`: indices of images where b lost and
-        where it gained.
+        `right_to_wrong`, `wrong_to_right`: indices of the images that only a and
+        that only b gets right.
         `per_class`: for each true class `{"gained", "lost", "images"}` counts.
 
     Raises:
@@ -57,7 +68,7 @@ def compare_predictions(scores_a, scores_b, labels):
     flips = len(lost) + len(gained)
     return {
         "difference": difference,
-        "difference_ci": [difference - Z95 * error, difference + Z95 * error],
+        "difference_ci": [difference - _Z95 * error, difference + _Z95 * error],
         "standard_error": error,
         "mcnemar_p": float(stats.binomtest(len(lost), flips).pvalue) if flips else 1.0,
         "disagreement": (n - round(same * n)) / n,
@@ -74,7 +85,7 @@ def compare_predictions(scores_a, scores_b, labels):
     }
 
 
-def describe_comparison(result, classes):
+def describe_comparison(result: dict[str, Any], classes: Sequence[str]) -> str:
     """Writes what `compare_predictions` returned as text for a person.
 
     Args:
@@ -82,17 +93,17 @@ def describe_comparison(result, classes):
         classes: Names of the classes.
 
     Returns:
-        A few lines: the difference with its interval, whether chance explains it,
-        images that flipped, and the classes that gained or lost.
+        A few lines: the difference with its interval, whether it is significant,
+        images whose prediction changed, and the classes that gained or lost.
     """
     low, high = (100 * bound for bound in result["difference_ci"])
     lost, gained = result["right_to_wrong"], result["wrong_to_right"]
-    chance = "not distinguishable from chance" if low <= 0 <= high else "beyond chance"
+    verdict = "not significant" if low <= 0 <= high else "significant"
     lines = [
         f"B against A: {100 * result['difference']:+.2f} points "
         f"(95 % interval {low:+.2f} to {high:+.2f}, McNemar p = "
-        f"{result['mcnemar_p']:.3g}): {chance}",
-        f"{100 * result['disagreement']:.2f} % of the images are classified otherwise; "
+        f"{result['mcnemar_p']:.3g}): {verdict}",
+        f"disagreement on {100 * result['disagreement']:.2f} % of the images; "
         f"{len(lost)} became wrong, {len(gained)} became right",
     ]
     width = max(len(name) for name in classes)

@@ -1,9 +1,15 @@
-"""Everything about one model file, in the form `metrics.json` keeps it."""
+"""All figures of one model or model file, in the form of `metrics.json`."""
 
+from __future__ import annotations
+
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import tf_keras as keras
+from numpy.typing import ArrayLike, NDArray
 
 from kdprune.benchmark.latency import measure_latency
 from kdprune.evaluate.compare import agreement
@@ -21,26 +27,26 @@ class Evaluation:
         scores: Its probabilities, float32 `(n, classes)`, to compare with.
     """
 
-    entry: dict
-    scores: np.ndarray
+    entry: dict[str, Any]
+    scores: NDArray[np.float32]
 
 
 def evaluate_model(
-    path,
-    images,
-    labels,
+    model: keras.Model | str | os.PathLike,
+    images: ArrayLike,
+    labels: ArrayLike,
     *,
-    source=None,
-    input_range=(0.0, 1.0),
-    resolver="xnnpack",
-    threads=1,
-    latency=True,
-):
-    """Measures a model file: accuracy, calibration, size, zeros, MACs, latency.
+    source: tuple[str, NDArray] | None = None,
+    input_range: tuple[float, float] = (0.0, 1.0),
+    resolver: str = "xnnpack",
+    threads: int = 1,
+    latency: bool = True,
+) -> Evaluation:
+    """Measures a model or file: accuracy, calibration, size, zeros, MACs, latency.
 
     Args:
-        path: A `.tflite`, `.keras` or `.h5` file.
-        images: uint8 pixels, shape `(n, height, width, channels)`.
+        model: A Keras model, or the path of a `.tflite`, `.keras` or `.h5` file.
+        images: uint8, or float in [0, 1], shape `(n, height, width, channels)`.
         labels: True classes, integers `(n,)`.
         source: `(name, scores)` of the model it was made from, for `agreement`.
         input_range: The real values that pixels 0 and 255 stand for.
@@ -49,30 +55,31 @@ def evaluate_model(
         latency: Whether to time it.
 
     Returns:
-        An `Evaluation`. Its entry goes by the file's stem, and has no stage: who
-        knows better sets "name" and "stage". What does not apply to a file is `None`:
-        latency, threads and resolver of a Keras file, agreement without a source.
+        An `Evaluation`. Its entry's name is the file's stem or the model's name, its
+        stage None. What does not apply is `None`: latency, threads and resolver of a
+        Keras model, path and bytes of one that is not a file, agreement without a
+        source.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file, the images and the labels do not fit together.
     """
-    path = Path(path)
-    description = describe_file(path)
+    path = Path(model) if isinstance(model, str | os.PathLike) else None
+    description = describe_file(model)
     scores = predict(
-        path, images, input_range=input_range, resolver=resolver, threads=threads
+        model, images, input_range=input_range, resolver=resolver, threads=threads
     )
     result = score(scores, labels)
-    timing = {}
-    if latency:
-        timing = measure_latency(path, threads=threads, resolver=resolver) or {}
     on_runtime = description["format"] == "tflite"
+    timing = {}
+    if latency and path is not None and on_runtime:
+        timing = measure_latency(path, threads=threads, resolver=resolver) or {}
     entry = {
-        "name": path.stem,
+        "name": getattr(model, "name", "model") if path is None else path.stem,
         "stage": None,
         "format": description["format"],
         "dtype": description["input"]["dtype"],
-        "path": str(path),
+        "path": None if path is None else str(path),
         "accuracy": result["accuracy"],
         "accuracy_ci": result["accuracy_ci"],
         "test_images": result["test_images"],

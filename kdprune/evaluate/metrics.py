@@ -1,17 +1,19 @@
-"""What predictions are worth: accuracy, confusion, calibration. NumPy only."""
+"""Figures of predictions against labels: accuracy, confusion, calibration."""
 
-import math
+from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
-# Two-sided 95 % quantile of the normal distribution.
-Z95 = 1.959963984540054
 ECE_BINS = 15
-# An int8 softmax can say exactly 0; the logarithm is taken of this instead.
+# An int8 softmax can give exactly 0; the logarithm is taken of this instead.
 SMALLEST_PROBABILITY = 1e-7
 
 
-def score(scores, labels):
+def score(scores: ArrayLike, labels: ArrayLike) -> dict[str, Any]:
     """Scores predicted probabilities against the true labels.
 
     Args:
@@ -52,7 +54,9 @@ def score(scores, labels):
     }
 
 
-def expected_calibration_error(scores, labels, bins=ECE_BINS):
+def expected_calibration_error(
+    scores: NDArray, labels: NDArray, bins: int = ECE_BINS
+) -> float:
     """Measures how far confidence and accuracy lie apart.
 
     The mean over bins of |accuracy - mean confidence|, weighted by the images
@@ -67,20 +71,17 @@ def expected_calibration_error(scores, labels, bins=ECE_BINS):
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def wilson_interval(successes, n, z=Z95):
-    """Bounds a share observed in `n` trials; 95 % by default.
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share observed in `n` trials.
 
     Reference: E. B. Wilson, 1927, "Probable inference, the law of succession,
     and statistical inference". It stays inside [0, 1] and works near both ends.
     """
-    share = successes / n
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    spread = share * (1 - share) / n + z**2 / (4 * n**2)
-    half = z * math.sqrt(spread) / (1 + z**2 / n)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    interval = stats.binomtest(successes, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
-def check_predictions(scores, labels):
+def check_predictions(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArray]:
     """Returns both as arrays, or raises `ValueError` if they do not belong together."""
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 2 or labels.shape != scores.shape[:1] or not len(labels):
@@ -92,8 +93,8 @@ def check_predictions(scores, labels):
         raise ValueError(f"labels must be integers. Received: {labels.dtype}")
     if labels.min() < 0 or labels.max() >= scores.shape[1]:
         raise ValueError(
-            f"the model tells {scores.shape[1]} classes apart, but the labels run "
-            f"from {labels.min()} to {labels.max()}; use the data it was made for"
+            f"the model has {scores.shape[1]} outputs, but the labels run from "
+            f"{labels.min()} to {labels.max()}; use the data it was trained for"
         )
     if not np.isfinite(scores).all():
         raise ValueError("the model's scores contain NaN or infinity")

@@ -1,22 +1,34 @@
 """Running a model over images: Keras models and `.tflite` files alike."""
 
-import sys
-import time
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import tf_keras as keras
+from numpy.typing import ArrayLike, NDArray
 
+from kdprune import images as pixels
+from kdprune._log import progress
+from kdprune.models import load_model
 from kdprune.tflite.interpreter import open_interpreter
 
 KERAS_BATCH = 250
-SECONDS_BETWEEN_NOTES = 5.0
 # What the runtime fixes an integer softmax's output to: 256 steps from 0.
 _SOFTMAX_QUANTIZATION = {"int8": (1 / 256, -128), "uint8": (1 / 256, 0)}
 
 
 def predict(
-    model_or_path, images, *, input_range=(0.0, 1.0), resolver="xnnpack", threads=1
-):
+    model_or_path: keras.Model | str | os.PathLike,
+    images: ArrayLike,
+    *,
+    input_range: tuple[float, float] = (0.0, 1.0),
+    resolver: str = "xnnpack",
+    threads: int = 1,
+) -> NDArray[np.float32]:
     """Computes class probabilities for every image.
 
     A `.tflite` file runs on the LiteRT runtime, one image at a time as a device
@@ -26,9 +38,10 @@ def predict(
     Args:
         model_or_path: A `keras.Model`, or the path of a `.tflite`, `.keras` or
             `.h5` file.
-        images: uint8 pixels, shape `(n, height, width, channels)`.
-        input_range: The real values that pixels 0 and 255 stand for: `(0, 1)`,
-            or `(0, 255)` for a model that takes raw pixels, or `(-1, 1)`.
+        images: uint8, or float in [0, 1], shape `(n, height, width, channels)`.
+        input_range: The real values that black and white (pixels 0 and 255) stand
+            for: `(0, 1)`, or `(0, 255)` for a model that takes raw pixels, or
+            `(-1, 1)`.
         resolver: Kernels for a `.tflite`: `"xnnpack"`, `"builtin"` or
             `"reference"`. The same file scores up to 0.2 points apart on them.
         threads: Threads for a `.tflite`, at least 1.
@@ -41,21 +54,18 @@ def predict(
         FileNotFoundError: If there is no such file.
         ValueError: If the file is no model, or the images do not fit its input.
     """
-    images = _check_images(images)
-    values = _real_values(input_range)
-    if isinstance(model_or_path, (str, Path)):
+    array = pixels.check(images)
+    to_real = _real_values(input_range, array.dtype)
+    if isinstance(model_or_path, str | os.PathLike):
         path = Path(model_or_path)
         if path.suffix == ".tflite":
-            return _predict_tflite(path, images, values, resolver, threads)
-        # Imported here: scoring a .tflite needs no TensorFlow.
-        from kdprune.models.io import load_model
-
-        return _predict_keras(load_model(path), images, values, str(path))
+            return _predict_tflite(path, array, to_real, resolver, threads)
+        return _predict_keras(load_model(path), array, to_real, str(path))
     name = getattr(model_or_path, "name", type(model_or_path).__name__)
-    return _predict_keras(model_or_path, images, values, f"model {name!r}")
+    return _predict_keras(model_or_path, array, to_real, f"model {name!r}")
 
 
-def to_probabilities(outputs):
+def to_probabilities(outputs: ArrayLike) -> NDArray[np.float32]:
     """Applies a softmax to logits; leaves what already are probabilities alone.
 
     Rows that are all non-negative and all sum to 1 are taken for probabilities:
@@ -69,15 +79,15 @@ def to_probabilities(outputs):
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def input_table(detail, values):
-    """What to feed for each of the 256 pixel values.
+def quantize_input(detail: dict[str, Any], values: NDArray) -> NDArray:
+    """Real values as a file's input takes them.
 
     Args:
         detail: The interpreter's description of its input.
-        values: The 256 real values, float64.
+        values: Real values, float64, any shape.
 
     Returns:
-        256 values of the input's own type, quantized with rounding and clipping
+        Values of the input's own type, quantized with rounding and clipping
         where it is an integer type.
     """
     if not np.issubdtype(detail["dtype"], np.integer):
@@ -93,19 +103,23 @@ def input_table(detail, values):
     return np.clip(steps, limits.min, limits.max).astype(detail["dtype"])
 
 
-def _predict_tflite(path, images, values, resolver, threads):
+def _predict_tflite(
+    path: Path,
+    images: NDArray,
+    to_real: Callable[[NDArray], NDArray],
+    resolver: str,
+    threads: int,
+) -> NDArray[np.float32]:
     interpreter = open_interpreter(path, resolver, threads)
     source = interpreter.get_input_details()[0]
     target = interpreter.get_output_details()[0]
     _check_shapes(str(path), tuple(source["shape"][1:]), target["shape"], images)
-    table = input_table(source, values)
+    feed = _each(images.dtype, lambda part: quantize_input(source, to_real(part)))
     raw = np.empty((len(images), target["shape"][-1]), target["dtype"])
-    note = _progress(path.name, len(images))
-    for i, image in enumerate(images):
-        interpreter.set_tensor(source["index"], table[image][None])
+    for i, image in enumerate(progress(images, path.name)):
+        interpreter.set_tensor(source["index"], feed(image)[None])
         interpreter.invoke()
         raw[i] = interpreter.get_tensor(target["index"])[0]
-        note(i + 1)
     if not np.issubdtype(raw.dtype, np.integer):
         return to_probabilities(raw)
     scale, zero_point = target["quantization"]
@@ -119,32 +133,44 @@ def _predict_tflite(path, images, values, resolver, threads):
     return to_probabilities(outputs)
 
 
-def _predict_keras(model, images, values, name):
+def _predict_keras(
+    model: keras.Model,
+    images: NDArray,
+    to_real: Callable[[NDArray], NDArray],
+    name: str,
+) -> NDArray[np.float32]:
     for port in ("input_shape", "output_shape"):
         if not isinstance(getattr(model, port, None), tuple):
-            raise ValueError(f"{name}: expected one input and one output, built")
+            raise ValueError(
+                f"{name}: expected a built Keras model with one input and one output, "
+                f"or a model file's path. Received: {type(model).__name__}"
+            )
     _check_shapes(name, model.input_shape[1:], model.output_shape, images)
-    table = values.astype(np.float32)
-    note = _progress(name, len(images))
-    outputs = []
-    for start in range(0, len(images), KERAS_BATCH):
-        batch = table[images[start : start + KERAS_BATCH]]
-        outputs.append(np.asarray(model.predict_on_batch(batch), np.float32))
-        note(start + len(batch))
+    feed = _each(images.dtype, lambda part: to_real(part).astype(np.float32))
+    starts = range(0, len(images), KERAS_BATCH)
+    outputs = [
+        np.asarray(
+            model.predict_on_batch(feed(images[start : start + KERAS_BATCH])),
+            np.float32,
+        )
+        for start in progress(starts, f"{name}, batches of {KERAS_BATCH}")
+    ]
     return to_probabilities(np.concatenate(outputs))
 
 
-def _check_images(images):
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
-        raise ValueError(
-            "images must be uint8 of shape (n, height, width, channels), n > 0. "
-            f"Received: {images.dtype} {images.shape}"
-        )
-    return images
+def _each(
+    dtype: np.dtype, convert: Callable[[NDArray], NDArray]
+) -> Callable[[NDArray], NDArray]:
+    """A function of pixels; of bytes all 256 values are converted beforehand."""
+    if dtype != np.uint8:
+        return convert
+    table = convert(np.arange(256, dtype=np.uint8))
+    return lambda pixels: table[pixels]
 
 
-def _check_shapes(name, image_shape, output_shape, images):
+def _check_shapes(
+    name: str, image_shape: tuple, output_shape: tuple, images: NDArray
+) -> None:
     fits = len(image_shape) == 3 and all(
         wanted in (None, -1, given)
         for wanted, given in zip(image_shape, images.shape[1:], strict=True)
@@ -160,22 +186,12 @@ def _check_shapes(name, image_shape, output_shape, images):
         )
 
 
-def _real_values(input_range):
-    """The 256 real values pixels stand for; in float64, so that 0-255 is exact."""
+def _real_values(
+    input_range: tuple[float, float], dtype: np.dtype
+) -> Callable[[NDArray], NDArray]:
+    """A function from pixels to real values; in float64, so that 0-255 is exact."""
     low, high = input_range
     if not low < high:
         raise ValueError(f"input_range must be (low, high). Received: {input_range}")
-    return np.arange(256) / 255 * (high - low) + low
-
-
-def _progress(name, total):
-    """A function to call with the number done; speaks up every few seconds."""
-    due = time.monotonic() + SECONDS_BETWEEN_NOTES
-
-    def note(done):
-        nonlocal due
-        if time.monotonic() >= due and done < total:
-            due = time.monotonic() + SECONDS_BETWEEN_NOTES
-            print(f"{name}: {done:,} of {total:,} images", file=sys.stderr)
-
-    return note
+    white = 255 if dtype == np.uint8 else 1
+    return lambda pixels: pixels.astype(np.float64) / white * (high - low) + low

@@ -26,7 +26,6 @@ from kdprune.prune.magnitude import (
     strip_pruning,
 )
 from kdprune.prune.masks import activation_masks, weight_masks
-from kdprune.prune.memory import peak_activations
 from kdprune.prune.recalibrate import recalibrate_batch_norm
 from kdprune.prune.slimming import regularize_batch_norm, release_batch_norm
 
@@ -45,7 +44,6 @@ __all__ = [
     "hold_masks",
     "lamp_sparsity",
     "layer_sparsity",
-    "peak_activations",
     "plan_blocks",
     "plan_channels",
     "prune_channels",

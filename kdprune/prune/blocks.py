@@ -10,8 +10,8 @@ import tf_keras as keras
 from kdprune._graph import check_float_model, nodes, rebuild
 from kdprune.models.counts import count_macs, count_parameters
 from kdprune.prune.inference import batches
-from kdprune.prune.memory import peak_activations
 from kdprune.prune.recalibrate import recalibrate_batch_norm
+from kdprune.tflite.memory import peak_activations
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class BlockPlan:
 
     @property
     def memory(self):
-        """The peak of activations before and after; see `peak_activations`."""
+        """Peak activation memory in bytes (int8), before and after."""
         return peak_activations(self.model), peak_activations(self.pruned)
 
     def apply(self):
@@ -82,7 +82,7 @@ class BlockPlan:
         costs = {
             "MACs": self.macs,
             "parameters": self.parameters,
-            "activations at the peak": self.memory,
+            "bytes of peak activation memory (int8)": self.memory,
         }
         for name, (before, after) in costs.items():
             lines.append(f"{before:,} -> {after:,} ({after / before:.0%}) {name}")

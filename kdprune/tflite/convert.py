@@ -1,17 +1,21 @@
 """Conversion of Keras models to `.tflite`."""
 
+from __future__ import annotations
+
 import contextlib
 import os
-import pathlib
-import sys
-import tempfile
 import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
+from numpy.typing import ArrayLike, NDArray
 
+from kdprune import _io
 from kdprune._graph import ends_in_softmax
+from kdprune.images import as_float
 from kdprune.tflite.calibration import (
     RANGES,
     calibrate,
@@ -29,14 +33,14 @@ _COMPARED = 50  # Images by which layers are compared: thousands of values each.
 
 
 def convert_tflite(
-    model,
-    dtype="float32",
-    calibration=None,
+    model: keras.Model,
+    dtype: str = "float32",
+    calibration: ArrayLike | None = None,
     *,
-    ranges="minmax",
-    float_layers=(),
-    correct_bias=False,
-):
+    ranges: str = "minmax",
+    float_layers: Sequence[str] = (),
+    correct_bias: bool = False,
+) -> bytes:
     """Converts a model to a `.tflite` file that scores one image at a time.
 
     The file takes an image `(1, height, width, channels)` and returns class
@@ -46,11 +50,11 @@ def convert_tflite(
     (Android), int8 the same bytes minus 128 (microcontrollers). The input has the
     scale 1/255, the output 1/256; zero points are 0 (uint8) and -128 (int8).
 
-    The other types lose less and save less. "float16": weights of 16 bits that are
-    computed with in float32. "dynamic": weights of 8 bits (tensors of 1,024 and
-    more), activations in float32 that are rounded where a convolution or dense layer
-    takes them. "int16x8": weights of 8 bits and activations of 16, input and output
-    included (scale 1/32767 and 1/32768, zero point 0), which not every device runs.
+    The other types lose less accuracy and save fewer bytes. "float16": 16-bit weights,
+    computation in float32. "dynamic": 8-bit weights (of tensors of 1,024 values and
+    more), float32 activations that are quantized where a convolution or dense layer
+    takes them. "int16x8": 8-bit weights and 16-bit activations, input and output
+    included (scale 1/32767 and 1/32768, zero point 0); not every device runs it.
 
     Reference: Jacob et al., 2018, https://arxiv.org/abs/1712.05877, section 2.
 
@@ -63,15 +67,16 @@ def convert_tflite(
             to become int8, uint8 or int16x8, and for nothing else. An all-0 and an
             all-1 image are added, so that the input range is [0, 1] whatever the
             images are.
-        ranges: How post-training int8 and uint8 take ranges from the images:
-            "minmax" spans all values, "percentile" leaves out the outer 0.01 % at
-            either end, "mse" clips to the least mean squared error. A network with
-            rare, large activations gains from the latter two.
+        ranges: How the quantized range of each activation follows from the range
+            observed on the images (post-training int8 and uint8): "minmax" is all of
+            it, "percentile" leaves out the outer 0.01 % at either end, "mse" clips to
+            the least mean squared error. A network with rare, large activations gains
+            from the latter two.
         float_layers: Names of layers to leave in float, int8 and uint8 only: the
-            most sensitive ones of `layer_report`. Such a file needs a runtime with
+            most sensitive layers of `layer_report`. Such a file needs a runtime with
             float kernels, and `check_tflite` the same names.
-        correct_bias: Take the mean error of each channel off its bias (int8 and
-            uint8 after training).
+        correct_bias: Subtract each channel's mean error from its bias (post-training
+            int8 and uint8).
 
     Returns:
         The content of the file.
@@ -84,7 +89,7 @@ def convert_tflite(
     _check_model(model, dtype)
     _check_plan(dtype, aware, calibration)
     _check_choices(dtype, aware, ranges, float_layers, correct_bias)
-    images = None if calibration is None else _calibration_images(model, calibration)
+    images = None if calibration is None else _spanning(model, calibration)
     with _converting(model, dtype):
         converter = _new_converter(model)
         if ranges == "minmax" and not float_layers and not correct_bias:
@@ -102,8 +107,13 @@ def convert_tflite(
         return content
 
 
-def layer_report(model, calibration, images=None, ranges="minmax"):
-    """Measures what post-training int8 costs each layer, to find the one to blame.
+def layer_report(
+    model: keras.Model,
+    calibration: ArrayLike,
+    images: ArrayLike | None = None,
+    ranges: str = "minmax",
+) -> list[dict[str, Any]]:
+    """Measures each layer's error in post-training int8, to find the most sensitive.
 
     Args:
         model: A float32 `tf_keras` model, as for `convert_tflite`.
@@ -115,8 +125,8 @@ def layer_report(model, calibration, images=None, ranges="minmax"):
     Returns:
         List of dicts in the order of execution, JSON-able, which
         `kdprune.tflite.layers.compare_layers` describes: `layer`, `op`, `sqnr_db`,
-        `rmse_over_scale`, `saturation`, ranges of values and weights. A plot of
-        `sqnr_db` by `layer` shows the layer to blame.
+        `rmse_over_scale`, `saturation`, quantized and observed ranges. A plot of
+        `sqnr_db` by `layer` shows the most sensitive one.
 
     Raises:
         ValueError: If the arguments don't fit, or the model does not convert.
@@ -128,20 +138,20 @@ def layer_report(model, calibration, images=None, ranges="minmax"):
         )
     _check_model(model, "int8")
     _check_choices("int8", False, ranges, (), False)
-    calibration = _calibration_images(model, calibration)
+    spanning = _spanning(model, calibration)
     # Without the black and the white one, which are like nothing the model sees.
-    images = (
-        calibration[:-2][:_COMPARED]
+    compared = (
+        spanning[:-2][:_COMPARED]
         if images is None
-        else _calibration_images(model, images)[:-2]
+        else as_float(images, model.input_shape[1:])
     )
     with _converting(model, "int8"):
-        calibrated = calibrate(_new_converter(model), calibration, ranges)
+        calibrated = calibrate(_new_converter(model), spanning, ranges)
         verified = quantize_calibrated(calibrated, verify=True)
-        return compare_layers(verified, images)
+        return compare_layers(verified, compared)
 
 
-def _new_converter(model):
+def _new_converter(model: keras.Model) -> tf.lite.TFLiteConverter:
     """A converter of the model with its softmax, for one image at a time."""
     logits = not ends_in_softmax(model)
 
@@ -157,7 +167,12 @@ def _new_converter(model):
     )
 
 
-def is_quantization_aware(model):
+def write_file(data: bytes, path: str | os.PathLike) -> None:
+    """Writes a file so that it is there whole or not at all."""
+    _io.write_file(path, data)
+
+
+def is_quantization_aware(model: Any) -> bool:
     """Whether `model` is wrapped for quantization-aware training."""
     return any(
         type(layer).__name__.startswith("QuantizeWrapper")
@@ -165,21 +180,9 @@ def is_quantization_aware(model):
     )
 
 
-def write_file(data, path):
-    """Writes a file so that it is there whole or not at all.
-
-    Args:
-        data: The bytes to write.
-        path: Where to; its folder is made if missing.
-    """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)
-
-
-def _set_precision(converter, dtype, images):
+def _set_precision(
+    converter: tf.lite.TFLiteConverter, dtype: str, images: NDArray | None
+) -> None:
     if dtype == "float32":
         return
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -198,31 +201,23 @@ def _set_precision(converter, dtype, images):
         converter.representative_dataset = lambda: ([image[None]] for image in images)
 
 
-def _calibration_images(model, images):
-    """float32 images in [0, 1], with the two that span the input range."""
-    images = np.asarray(images)
+def _spanning(model: keras.Model, calibration: ArrayLike) -> NDArray[np.float32]:
+    """Calibration images in [0, 1], with the two that span the input's range."""
     shape = tuple(model.input_shape[1:])
-    if images.shape[1:] != shape or not len(images):
-        raise ValueError(
-            f"calibration images must have the shape (n, {', '.join(map(str, shape))})"
-            f", n > 0. Received: {images.shape}"
-        )
-    if images.dtype == np.uint8:
-        images = images.astype("float32") / np.float32(255)
-    low, high = images.min(), images.max()
-    if not (low >= 0 and high <= 1):  # Written so that NaN is refused, too.
-        raise ValueError(
-            "calibration images must be uint8, or float in [0, 1]: divide pixels by "
-            f"255. Received: {images.dtype} in [{low:g}, {high:g}]"
-        )
+    images = as_float(calibration, shape, "calibration images")
     black, white = np.zeros((1, *shape)), np.ones((1, *shape))
     return np.concatenate([images, black, white]).astype("float32")
 
 
-def _check_model(model, dtype):
+def _check_model(model: Any, dtype: str) -> None:
     if dtype not in DTYPES:
         raise ValueError(
             f"dtype must be one of {', '.join(DTYPES)}. Received: {dtype!r}"
+        )
+    if isinstance(model, str | os.PathLike):
+        raise ValueError(
+            "convert_tflite expects a model: load the file by kdprune.load_model. "
+            f"Received: the path {os.fspath(model)!r}"
         )
     if not isinstance(model, keras.Model) or not model.built:
         raise ValueError(
@@ -244,7 +239,7 @@ def _check_model(model, dtype):
             )
 
 
-def _check_plan(dtype, aware, calibration):
+def _check_plan(dtype: str, aware: bool, calibration: ArrayLike | None) -> None:
     if aware and dtype not in _EIGHT_BIT:
         raise ValueError(
             "a quantization-aware model converts to int8 and uint8: for other types "
@@ -252,8 +247,8 @@ def _check_plan(dtype, aware, calibration):
         )
     if dtype in _CALIBRATED and not aware and calibration is None:
         raise ValueError(
-            f"a float model needs calibration images to become {dtype}: about 500 "
-            "training images will do. Received: calibration=None"
+            f"a float model needs calibration images to become {dtype}: pass about 500 "
+            "training images. Received: calibration=None"
         )
     if calibration is not None and (aware or dtype not in _CALIBRATED):
         kind = "quantization-aware" if aware else "float"
@@ -263,7 +258,13 @@ def _check_plan(dtype, aware, calibration):
         )
 
 
-def _check_choices(dtype, aware, ranges, float_layers, correct_bias):
+def _check_choices(
+    dtype: str,
+    aware: bool,
+    ranges: str,
+    float_layers: Sequence[str],
+    correct_bias: bool,
+) -> None:
     if ranges not in RANGES:
         raise ValueError(
             f"ranges must be one of {', '.join(RANGES)}. Received: {ranges!r}"
@@ -282,10 +283,12 @@ def _check_choices(dtype, aware, ranges, float_layers, correct_bias):
 
 
 @contextlib.contextmanager
-def _converting(model, dtype):
-    """Keeps the converter quiet; what it raises becomes one line."""
+def _converting(model: keras.Model, dtype: str) -> Iterator[None]:
+    """Makes one line of what the converter raises."""
     try:
-        with _quiet():
+        with warnings.catch_warnings():
+            # A quantization-aware model has its ranges, whatever the converter says.
+            warnings.filterwarnings("ignore", "Statistics for quantized inputs")
             yield
     except Exception as error:  # The converter's kinds have no common base.
         raise ValueError(
@@ -293,27 +296,7 @@ def _converting(model, dtype):
         ) from error
 
 
-@contextlib.contextmanager
-def _quiet():
-    """Keeps off the terminal what the converter logs, from Python and from C++."""
-    logger = tf.get_logger()
-    level = logger.level
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as nowhere, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logger.setLevel("ERROR")
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
-            logger.setLevel(level)
-
-
-def _first_error(error):
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    line = next((line for line in lines if "error:" in line), lines[0])
+def _first_error(error: Exception) -> str:
+    lines = str(error).splitlines()
+    line = next((line for line in lines if "error:" in line), _io.first_line(error))
     return line.partition("error:")[2].strip() or line.strip()

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdprune.tflite.coverage import gpu_runs, micro_runs
 from kdprune.tflite.format import File, Graph, Op, prefix, read_graphs
-from kdprune.tflite.memory import graph_peak_bytes
+from kdprune.tflite.memory import peak_activations
 from kdprune.tflite.names import layers_of
 
 CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
@@ -29,7 +29,7 @@ def inspect_tflite(data: File) -> dict[str, Any]:
         order of execution: `op`, `type` (such as "int8", "int8 to float32",
         "float32, int8 weights"), `count`, `gpu` and `micro` (whether the GPU
         delegate and TFLite Micro run it, see `kdprune.tflite.coverage`);
-        `peak_activation_bytes`: peak activation memory, see `graph_peak_bytes`;
+        `peak_activation_bytes`: peak activation memory, see `peak_activations`;
         `input` and `output`: each `dtype`, `shape`, `scale`, `zero_point`; the last
         two None where not quantized.
 
@@ -62,7 +62,7 @@ def inspect_tflite(data: File) -> dict[str, Any]:
         "ops": dict(ops),
         "float_ops": float_ops,
         "operators": list(operators.values()),
-        "peak_activation_bytes": graph_peak_bytes(main),
+        "peak_activation_bytes": peak_activations(main),
         "input": main.describe(main.inputs[0]),
         "output": main.describe(main.outputs[0]),
     }

@@ -1,13 +1,27 @@
 """What a model file holds: bytes, parameters, zeros, multiplications, operators."""
 
+from __future__ import annotations
+
 import gzip
 import math
+import os
 from collections import Counter
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
+import tf_keras as keras
+from numpy.typing import NDArray
 
-from kdprune.tflite.format import read_tflite
+from kdprune._graph import check_graph_model
+from kdprune.models import load_model
+from kdprune.models.counts import (
+    count_macs,
+    count_parameters,
+    kernels,
+    model_weights,
+)
+from kdprune.tflite.format import Graph, Op, Tensor, read_tflite
 from kdprune.tflite.inspection import CONVERSIONS, computes_on_floats
 from kdprune.tflite.names import layer_of_weights
 
@@ -18,18 +32,22 @@ _WEIGHTED = {
     "FULLY_CONNECTED": (1, 2),
     "TRANSPOSE_CONV": (1, 3),
 }
+# The layer's name, the operator, its weights and its bias.
+_Weighted = tuple[str, Op, Tensor, Tensor | None]
 
 
-def describe_file(path):
+def describe_file(file: str | os.PathLike | keras.Model) -> dict[str, Any]:
     """Describes a model file from its content, without running it.
 
     Args:
-        path: A `.tflite`, `.keras` or `.h5` file.
+        file: The path of a `.tflite`, `.keras` or `.h5` file; or a Keras model, which
+            is described as its file would be, without sizes in bytes.
 
     Returns:
         A dictionary of plain Python values:
         `format`: `"tflite"`, `"keras"` or `"h5"`.
-        `bytes`, `bytes_gzip`: size of the file, and of it compressed (level 9).
+        `bytes`, `bytes_gzip`: size of the file, and of it compressed (level 9); None
+        of a model that is not a file.
         `parameters`: weights and biases. In a `.tflite` those of convolutions
         and dense layers, batch normalization folded in; in a Keras file all, as
         Keras counts them, so that the two differ by the normalization's share.
@@ -48,9 +66,14 @@ def describe_file(path):
         FileNotFoundError: If there is no such file.
         ValueError: If it is not a model or is damaged.
     """
-    path = Path(path)
-    describe = _describe_tflite if path.suffix == ".tflite" else _describe_keras
-    description = describe(path)
+    if not isinstance(file, str | os.PathLike):
+        sizes = dict.fromkeys(("bytes", "bytes_gzip"))
+        return {"format": "keras", **sizes, **_describe_keras(file)}
+    path = Path(file)
+    if path.suffix == ".tflite":
+        description = _describe_tflite(path)
+    else:
+        description = _describe_keras(load_model(path))
     content = path.read_bytes()
     return {
         "format": path.suffix.lstrip("."),
@@ -60,7 +83,7 @@ def describe_file(path):
     }
 
 
-def layers_by_output(graph):
+def layers_by_output(graph: Graph) -> dict[int, tuple[str, int]]:
     """Names the layers of a `.tflite` graph by the tensors that they compute.
 
     Args:
@@ -77,7 +100,7 @@ def layers_by_output(graph):
     }
 
 
-def _describe_tflite(path):
+def _describe_tflite(path: Path) -> dict[str, Any]:
     graph = read_tflite(path)
     layers = _weighted_layers(graph)
     constants = _distinct_constants(layers)
@@ -95,11 +118,11 @@ def _describe_tflite(path):
     }
 
 
-def _weighted_layers(graph):
+def _weighted_layers(graph: Graph) -> list[_Weighted]:
     """Lists `(name, op, weights, bias)` of every operator that has weights."""
     made_by = {i: op for op in graph.ops for i in op.outputs}
 
-    def constant(op, place):
+    def constant(op: Op, place: int) -> Tensor | None:
         index = op.inputs[place] if place < len(op.inputs) else -1
         producer = made_by.get(index)
         if producer is not None and producer.name == "DEQUANTIZE":
@@ -107,7 +130,8 @@ def _weighted_layers(graph):
         tensor = graph.tensors[index] if index >= 0 else None
         return tensor if tensor is not None and tensor.data is not None else None
 
-    layers, names = [], Counter()
+    layers: list[_Weighted] = []
+    names: Counter[str] = Counter()
     for op in graph.ops:
         places = _WEIGHTED.get(op.name)
         weights = constant(op, places[0]) if places else None
@@ -120,13 +144,13 @@ def _weighted_layers(graph):
     return layers
 
 
-def _distinct_constants(layers):
+def _distinct_constants(layers: list[_Weighted]) -> list[Tensor]:
     """Weights and biases, those of a layer used twice once.
 
     Converters merge equal biases of different layers (all zero, say) into one
     tensor, so that a bias counts once for each weight tensor it goes with.
     """
-    distinct = {}
+    distinct: dict[Any, Tensor] = {}
     for _, _, weights, bias in layers:
         distinct[id(weights)] = weights
         if bias is not None:
@@ -134,8 +158,8 @@ def _distinct_constants(layers):
     return list(distinct.values())
 
 
-def _count_nonzero(tensor):
-    values, zero = tensor.data, tensor.zero_point
+def _count_nonzero(tensor: Tensor) -> int:
+    values, zero = cast(NDArray, tensor.data), tensor.zero_point
     if tensor.dtype.startswith("float") or not zero.any():
         return int(np.count_nonzero(values))
     if len(zero) > 1:
@@ -145,12 +169,12 @@ def _count_nonzero(tensor):
     return int(np.count_nonzero(values != zero))
 
 
-def _share_of_zeros(tensor):
+def _share_of_zeros(tensor: Tensor) -> float:
     size = math.prod(tensor.shape)
     return (size - _count_nonzero(tensor)) / size
 
 
-def _macs(graph, op, weights):
+def _macs(graph: Graph, op: Op, weights: Tensor) -> int:
     """Kernel size times the positions it is applied at, for one image."""
     place = 2 if op.name == "TRANSPOSE_CONV" else None
     index = op.outputs[0] if place is None else op.inputs[place]
@@ -159,11 +183,11 @@ def _macs(graph, op, weights):
     return math.prod(weights.shape) * math.prod(shape[:-1]) // max(batch, 1)
 
 
-def _only(graph, indices):
+def _only(graph: Graph, indices: tuple[int, ...]) -> dict[str, Any] | None:
     return graph.describe(indices[0]) if len(indices) == 1 else None
 
 
-def _float_ops(graph):
+def _float_ops(graph: Graph) -> dict[str, int]:
     return dict(
         Counter(
             op.name
@@ -173,12 +197,8 @@ def _float_ops(graph):
     )
 
 
-def _describe_keras(path):
-    # Imported here: describing a .tflite needs no TensorFlow.
-    from kdprune.models.counts import count_macs, count_parameters, model_weights
-    from kdprune.models.io import load_model
-
-    model = load_model(path)
+def _describe_keras(model: keras.Model) -> dict[str, Any]:
+    check_graph_model(model)
     values = [np.asarray(weight) for weight in model_weights(model)]
     return {
         "parameters": count_parameters(model),
@@ -192,10 +212,8 @@ def _describe_keras(path):
     }
 
 
-def _keras_sparsity(model, prefix=""):
-    from kdprune.models.counts import kernels
-
-    sparsity = {}
+def _keras_sparsity(model: keras.Model, prefix: str = "") -> dict[str, float]:
+    sparsity: dict[str, float] = {}
     for layer in model.layers:
         if hasattr(layer, "layers"):
             sparsity.update(_keras_sparsity(layer, f"{prefix}{layer.name}/"))
@@ -206,7 +224,7 @@ def _keras_sparsity(model, prefix=""):
     return sparsity
 
 
-def _keras_port(tensors):
+def _keras_port(tensors: list[Any]) -> dict[str, Any] | None:
     if len(tensors) != 1:
         return None
     shape = [1 if size is None else size for size in tensors[0].shape]

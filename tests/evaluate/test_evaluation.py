@@ -56,8 +56,27 @@ def test_an_entry_has_the_keys_of_metrics_json(tiny, tflites, pixels, tmp_path):
     np.testing.assert_array_equal(result.scores, predict(tflites["int8"], pixels))
 
 
+def test_a_keras_model_is_measured_as_its_file_is(tiny, pixels, tmp_path):
+    labels = np.arange(64) % 5
+    save_model(tiny, tmp_path / "saved.keras")
+    file = evaluate_model(tmp_path / "saved.keras", pixels, labels).entry
+    model = evaluate_model(tiny, pixels, labels).entry
+    of_files = {key: model.pop(key) for key in ("path", "bytes", "bytes_gzip")}
+    assert set(of_files.values()) == {None}
+    assert model.pop("name") == tiny.name
+    assert model == {key: file[key] for key in model}
+
+
+def test_what_is_neither_model_nor_file_is_refused_in_one_line(pixels):
+    labels = np.arange(64) % 5
+    for given in (None, pixels, b"TFL3"):
+        with pytest.raises(ValueError, match="expected a built .* Received: ") as error:
+            evaluate_model(given, pixels, labels)
+        assert "\n" not in str(error.value)
+
+
 def test_labels_of_another_data_set_are_refused(tflites, pixels):
-    with pytest.raises(ValueError, match="tells 5 classes apart, but the labels run"):
+    with pytest.raises(ValueError, match="has 5 outputs, but the labels run"):
         evaluate_model(tflites["int8"], pixels, np.arange(64) % 6, latency=False)
 
 

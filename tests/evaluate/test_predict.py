@@ -8,7 +8,7 @@ import tf_keras as keras
 
 from kdprune.benchmark import measure_latency
 from kdprune.evaluate import predict
-from kdprune.evaluate.prediction import input_table, to_probabilities
+from kdprune.evaluate.prediction import quantize_input, to_probabilities
 from kdprune.models.io import save_model
 
 
@@ -59,22 +59,48 @@ def test_the_input_range_reaches_the_model(pixels, input_range):
 def test_pixels_become_exactly_what_training_saw():
     from kdprune.evaluate.prediction import _real_values
 
-    unit = _real_values((0, 1)).astype(np.float32)
+    pixels = np.arange(256, dtype=np.uint8)
+    unit = _real_values((0, 1), pixels.dtype)(pixels).astype(np.float32)
     np.testing.assert_array_equal(unit, np.arange(256, dtype=np.float32) / 255)
-    np.testing.assert_array_equal(_real_values((0, 255)), np.arange(256))
+    raw = _real_values((0, 255), pixels.dtype)(pixels)
+    np.testing.assert_array_equal(raw, np.arange(256))
+
+
+@pytest.mark.parametrize("kind", ["keras", "float32", "int8", "uint8"])
+def test_floats_score_as_the_bytes_they_are_made_of(tiny, tflites, pixels, kind):
+    model = tiny if kind == "keras" else tflites[kind]
+    floats = pixels.astype("float32") / np.float32(255)
+    np.testing.assert_array_equal(predict(model, floats), predict(model, pixels))
+
+
+def test_floats_between_bytes_are_not_rounded_for_a_float_model(tflites, pixels):
+    between = pixels[:8].astype("float32") / np.float32(255) * np.float32(0.999)
+    given = predict(tflites["float32"], between)
+    rounded = predict(tflites["float32"], np.rint(between * 255).astype(np.uint8))
+    assert np.abs(given - rounded).max() > 1e-6
+
+
+def test_floats_reach_a_model_of_another_range(tiny, pixels):
+    x = image = keras.Input((8, 8, 3))
+    x = keras.layers.Rescaling(1 / 255)(x)
+    raw = keras.Model(image, tiny(x))
+    floats = pixels.astype("float32") / np.float32(255)
+    np.testing.assert_allclose(
+        predict(raw, floats, input_range=(0, 255)), predict(tiny, pixels), atol=1e-6
+    )
 
 
 def test_pixels_are_quantized_by_the_files_own_scale():
     raw = {"dtype": np.int8, "quantization": (1 / 255, -128)}
     unit = np.arange(256) / 255
-    np.testing.assert_array_equal(input_table(raw, unit), np.arange(-128, 128))
+    np.testing.assert_array_equal(quantize_input(raw, unit), np.arange(-128, 128))
     coarse = {"dtype": np.uint8, "quantization": (1 / 100, 3)}
-    table = input_table(coarse, unit)
+    table = quantize_input(coarse, unit)
     assert table[[0, 1, 2, 255]].tolist() == [3, 3, 4, 103]
     clipped = {"dtype": np.int8, "quantization": (1 / 500, 0)}
-    assert input_table(clipped, unit)[-1] == 127
+    assert quantize_input(clipped, unit)[-1] == 127
     with pytest.raises(ValueError, match="takes uint8 without saying"):
-        input_table({"dtype": np.uint8, "quantization": (0.0, 0)}, unit)
+        quantize_input({"dtype": np.uint8, "quantization": (0.0, 0)}, unit)
 
 
 def test_softmax_is_applied_to_logits_once_and_to_probabilities_never():
@@ -95,8 +121,10 @@ def test_softmax_is_applied_to_logits_once_and_to_probabilities_never():
             "takes images of 8 x 8 x 3. Received: 9 x 9",
         ),
         (np.zeros((2, 8, 8, 1), np.uint8), "Received: 8 x 8 x 1"),
-        (np.zeros((2, 8, 8, 3), np.float32), "must be uint8 .* Received: float32"),
-        (np.zeros((8, 8, 3), np.uint8), "must be uint8 of shape"),
+        (np.full((2, 8, 8, 3), 255.0), r"float64 in \[255, 255\]; divide pixels"),
+        (np.full((2, 8, 8, 3), np.nan), r"nan at \(0, 0, 0, 0\)"),
+        (np.zeros((2, 8, 8, 3), int), "must be an array of uint8, .* int64"),
+        (np.zeros((8, 8, 3), np.uint8), r"image\[None\]"),
         (np.zeros((0, 8, 8, 3), np.uint8), "n > 0"),
     ],
 )
@@ -127,14 +155,16 @@ def test_a_model_that_is_no_classifier_is_refused(pixels):
         predict(keras.Model(image, [image, image]), pixels)
 
 
-def test_slow_scoring_says_how_far_it_is(tflites, pixels, monkeypatch, capsys):
-    import kdprune.evaluate.prediction as module
+def test_slow_scoring_says_how_far_it_is(tflites, pixels, monkeypatch, caplog):
+    from kdprune import _log
 
-    predict(tflites["float32"], pixels)
-    assert "images" not in capsys.readouterr().err
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_NOTES", 0.0)
-    predict(tflites["float32"], pixels)
-    assert "float32.tflite: 1 of 64 images" in capsys.readouterr().err
+    monkeypatch.setattr(_log.logger, "propagate", True)
+    with caplog.at_level("INFO", logger="kdprune"):
+        predict(tflites["float32"], pixels)
+        assert caplog.messages == []
+        monkeypatch.setattr(_log, "_EVERY", 0.0)
+        predict(tflites["float32"], pixels)
+    assert "float32.tflite: 1 of 64" in caplog.messages
 
 
 def test_latency_is_measured_for_half_a_second_at_least(tflites, tmp_path):

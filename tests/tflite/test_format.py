@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
+from kdprune.tflite import (
+    convert_tflite,
+    inspect_tflite,
+    open_interpreter,
+    read_tflite,
+)
 from kdprune.tflite import format as tflite_format
-from kdprune.tflite import read_tflite
 
 PACKAGE = Path(tflite_format.__file__).parents[1]
 # The self-test is handed over with a kit, and stands alone.
@@ -25,7 +30,7 @@ def importers(name):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
-            if any(f"{found}.".startswith(f"{name}.") for found in names):
+            if any(f"{other}.".startswith(f"{name}.") for other in names):
                 found.add(path)
     return found
 
@@ -53,9 +58,15 @@ def test_a_file_is_read_from_its_path_and_from_its_content(tflites):
         assert graph.describe(graph.inputs[0])["dtype"] == "int8"
 
 
-def test_a_keras_model_is_no_file(tiny):
+@pytest.mark.parametrize("read", [read_tflite, inspect_tflite, open_interpreter])
+def test_a_keras_model_is_no_file(tiny, read):
     with pytest.raises(ValueError, match="by kdprune.convert_tflite. Received: Func"):
-        read_tflite(tiny)
+        read(tiny)
+
+
+def test_a_path_is_no_model():
+    with pytest.raises(ValueError, match="by kdprune.load_model. Received: the path"):
+        convert_tflite("student.keras")
 
 
 def test_constants_are_changed_where_they_are(tflites):

@@ -23,8 +23,8 @@ from kdprune.prune.channels.selection import (
 )
 from kdprune.prune.channels.sensitivity import Sensitivity, SensitivityOrder
 from kdprune.prune.channels.surgery import remove_channels
-from kdprune.prune.memory import peak_activations
 from kdprune.prune.recalibrate import recalibrate_batch_norm
+from kdprune.tflite.memory import peak_activations
 
 SCOPES = ("global", "per_cost", "local")
 
@@ -248,7 +248,7 @@ class ChannelPlan:
 
     @cached_property
     def memory(self) -> tuple[int, int]:
-        """The peak of activations before and after; see `peak_activations`.
+        """Peak activation memory in bytes (int8), before and after.
 
         Raises:
             ValueError: If the model is not of a fixed image size.
@@ -386,7 +386,7 @@ def _cost_lines(plan):
     try:
         return [
             f"{_change(*plan.macs)} MACs",
-            f"{_change(*plan.memory)} activations at the peak",
+            f"{_change(*plan.memory)} bytes of peak activation memory (int8)",
         ]
     except ValueError as error:
         return [f"MACs and memory are not known: {error}"]
