@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -336,6 +337,65 @@ def test_the_readme_says_what_mlperf_tinys_files_scored():
         expected = [f"{100 * model.accuracy:.2f}", f"{model.bytes:,}"]
         assert rows[row][:2] == expected
         assert rows[row][2] == f"{model.macs / 1e6:.2f} M"
+
+
+def said_by(metrics):
+    """What a table may say of a study: accuracies, deviations, intervals, bytes."""
+    groups, found = {}, set()
+    for model in metrics["models"]:
+        stage = re.sub(r"--seed=\d+|seed=\d+--", "", model["stage"])
+        group = groups.setdefault((stage, model["format"], model.get("dtype")), {})
+        group[model["stage"], model["path"]] = model
+    for models in map(list, map(dict.values, groups.values())):
+        accuracies = [100 * model["accuracy"] for model in models]
+        mean = f"{statistics.fmean(accuracies):.2f}"
+        found.add(mean)
+        if len(models) > 1:
+            found.add(f"{mean} ± {statistics.stdev(accuracies):.2f}")
+        else:
+            low, high = (100 * bound for bound in models[0]["accuracy_ci"])
+            found.add(f"{mean} ({low:.2f} to {high:.2f})")
+        for key in ("bytes", "bytes_gzip"):
+            found.add(f"{statistics.fmean(model[key] for model in models):,.0f}")
+    return found
+
+
+def figures_in(page):
+    """`(row, figure)` of a page's tables, as far as they are of the study's files."""
+    header = []
+    for line in page.read_text().splitlines():
+        cells = [c.replace("*", "").strip() for c in line[1:-1].split("|")]
+        if not line.startswith("| "):
+            header = []
+            continue
+        header = header or cells
+        # Scored beside the study, and told with their own source.
+        if re.match("kdprune, |ai-edge-quantizer|.*MLPerf Tiny", cells[0]):
+            continue
+        for name, cell in zip(header, cells, strict=True):
+            figure = re.sub(r" \(int8: .*\)| bytes$", "", cell)
+            if re.fullmatch(r"\d\d\.\d\d( ± .*| \(.*\))?|\d+,\d{3}", figure):
+                if name not in ("claimed %", "validation %"):
+                    yield cells[0], figure
+
+
+def studies():
+    found = {}
+    for page in (DOCS / "benchmarks").glob("*.md"):
+        reports = [page.parent / link for link in links(page) if "/report.md" in link]
+        if reports:
+            found[page] = [report.parent / "metrics.json" for report in reports]
+    return sorted(found.items())
+
+
+@pytest.mark.parametrize(
+    ("page", "records"), studies(), ids=lambda value: getattr(value, "stem", "records")
+)
+def test_a_benchmark_page_says_what_was_measured(page, records):
+    measured = set().union(*(said_by(json.loads(r.read_text())) for r in records))
+    figures = list(figures_in(page))
+    assert [figure for figure in figures if figure[1] not in measured] == []
+    assert len(figures) > 5 or page.stem in ("index", "distillation")
 
 
 def test_the_picture_shows_what_was_measured():
