@@ -82,8 +82,24 @@ def python_pages():
     ]
 
 
+@pytest.fixture
+def registers():
+    """What a page registers is forgotten after its test."""
+    from kdprune import data, distill, models, prune
+    from kdprune.distill.features import FEATURE_LOSSES
+    from kdprune.prune.channels.rules import LAYER_RULES
+
+    tables = [distill.LOGIT_LOSSES, FEATURE_LOSSES, prune.IMPORTANCES, LAYER_RULES]
+    tables += [data.DATASETS, models.MODELS, config.KINDS]
+    before = [dict(table) for table in tables]
+    yield
+    for table, content in zip(tables, before, strict=True):
+        table.clear()
+        table.update(content)
+
+
 @pytest.mark.parametrize("page", python_pages())
-def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
+def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, registers):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "page"}
     for number, code in enumerate(blocks(page, "python"), start=1):
