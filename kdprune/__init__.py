@@ -40,6 +40,7 @@ _PUBLIC = {
     "write_kit": "kdprune.kit",
     "evaluate_model": "kdprune.evaluate",
     "measure_latency": "kdprune.benchmark",
+    "register_stage": "kdprune.stages",
 }
 
 # Former names of public ones, with what they are called now.

@@ -6,6 +6,7 @@ that prints plain lines. Progress is a bar on a terminal, a line now and then el
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -24,10 +25,18 @@ _EVERY = 10.0
 class _StandardOutput(logging.StreamHandler):
     """Writes to whatever `sys.stdout` (warnings: `sys.stderr`) is at the time."""
 
+    def __init__(self, warnings_too: bool = False):
+        super().__init__()
+        self._warnings_too = warnings_too
+
     def emit(self, record: logging.LogRecord) -> None:
-        warns = record.levelno >= logging.WARNING
+        warns = record.levelno >= logging.WARNING and not self._warnings_too
         self.stream = sys.stderr if warns else sys.stdout
         super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        # A reader that is gone (`kdprune run ... | head`) ends what is written for it.
+        raise  # noqa: PLE0704  # logging calls this while it handles the error.
 
 
 class _Lines(logging.Formatter):
@@ -36,14 +45,38 @@ class _Lines(logging.Formatter):
         return f"warning: {text}" if record.levelno >= logging.WARNING else text
 
 
+@contextlib.contextmanager
+def shown(level: int = logging.INFO, warnings_too: bool = False) -> Iterator[None]:
+    """Shows what is logged meanwhile as plain lines; the command runs inside.
+
+    Args:
+        level: The least level that is shown.
+        warnings_too: Whether warnings go to the standard output like the rest, from
+            where another process takes them.
+    """
+    level_before, propagated = logger.level, logger.propagate
+    handler = _attach(level, warnings_too)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level_before)
+        logger.propagate = propagated
+
+
 def show(level: int = logging.INFO) -> None:
-    """Shows what is logged as plain lines; done once by the command."""
-    logger.setLevel(level)
+    """Shows what is logged from now on as plain lines: for scripts."""
     if not any(isinstance(handler, _StandardOutput) for handler in logger.handlers):
-        handler = _StandardOutput()
-        handler.setFormatter(_Lines())
-        logger.addHandler(handler)
-        logger.propagate = False
+        _attach(level, warnings_too=False)
+
+
+def _attach(level: int, warnings_too: bool) -> logging.Handler:
+    handler = _StandardOutput(warnings_too)
+    handler.setFormatter(_Lines())
+    logger.setLevel(level)
+    logger.addHandler(handler)
+    logger.propagate = False
+    return handler
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:

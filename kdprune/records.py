@@ -1,5 +1,7 @@
 """One JSON record per stage: what went in, what came out, versions, seed, time."""
 
+from __future__ import annotations
+
 import hashlib
 import importlib.metadata
 import json
@@ -8,6 +10,8 @@ import pathlib
 import platform
 import shlex
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 from kdprune._io import read_json, sha256, write_json
 
@@ -34,7 +38,7 @@ _PACKAGES = (
 )
 
 
-def versions():
+def versions() -> dict[str, str]:
     """Versions of Python and of the packages that determine a result."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
@@ -45,17 +49,14 @@ def versions():
     return found
 
 
-def machine():
+def machine() -> dict[str, Any]:
     """The processor, its number formats for learning, memory, system, and our cores."""
     model, flags = platform.processor() or platform.machine(), ""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():
         text = cpuinfo.read_text()
-        lines = dict(
-            (part.strip() for part in line.split(":", 1))
-            for line in text.splitlines()
-            if ":" in line
-        )
+        pairs = [line.partition(":") for line in text.splitlines() if ":" in line]
+        lines = {key.strip(): value.strip() for key, _, value in pairs}
         model, flags = lines.get("model name", model), lines.get("flags", "")
     matter = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx2", "asimd")
     return {
@@ -67,20 +68,22 @@ def machine():
     }
 
 
-def _cores():
+def _cores() -> int | None:
     """How many cores this process may use; fewer than all beside others."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count()
 
 
-def fingerprint(content):
+def fingerprint(content: Any) -> str:
     """SHA-256 of JSON-able content, independent of the order of its keys."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def describe_outputs(folder, names):
+def describe_outputs(
+    folder: pathlib.Path, names: Iterable[str]
+) -> dict[str, dict[str, Any]]:
     """SHA-256 and size of each named file of a folder."""
     paths = {name: folder / name for name in names}
     return {
@@ -89,7 +92,7 @@ def describe_outputs(folder, names):
     }
 
 
-def command():
+def command() -> str:
     """The command line of this process, without the places of one machine."""
     program = pathlib.Path(sys.argv[0]).name
     if program in ("__main__.py",):
@@ -101,7 +104,7 @@ def command():
     return shlex.join([program, *arguments])
 
 
-def _memory_gib():
+def _memory_gib() -> float | None:
     try:
         pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from kdprune import cli
-from kdprune.cli import app
+from kdprune.cli import recipes
 from kdprune.models import build_model, save_model
 
 QUICKSTART = str(pathlib.Path(__file__).parents[1] / "configs" / "quickstart.yaml")
@@ -191,7 +191,7 @@ def test_each_role_stands_for_its_stages(role, stages):
     from kdprune.config import load_recipe
 
     recipe = load_recipe(QUICKSTART)
-    wanted = app._wanted(role)
+    wanted = recipes.wanted(role)
     assert {name for name in recipe.stages if wanted(recipe, name)} == stages
 
 

@@ -1,11 +1,19 @@
 """Recipes: what is accepted, and how what is wrong is said."""
 
 import pathlib
+import sys
 
 import pytest
 import yaml
 
-from kdprune.config import load_recipe, parse_recipe, set_key, stage_order
+from kdprune.config import (
+    InvalidRecipe,
+    load_recipe,
+    parse_recipe,
+    set_key,
+    stage_order,
+)
+from kdprune.runner.graph import plan
 
 RECIPE = """
 name: tried
@@ -60,8 +68,9 @@ def test_stages_come_after_what_they_need():
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_recipe_that_is_shipped_is_valid(path):
+def test_every_recipe_that_is_shipped_is_valid(path, caplog):
     assert load_recipe(path).name == path.stem
+    assert not caplog.records, "a recipe of ours uses former keys"
 
 
 @pytest.mark.parametrize(
@@ -80,15 +89,15 @@ def test_every_recipe_that_is_shipped_is_valid(path):
          "train or load or distill or prune"),
         ("stages.pruned.from", "studnt", "got 'studnt'; did you mean 'student'?"),
         ("stages.page.from", "files", "stages.page.from: expected a stage of kind "
-         "evaluate or sensitivity, got 'files', of kind export"),
+         "sensitivity or evaluate, got 'files', of kind export"),
         ("stages.teacher.kind", "trian", "stages.teacher.kind: expected one of train"),
         ("stages.student.teacher", "teacher", "expected one of `teacher` and "
          "`soft_labels`, got both"),
         ("stages.student.training.augment", {"crop": 2}, "stages.student: "
          "`training.augment` is set by the `soft_labels` stage"),
         ("stages.soft.views", 4, "stages.soft: several `views` need `augment`"),
-        ("data.dataset", "cifar", "data.dataset: expected 'cifar10', 'folder' or "
-         "'shapes', got 'cifar'; did you mean 'cifar10'?"),
+        ("data.dataset", "cifar", "data.dataset: expected one of cifar10, folder, "
+         "shapes, got 'cifar'; did you mean 'cifar10'?"),
         ("dta", 1, "dta: unknown key; did you mean 'data'?"),
         ("flagship", "student", "flagship: expected a stage of kind quantize"),
         ("seed", True, "seed: expected a valid integer"),
@@ -100,7 +109,8 @@ def test_every_recipe_that_is_shipped_is_valid(path):
         ("stages.int8.method", "qat", "stages.int8: method qat expects `training`"),
         ("stages.page2", {"kind": "report", "from": "measured"},
          "stages.page2: expected one stage of kind report"),
-        ("keep", ["pruned"], "keep: expected a stage that the evaluate stage measures"),
+        ("save_models", ["pruned"],
+         "save_models: expected a stage that the evaluate stage measures"),
         ("matrix", {"data.seed": [0, 1]},
          "matrix.data.seed: expected no key of `data`"),
         ("matrix", {"stages.studnt.seed": [0]}, "matrix.stages.studnt.seed: expected a "
@@ -114,12 +124,15 @@ def test_every_recipe_that_is_shipped_is_valid(path):
          "stages.student: `training.images` beyond train need a live `teacher`"),
         ("seeds", {"studnt": 2}, "seeds.studnt: expected a stage of kind"),
         ("seeds", {"student": 2}, "seeds.student: expected a matrix of seeds"),
-        ("stages.student.model", {"like": "soft"},
-         "stages.student.model.like: expected a stage of kind train or"),
-        ("stages.student.model", {"like": "soft", "width": 3}, "no more than `like`"),
-        ("stages.student.model", {"like": "student"}, "stages: expected no circle"),
+        ("stages.student.model", {"architecture_of": "soft"},
+         "stages.student.model.architecture_of: expected a stage of kind train or"),
+        ("stages.student.model", {"architecture_of": "soft", "width": 3},
+         "no more than `architecture_of`"),
+        ("stages.student.model", {"architecture_of": "student"},
+         "stages: dependency cycle: student -> student"),
         ("stages.student.losses", [{"weight": 2}], "stages.student.losses"),
-        ("stages.student.temperature", [[0, 4], [1, -1]], "stages.student.temperature"),
+        ("stages.student.temperature", [[0, 4], [1, -1]],
+         "stages.student.temperature.1.1: expected greater than 0, got -1"),
         ("stages.pruned.temperature", 2, "stages.pruned: `temperature` needs a `teac"),
         ("stages.pruned", {"kind": "prune_channels", "from": "student", "ratio": 0.5,
          "target_macs": 9, "training": {}}, "stages.pruned: expected one of ratio"),
@@ -127,8 +140,8 @@ def test_every_recipe_that_is_shipped_is_valid(path):
          "sensitivity": "soft", "training": {}},
          "stages.slim.sensitivity: expected a stage of kind sensitivity, got 'soft'"),
         ("stages", {**yaml.safe_load(RECIPE)["stages"], **SLIM},
-         "stages.slim.sensitivity: expected that of 'student', which is cut, got that "
-         "of 'teacher'"),
+         "stages.slim.sensitivity: expected that of 'student', which is pruned, got "
+         "that of 'teacher'"),
         ("stages.slim", {**SLIM["slim"], "scope": "local"},
          "scope: global and a ratio or a target, got scope: local"),
         ("stages.slim", {"kind": "prune_channels", "from": "student", "threshold": 0.5,
@@ -136,12 +149,16 @@ def test_every_recipe_that_is_shipped_is_valid(path):
         ("stages.kit", {"kind": "kit", "from": "measured", "name": "k"},
          "stages.kit: a kit is the flagship's"),
         ("stages.pruned.threshold", 0.1, "stages.pruned: expected one of sparsity"),
-        ("stages.pruned", {"kind": "prune", "from": "student", "beta": 0.1,
-         "allocation": "lamp", "training": {}}, "stages.pruned: allocation: lamp"),
-        ("stages.pruned.by", "taylor", "stages.pruned: `threshold` and `by` choose"),
-        ("stages.pruned.schedule", "one_shot", "one_shot expects `threshold` or `be"),
+        ("stages.pruned", {"kind": "prune", "from": "student",
+         "relative_threshold": 0.1, "allocation": "lamp", "training": {}},
+         "stages.pruned: allocation: lamp"),
+        ("stages.pruned.criterion", "taylor",
+         "stages.pruned: `threshold` and `criterion` choose"),
+        ("stages.pruned.schedule", "one_shot", "one_shot expects `threshold` or `rel"),
         ("stages.int8.max_drop", 0.1, "stages.int8: method: auto and `max_drop`"),
-        ("stages.int8.ranges", "minmx", "stages.int8.ranges: expected 'minmax', 'perc"),
+        ("stages.int8.range_method", "minmx",
+         "stages.int8.range_method: expected 'minmax', 'percentile' or 'mse', got "
+         "'minmx'; did you mean 'minmax'?"),
         ("stages.int8", {"kind": "quantize", "from": "pruned", "method": "float16",
          "correct_bias": True}, "`correct_bias` is for method ptq, got float16"),
         ("stages.int8", {"kind": "quantize", "from": "pruned", "method": "float16",
@@ -156,12 +173,12 @@ def test_what_is_wrong_is_named_with_its_path(path, value, expected):
 def test_a_circle_is_refused():
     content = recipe()
     content["stages"]["soft"]["teacher"] = "pruned"
-    with pytest.raises(ValueError, match="no circle, got .*soft.*pruned.*student"):
+    with pytest.raises(ValueError, match="dependency cycle: .*soft.*pruned.*student"):
         parse_recipe(content)
 
 
 def test_a_missing_recipe_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="absent.yaml: none there"):
+    with pytest.raises(FileNotFoundError, match="recipe not found: .*absent.yaml"):
         load_recipe(tmp_path / "absent.yaml")
 
 
@@ -222,3 +239,134 @@ def test_one_stage_to_export_needs_no_brackets():
     assert one == parse_recipe(recipe(**{"stages.files.from": ["int8"]}))
     with pytest.raises(ValueError, match="stages.files.from.*'Int 8'"):
         parse_recipe(recipe(**{"stages.files.from": "Int 8"}))
+
+
+def test_all_that_is_wrong_is_said_at_once():
+    content = recipe(**{"stages.teacher.training.epochs": 0, "stages.soft.viws": 2})
+    with pytest.raises(InvalidRecipe) as caught:
+        parse_recipe(content)
+    assert [problem.split(": ")[0] for problem in caught.value.problems] == [
+        "stages.teacher.training.epochs",
+        "stages.soft.viws",
+    ]
+    content = recipe(**{"stages.files.from": "intt8", "stages.page.from": "measurd"})
+    with pytest.raises(InvalidRecipe) as caught:
+        parse_recipe(content)
+    assert [problem.split(": ")[0] for problem in caught.value.problems] == [
+        "stages.files.from",
+        "stages.page.from",
+    ]
+
+
+FORMER = """
+name: former
+data: {dataset: shapes}
+baseline: student
+keep: [pruned]
+matrix: {stages.pruned.by: [taylor, magnitude], seed: [1, 2]}
+stages:
+  student: {kind: train, model: {name: resnet8}, training: {slimming: 0.001}}
+  pruned: {kind: prune, from: student, by: taylor, beta: 0.1, schedule: one_shot,
+    training: {}}
+  again: {kind: train, model: {like: pruned}}
+  int8: {kind: quantize, from: pruned, ranges: mse}
+  files: {kind: export, from: int8}
+  measured: {kind: evaluate, from: [student, pruned, files]}
+"""
+RENAMED = {
+    "keep": "save_models",
+    "stages.student.training.slimming": "bn_l1",
+    "stages.pruned.by": "criterion",
+    "stages.pruned.beta": "relative_threshold",
+    "stages.again.model.like": "architecture_of",
+    "stages.int8.ranges": "range_method",
+}
+
+
+def test_former_keys_are_taken_with_a_line_for_each(caplog):
+    parsed = parse_recipe(yaml.safe_load(FORMER))
+    lines = [record.getMessage() for record in caplog.records]
+    # The axis of the matrix as well.
+    assert sorted(lines) == sorted(
+        f"{former} is now {present}"
+        for former, present in [*RENAMED.items(), ("stages.pruned.by", "criterion")]
+    )
+    text = FORMER
+    for former, present in RENAMED.items():
+        text = text.replace(f"{former.split('.')[-1]}:", f"{present}:")
+    caplog.clear()
+    assert parse_recipe(yaml.safe_load(text)) == parsed
+    assert [plain.name for plain in plan(parsed)] == [
+        node.name for node in plan(parse_recipe(yaml.safe_load(text)))
+    ]
+    assert not caplog.records
+
+
+def test_settings_are_hashed_by_the_names_they_first_had():
+    stages = parse_recipe(yaml.safe_load(FORMER)).stages
+    assert stages["pruned"].hashed()["beta"] == 0.1
+    assert "relative_threshold" not in stages["pruned"].hashed()
+    assert stages["student"].hashed()["training"]["slimming"] == 0.001
+    assert stages["again"].hashed()["model"]["like"] == "pruned"
+    shown = stages["pruned"].model_dump(mode="json", by_alias=True)
+    assert shown["relative_threshold"] == 0.1 and "beta" not in shown
+
+
+def test_a_key_by_both_its_names_is_refused():
+    content = yaml.safe_load(FORMER)
+    content["stages"]["pruned"]["criterion"] = "taylor"
+    with pytest.raises(InvalidRecipe, match="pruned.by is now criterion: got both"):
+        parse_recipe(content)
+
+
+def test_an_override_may_use_a_former_key(tmp_path):
+    path = tmp_path / "former.yaml"
+    path.write_text(FORMER)
+    changed = load_recipe(path, ["stages.int8.ranges=percentile", "keep=[student]"])
+    assert changed.stages["int8"].range_method == "percentile"
+    assert changed.save_models == ("student",)
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """Writes a module beside a recipe; it is forgotten afterwards."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    names = []
+
+    def write(name, text):
+        (tmp_path / f"{name}.py").write_text(text)
+        names.append(name)
+        path = tmp_path / "recipe.yaml"
+        path.write_text(f"plugins: [{name}]\n{RECIPE}")
+        return path
+
+    yield write
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_a_plugin_beside_the_recipe_is_imported_before_it_is_checked(plugin):
+    path = plugin("quiet_plugin", "LOADED = True")
+    assert load_recipe(path).plugins == ("quiet_plugin",)
+    assert sys.modules["quiet_plugin"].LOADED
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("1 / 0", "plugins: importing bad_plugin raised ZeroDivisionError: division"),
+        ("import absent_module", "plugins: bad_plugin needs a module: .*absent_module"),
+        ("def f(:", "plugins: importing bad_plugin raised SyntaxError"),
+    ],
+)
+def test_a_plugin_that_fails_is_one_line(plugin, text, says):
+    with pytest.raises(InvalidRecipe, match=says) as caught:
+        load_recipe(plugin("bad_plugin", text))
+    assert len(caught.value.problems) == 1
+
+
+def test_a_plugin_that_is_not_there_is_named():
+    with pytest.raises(InvalidRecipe, match="module not found: my_package.my_losses"):
+        parse_recipe({**recipe(), "plugins": ["my_package.my_losses"]})
+    with pytest.raises(InvalidRecipe, match="plugins: expected a valid tuple"):
+        parse_recipe({**recipe(), "plugins": "os"})

@@ -1,10 +1,15 @@
 """The names that `import kdprune` offers."""
 
+import ast
+import importlib
 import inspect
+import pathlib
 
 import pytest
 
 import kdprune
+
+STUB = pathlib.Path(kdprune.__file__).with_suffix(".pyi")
 
 
 @pytest.mark.parametrize("name", sorted(kdprune._PUBLIC))
@@ -12,6 +17,39 @@ def test_every_public_name_is_there_and_documented(name):
     found = getattr(kdprune, name)
     assert callable(found)
     assert len(inspect.getdoc(found).splitlines()) > 3
+
+
+def test_editors_and_type_checkers_see_the_same_names():
+    declared = {}
+    for node in ast.parse(STUB.read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                # Only `x as x` is handed on by a stub.
+                assert alias.asname == alias.name
+                declared[alias.name] = node.module
+    assert declared == kdprune._PUBLIC
+    assert (STUB.parent / "py.typed").exists()
+
+
+def test_the_package_ships_what_type_checkers_need():
+    import configparser
+
+    config = configparser.ConfigParser()
+    config.read(STUB.parents[1] / "setup.cfg")
+    shipped = config["options.package_data"]["kdprune"]
+    assert "py.typed" in shipped and "*.pyi" in shipped
+
+
+@pytest.mark.parametrize("former", sorted(kdprune._FORMER))
+def test_a_former_name_is_the_present_one(former):
+    with pytest.warns(DeprecationWarning, match=f"kdprune.{former} is now"):
+        found = getattr(kdprune, former)
+    assert found is getattr(kdprune, kdprune._FORMER[former])
+
+
+def test_names_are_of_the_modules_that_are_named():
+    for name, module in kdprune._PUBLIC.items():
+        assert name in importlib.import_module(module).__all__
 
 
 def test_an_unknown_name_is_an_attribute_error():

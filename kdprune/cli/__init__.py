@@ -1,5 +1,5 @@
 """The `kdprune` command."""
 
-from kdprune.cli.app import explain, main, run_stage
+from kdprune.cli.app import main, run_stage
 
-__all__ = ["explain", "main", "run_stage"]
+__all__ = ["main", "run_stage"]

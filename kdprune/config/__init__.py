@@ -12,17 +12,21 @@ Every key is checked before anything runs. Importing this needs no TensorFlow.
 """
 
 from kdprune.config.loading import load_recipe, parse_recipe, set_key
+from kdprune.config.plugins import load_plugins
 from kdprune.config.references import stage_order
-from kdprune.config.schema import Recipe
-from kdprune.config.settings import names
-from kdprune.config.stages import KINDS
+from kdprune.config.schema import Recipe, recipe_schema
+from kdprune.stages import KINDS, InvalidRecipe
+from kdprune.stages.settings import names
 
 __all__ = [
     "KINDS",
+    "InvalidRecipe",
     "Recipe",
+    "load_plugins",
     "load_recipe",
     "names",
     "parse_recipe",
+    "recipe_schema",
     "set_key",
     "stage_order",
 ]

@@ -1,71 +1,96 @@
-"""One line for what is wrong in a recipe, with the key and the nearest valid name."""
+"""A line for each thing that is wrong in a recipe, with the nearest valid name."""
 
-import difflib
-from typing import get_args
+from __future__ import annotations
+
+from typing import Any, get_args
 
 import pydantic
 
-from kdprune.config.schema import Recipe
-from kdprune.config.stages import KINDS
+from kdprune._registry import nearest
+from kdprune.config.schema import recipe_schema
+from kdprune.stages import KINDS
+from kdprune.stages.settings import Settings
 
 
-def explain(error, content):
-    """One line for the first of pydantic's errors."""
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
-    if len(location) > 2 and location[0] == "stages" and location[2] in KINDS:
-        del location[2]  # The kind, which pydantic adds to the path.
+def explain(error: pydantic.ValidationError, content: dict[str, Any]) -> list[str]:
+    """A line for each of pydantic's errors, one for each key."""
+    lines: dict[tuple[str, ...], str] = {}
+    for found in error.errors():
+        path = _path(found["loc"])
+        lines.setdefault(tuple(path), _line(found, path, content))
+    # Where a key may hold several forms, the one that failed deepest was meant.
+    return [
+        line
+        for path, line in lines.items()
+        if not any(other[: len(path)] == path != other for other in lines)
+    ]
+
+
+def _path(location: tuple[int | str, ...]) -> list[str]:
+    parts = [str(part) for part in location]
+    if len(parts) > 2 and parts[0] == "stages" and parts[2] in KINDS:
+        del parts[2]  # The kind, which pydantic adds to the path.
     # Of a union, pydantic names the member it tried last, which is no key.
-    unions = ("bool", "constrained-int", "tuple", "float", "int", "str")
-    location = [p for p in location if "[" not in p and p not in unions]
+    unions = ("bool", "tuple", "float", "int", "str", "Importance")
+    return [
+        part
+        for part in parts
+        if "[" not in part and part.removeprefix("constrained-") not in unions
+    ]
+
+
+def _line(found: Any, location: list[str], content: dict[str, Any]) -> str:
     path = ".".join(location) or "the recipe"
-    kind, received = first["type"], first["input"]
-    more = len(error.errors()) - 1
-    tail = f" (and {more} more)" if more else ""
+    kind, received = found["type"], found["input"]
     if kind == "extra_forbidden":
-        return f"{path}: unknown key{_nearest_key(location, content)}{tail}"
+        return f"{path}: unknown key{_nearest_key(location, content)}"
     if kind == "missing":
-        return f"{path}: expected a value, got nothing{tail}"
+        return f"{path}: expected a value, got nothing"
     if kind.startswith("union_tag"):
         got = received.get("kind") if isinstance(received, dict) else received
-        near = nearest(str(got), KINDS)
+        near = nearest(got, KINDS)
         return f"{path}.kind: expected one of {', '.join(KINDS)}, got {got!r}{near}"
-    message = first["msg"].removeprefix("Value error, ")
+    message = found["msg"].removeprefix("Value error, ")
     if kind == "value_error":
-        return f"{path}: {message}{tail}"
+        return f"{path}: {message}"
     message = message.replace("Input should be ", "expected ")
     near = ""
     if kind == "literal_error" and isinstance(received, str):
-        near = nearest(received, [part for part in message.split("'")[1::2]])
-    return f"{path}: {message}, got {received!r}{near}{tail}"
+        near = nearest(received, message.split("'")[1::2])
+    return f"{path}: {message}, got {received!r}{near}"
 
 
-def _nearest_key(location, content):
+def _nearest_key(location: list[str], content: dict[str, Any]) -> str:
     """The valid keys' nearest to the last part of a location."""
-    model, fields = Recipe, None
-    node = content
-    for part in location[:-1]:
-        node = node.get(part) if isinstance(node, dict) else None
-        if model is Recipe and part == "stages":
+    model = model_at(location[:-1], content)
+    if model is None:
+        return ""
+    fields = [field.alias or name for name, field in model.model_fields.items()]
+    return nearest(location[-1], fields) or f"; expected one of {', '.join(fields)}"
+
+
+def model_at(location: list[str], content: Any) -> type[Settings] | None:
+    """The class of the settings at a place of a recipe, if it is one."""
+    model: type[Settings] | None = recipe_schema()
+    for depth, part in enumerate(location):
+        content = content.get(part) if isinstance(content, dict) else None
+        if depth == 0 and part == "stages":
             model = None
-        elif model is None:
-            kind = node.get("kind") if isinstance(node, dict) else None
-            model = KINDS.get(kind)
-        else:
+        elif depth == 1 and location[0] == "stages":
+            kind = content.get("kind") if isinstance(content, dict) else None
+            model = KINDS.get(kind) if isinstance(kind, str) else None
+        elif model is not None:
             model = _field_model(model, part)
-    fields = [f.alias or n for n, f in model.model_fields.items()] if model else []
-    near = nearest(location[-1], fields)
-    return near or (f"; expected one of {', '.join(fields)}" if fields else "")
+    return model
 
 
-def _field_model(model, key):
-    annotation = model.model_fields[key].annotation
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, pydantic.BaseModel):
+def _field_model(model: type[Settings], key: str) -> type[Settings] | None:
+    """The settings that a key holds, or a list of which it holds."""
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    waiting = [fields[key].annotation] if key in fields else []
+    while waiting:
+        candidate = waiting.pop(0)
+        if isinstance(candidate, type) and issubclass(candidate, Settings):
             return candidate
+        waiting += get_args(candidate)
     return None
-
-
-def nearest(name, candidates):
-    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""

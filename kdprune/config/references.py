@@ -1,159 +1,159 @@
 """What a recipe's stages say of each other: names, kinds, order."""
 
+from __future__ import annotations
+
 import graphlib
+from collections.abc import Iterator
 
-from kdprune.config.messages import nearest
-from kdprune.config.settings import names
-
-_PRUNED = ("prune", "prune_channels", "prune_blocks", "cluster")
-_FLOAT = ("train", "load", "distill", *_PRUNED)
-_MODELS = (*_FLOAT, "quantize")
-_CELLS = (*_MODELS, "soft_labels", "sensitivity", "export")
-_EIGHT_BIT = ("ptq", "qat", "auto")
-# The kinds a stage may name under a key.
-_ACCEPTS = {
-    "teacher": _FLOAT,
-    "soft_labels": ("soft_labels",),
-    ("train", "from"): _FLOAT,
-    ("distill", "from"): _FLOAT,
-    ("prune", "from"): _FLOAT,
-    ("prune_channels", "from"): _FLOAT,
-    ("prune_blocks", "from"): _FLOAT,
-    ("sensitivity", "from"): _FLOAT,
-    ("cluster", "from"): _FLOAT,
-    ("quantize", "from"): _FLOAT,
-    ("export", "from"): _MODELS,
-    ("evaluate", "from"): (*_FLOAT, "export"),
-    ("kit", "from"): ("evaluate",),
-    ("report", "from"): ("evaluate", "sensitivity"),
-    "sensitivity": ("sensitivity",),
-}
+from kdprune._registry import nearest
+from kdprune.config.schema import Recipe
+from kdprune.stages import (
+    FILES,
+    FLOAT_MODEL,
+    KINDS,
+    MEASUREMENTS,
+    QUANTIZED_MODEL,
+    InvalidRecipe,
+)
 
 
-def check_references(recipe):
-    for name, stage in recipe.stages.items():
-        values = stage.model_dump(by_alias=True)
-        for key in ("from", "teacher", "soft_labels", "sensitivity"):
-            for other in names(values.get(key)):
-                accepted = _ACCEPTS.get((stage.kind, key)) or _ACCEPTS[key]
-                _check_reference(recipe, f"stages.{name}.{key}", other, accepted)
-        if values.get("sensitivity"):
-            measured = recipe.stages[stage.sensitivity].from_
-            if measured != stage.from_:
-                raise ValueError(
-                    f"stages.{name}.sensitivity: expected that of {stage.from_!r}, "
-                    f"which is cut, got that of {measured!r}"
-                )
-        like = (values.get("model") or {}).get("like")
-        if like:
-            _check_reference(recipe, f"stages.{name}.model.like", like, _FLOAT)
-    for key, accepted in (("baseline", _FLOAT), ("flagship", ("quantize",))):
-        if getattr(recipe, key):
-            _check_reference(recipe, key, getattr(recipe, key), accepted)
-    flagship = recipe.stages.get(recipe.flagship)
-    if flagship and flagship.method not in _EIGHT_BIT:
-        raise ValueError(
-            f"flagship: expected a stage of int8 (method {', '.join(_EIGHT_BIT)}), got "
-            f"{recipe.flagship!r} of method {flagship.method}"
-        )
-    for name in recipe.keep:
-        _check_reference(recipe, "keep", name, _FLOAT)
+def check_references(recipe: Recipe) -> None:
+    """Raises `InvalidRecipe` unless what stages and keys name is there and fits."""
+    problems = list(_unknown(recipe))
+    if problems:
+        raise InvalidRecipe(problems)
     stage_order(recipe)
-    _check_measured(recipe)
+    problems += [*_unfit(recipe), *_unmeasured(recipe)]
+    if problems:
+        raise InvalidRecipe(problems)
+
+
+def _unknown(recipe: Recipe) -> Iterator[str]:
+    """Names that are no stages, or stages of a kind that is of no use there."""
+    for name, stage in recipe.stages.items():
+        for key, gives in stage.accepts.items():
+            for other in stage.references(key):
+                yield from _reference(recipe, f"stages.{name}.{key}", other, gives)
+    if recipe.baseline:
+        yield from _reference(recipe, "baseline", recipe.baseline, (FLOAT_MODEL,))
+    if recipe.flagship:
+        yield from _reference(recipe, "flagship", recipe.flagship, (QUANTIZED_MODEL,))
+    for name in recipe.save_models:
+        yield from _reference(recipe, "save_models", name, (FLOAT_MODEL,))
     for key in recipe.matrix:
-        _check_axis(recipe, key)
+        yield from _axis(recipe, key)
     for name in recipe.seeds:
-        _check_reference(recipe, f"seeds.{name}", name, _CELLS)
-        if "seed" not in recipe.matrix:
-            raise ValueError(f"seeds.{name}: expected a matrix of seeds, got none")
+        unknown = list(_in_cells(recipe, f"seeds.{name}", name))
+        yield from unknown
+        if not unknown and "seed" not in recipe.matrix:
+            yield f"seeds.{name}: expected a matrix of seeds, got none"
 
 
-def _check_measured(recipe):
-    """What is named for the end of the run must be measured there, and once."""
-    for kind in ("evaluate", "kit", "report"):
-        found = [name for name, stage in recipe.stages.items() if stage.kind == kind]
-        if len(found) > 1:
-            raise ValueError(
+def _unfit(recipe: Recipe) -> Iterator[str]:
+    """Settings that other parts of the recipe rule out."""
+    for name, stage in recipe.stages.items():
+        try:
+            stage.check_recipe(name, recipe)
+        except ValueError as error:
+            yield str(error)
+    if recipe.flagship and not recipe.stages[recipe.flagship].writes_int8():
+        yield (
+            "flagship: expected a stage that is exported in int8, got "
+            f"{recipe.flagship!r}; choose one of method ptq, qat or auto"
+        )
+    for kind, cls in KINDS.items():
+        found = [name for name, s in recipe.stages.items() if isinstance(s, cls)]
+        if cls.gathers and len(found) > 1:
+            yield (
                 f"stages.{found[1]}: expected one stage of kind {kind}, got "
                 f"{', '.join(found)}"
             )
-        if kind == "report" and found:
-            sources = recipe.stages[found[0]].parents()
-            if all(recipe.stages[source].kind != "evaluate" for source in sources):
-                raise ValueError(
-                    f"stages.{found[0]}.from: expected the evaluate stage among them, "
-                    f"got {', '.join(sources)}"
-                )
-        if kind == "kit" and found and not recipe.flagship:
-            raise ValueError(
-                f"stages.{found[0]}: a kit is the flagship's; expected `flagship` in "
-                "the recipe, got none"
-            )
+
+
+def _unmeasured(recipe: Recipe) -> Iterator[str]:
+    """What is named for the end of the run must be measured there."""
     measured = {
         other
         for stage in recipe.stages.values()
-        if stage.kind == "evaluate"
+        if stage.gives == MEASUREMENTS
         for other in stage.parents()
     }
     exported = {
         source
         for name in measured
-        if recipe.stages[name].kind == "export"
+        if recipe.stages[name].gives == FILES
         for source in recipe.stages[name].parents()
     }
     named = [("baseline", recipe.baseline, measured)]
     named += [("flagship", recipe.flagship, exported)]
-    named += [("keep", name, measured) for name in recipe.keep]
+    named += [("save_models", name, measured) for name in recipe.save_models]
     for key, name, reached in named:
         if name and name not in reached:
-            raise ValueError(
+            yield (
                 f"{key}: expected a stage that the evaluate stage measures, got "
                 f"{name!r}; add it to the `from` of evaluate, or of its export stage"
             )
 
 
-def _check_axis(recipe, key):
+def _axis(recipe: Recipe, key: str) -> Iterator[str]:
     """A matrix axis must be a key that tells stages apart."""
     root, *rest = key.split(".")
     if root == "data":
-        raise ValueError(
+        yield (
             f"matrix.{key}: expected no key of `data`, since all cells are measured on "
             "the same test images; run a recipe for each"
         )
-    if root == "stages" and rest:
-        _check_reference(recipe, f"matrix.{key}", rest[0], _CELLS)
+    elif root == "stages" and rest:
+        yield from _in_cells(recipe, f"matrix.{key}", rest[0])
     elif key != "seed":
-        raise ValueError(
+        yield (
             f"matrix.{key}: expected `seed` or a key of a stage, such as "
             "stages.student.temperature"
         )
 
 
-def _check_reference(recipe, key, name, accepted):
-    candidates = [n for n, s in recipe.stages.items() if s.kind in accepted]
-    if name not in candidates:
+def _in_cells(recipe: Recipe, key: str, name: str) -> Iterator[str]:
+    """A stage that is run in each cell of the matrix."""
+    kinds = [kind for kind, cls in KINDS.items() if not cls.gathers]
+    yield from _of_kind(recipe, key, name, kinds)
+
+
+def _reference(
+    recipe: Recipe, key: str, name: str, gives: tuple[str, ...]
+) -> Iterator[str]:
+    kinds = [kind for kind, cls in KINDS.items() if cls.gives in gives]
+    yield from _of_kind(recipe, key, name, kinds)
+
+
+def _of_kind(recipe: Recipe, key: str, name: str, kinds: list[str]) -> Iterator[str]:
+    accepted = [n for n, stage in recipe.stages.items() if _kind(stage) in kinds]
+    if name not in accepted:
         there = name in recipe.stages
-        got = f"{name!r}, of kind {recipe.stages[name].kind}" if there else repr(name)
-        raise ValueError(
-            f"{key}: expected a stage of kind {' or '.join(accepted)}, got {got}"
-            f"{nearest(name, candidates)}"
+        got = f"{name!r}, of kind {_kind(recipe.stages[name])}" if there else repr(name)
+        yield (
+            f"{key}: expected a stage of kind {' or '.join(kinds)}, got {got}"
+            f"{nearest(name, accepted)}"
         )
 
 
-def stage_order(*recipes):
+def _kind(stage: object) -> str:
+    return getattr(stage, "kind")  # noqa: B009  # A field of each kind's own.
+
+
+def stage_order(*recipes: Recipe) -> list[str]:
     """Stage names, each after the stages it needs in any of the recipes.
 
     Raises:
-        ValueError: If stages need each other in a circle.
+        InvalidRecipe: If stages need each other in a cycle.
     """
-    graph = {name: [] for name in recipes[0].stages}
+    graph: dict[str, list[str]] = {name: [] for name in recipes[0].stages}
     for recipe in recipes:
         for name, stage in recipe.stages.items():
             graph[name] += stage.parents()
     try:
         return list(graphlib.TopologicalSorter(graph).static_order())
     except graphlib.CycleError as error:
-        circle = " -> ".join(reversed(error.args[1]))
-        raise ValueError(
-            f"stages: expected no circle, got {circle}; change one `from` of them"
+        cycle = " -> ".join(reversed(error.args[1]))
+        raise InvalidRecipe(
+            [f"stages: dependency cycle: {cycle}; change one of their `from`"]
         ) from None

@@ -19,7 +19,12 @@ from kdprune.report.read import read_run
 __all__ = ["Section", "gather_results", "register_section", "write_report"]
 
 
-def write_report(run_folder: str | Path, *, references: bool = True) -> Path:
+def write_report(
+    run_folder: str | Path,
+    *,
+    references: bool = True,
+    into: str | Path | None = None,
+) -> Path:
     """Writes `report.md` and its plots (`plots/*.png`) into a run.
 
     Each file replaces its former version in one step, the page last; other
@@ -29,6 +34,7 @@ def write_report(run_folder: str | Path, *, references: bool = True) -> Path:
         run_folder: A run's folder, with `metrics.json` and a folder per stage or
             `records.json`.
         references: Whether a CIFAR-10 run is set beside the MLPerf Tiny models.
+        into: The folder to write to; the run's by default.
 
     Returns:
         The path of `report.md`.
@@ -41,8 +47,8 @@ def write_report(run_folder: str | Path, *, references: bool = True) -> Path:
         >>> write_report("runs/cifar10")  # doctest: +SKIP
         PosixPath('runs/cifar10/report.md')
     """
-    folder = Path(run_folder)
-    run = read_run(folder)
+    run = read_run(Path(run_folder))
+    folder = Path(run_folder if into is None else into)
     plots = draw_plots(run, references=references)
     (folder / "plots").mkdir(exist_ok=True)
     for name, plot in plots.items():

@@ -1,45 +1,23 @@
 """The plan of a recipe: a node for each stage and cell of the matrix, in order."""
 
-import dataclasses
+from __future__ import annotations
+
 import itertools
 import json
 import re
+from collections.abc import Iterable
+from typing import Any
 
 from kdprune import records
-from kdprune.config import parse_recipe, set_key, stage_order
+from kdprune.config import Recipe, parse_recipe, set_key, stage_order
+from kdprune.config.renaming import first_name
+from kdprune.stages import Node, Stage
 
-# Stages that look at all cells of a matrix at once.
-GATHERING = ("evaluate", "kit", "report")
-
-
-@dataclasses.dataclass(frozen=True)
-class Node:
-    """A stage with all its settings, in one cell of the matrix or in several.
-
-    Attributes:
-        name: Its folder's name: the stage's, with the axes it depends on.
-        stage: The stage's name in the recipe.
-        settings: The stage's settings, its seed resolved.
-        parents: Nodes it needs, by the stage's name; several for a stage that
-            gathers all cells.
-    """
-
-    name: str
-    stage: str
-    settings: object
-    parents: dict
-
-    @property
-    def kind(self):
-        return self.settings.kind
-
-    @property
-    def taught(self):
-        """Whether a teacher is asked, so that images without labels are of use."""
-        return any(getattr(self.settings, k, None) for k in ("teacher", "soft_labels"))
+# A stage in one cell of the matrix: the cell's index and axes, and its recipe.
+Member = tuple[int, dict[str, Any], Recipe]
 
 
-def plan(recipe):
+def plan(recipe: Recipe) -> list[Node]:
     """Turns a recipe into nodes, each after the ones it needs.
 
     Cells of the matrix share a stage whose settings and parents are the same in
@@ -49,14 +27,15 @@ def plan(recipe):
         A list of `Node`.
     """
     cells = [(cell, _with(recipe, cell)) for cell in _cells(recipe.matrix)]
-    found, nodes = {}, {}
+    found: dict[tuple[str, int], str] = {}
+    nodes: dict[str, list[tuple[Node, set[int]]]] = {}
     for stage in stage_order(*(resolved for _, resolved in cells)):
-        if recipe.stages[stage].kind in GATHERING:
+        if recipe.stages[stage].gathers:
             nodes[stage] = [_gather(recipe, stage, nodes)]
             for index in range(len(cells)):
                 found[stage, index] = stage
             continue
-        same = {}
+        same: dict[str, list[Member]] = {}
         for index, (cell, resolved) in enumerate(cells):
             if not _exists(recipe, stage, index, cell, found):
                 continue
@@ -68,7 +47,7 @@ def plan(recipe):
         for members in same.values():
             index, cell, resolved = members[0]
             node = Node(
-                name=_folder_name(stage, cell, varying),
+                name=_folder_name(stage, cell, varying, recipe),
                 stage=stage,
                 settings=_seeded(resolved, stage),
                 parents={
@@ -80,7 +59,13 @@ def plan(recipe):
     return [node for stage in nodes for node, _ in nodes[stage]]
 
 
-def _exists(recipe, stage, index, cell, found):
+def _exists(
+    recipe: Recipe,
+    stage: str,
+    index: int,
+    cell: dict[str, Any],
+    found: dict[tuple[str, int], str],
+) -> bool:
     """Whether a cell has this stage: not if it is beyond the seeds of what it needs."""
     if stage in recipe.seeds:
         if recipe.matrix["seed"].index(cell["seed"]) >= recipe.seeds[stage]:
@@ -88,12 +73,12 @@ def _exists(recipe, stage, index, cell, found):
     return all((parent, index) in found for parent in recipe.stages[stage].parents())
 
 
-def _cells(matrix):
+def _cells(matrix: dict[str, list[Any]]) -> list[dict[str, Any]]:
     axes = [[(key, value) for value in values] for key, values in matrix.items()]
     return [dict(cell) for cell in itertools.product(*axes)]
 
 
-def _with(recipe, cell):
+def _with(recipe: Recipe, cell: dict[str, Any]) -> Recipe:
     """The recipe of one cell, checked like any other."""
     content = recipe.model_dump(mode="json", by_alias=True, exclude_unset=True)
     content["matrix"], content["seeds"] = {}, {}
@@ -102,29 +87,23 @@ def _with(recipe, cell):
     return parse_recipe(content)
 
 
-def _seeded(recipe, stage):
+def _seeded(recipe: Recipe, stage: str) -> Stage:
     settings = recipe.stages[stage]
     if settings.seed is not None:
         return settings
     return settings.model_copy(update={"seed": recipe.seed})
 
 
-def _identity(recipe, stage, found, index):
+def _identity(
+    recipe: Recipe, stage: str, found: dict[tuple[str, int], str], index: int
+) -> str:
     settings = _seeded(recipe, stage)
-    unused = () if _draws(settings) else {"seed"}
-    settings = settings.model_dump(mode="json", by_alias=True, exclude=unused)
-    parents = [found[name, index] for name in recipe.stages[stage].parents()]
-    return json.dumps([settings, parents], sort_keys=True)
+    content = settings.hashed(exclude=() if settings.draws() else ("seed",))
+    parents = [found[name, index] for name in settings.parents()]
+    return json.dumps([content, parents], sort_keys=True)
 
 
-def _draws(settings):
-    """Whether a stage's result depends on its seed: else all seeds share it."""
-    if settings.kind == "quantize":
-        return bool({"training", "calibration"} & settings.model_fields_set)
-    return settings.kind not in ("load", "export")
-
-
-def _varying(groups, matrix):
+def _varying(groups: Iterable[list[Member]], matrix: dict[str, list[Any]]) -> list[str]:
     """The axes that tell the groups of cells apart."""
     groups = list(groups)
     if len(groups) == 1:
@@ -140,7 +119,10 @@ def _varying(groups, matrix):
     ]
 
 
-def _folder_name(stage, cell, varying):
+def _folder_name(
+    stage: str, cell: dict[str, Any], varying: list[str], recipe: Recipe
+) -> str:
+    content = recipe.model_dump(by_alias=True)
     parts = [stage]
     for key in varying:
         value = str(cell[key])
@@ -148,15 +130,18 @@ def _folder_name(stage, cell, varying):
             # Not fit for a folder's name, and not to be mixed up with another.
             readable = re.sub(r"[^A-Za-z0-9._-]+", "_", value)[:30]
             value = f"{readable}-{records.fingerprint(cell[key])[:6]}"
-        parts.append(f"{key.rsplit('.', 1)[-1]}={value}")
+        # By the name that a key first had, the folders of earlier runs stay theirs.
+        parts.append(f"{first_name(key, content)}={value}")
     return "--".join(parts)
 
 
-def _member(members, index):
+def _member(members: list[tuple[Node, set[int]]], index: int) -> Node:
     return next(node for node, indices in members if index in indices)
 
 
-def _gather(recipe, stage, nodes):
+def _gather(
+    recipe: Recipe, stage: str, nodes: dict[str, list[tuple[Node, set[int]]]]
+) -> tuple[Node, set[int]]:
     settings = _seeded(recipe, stage)
     parents = {name: [node for node, _ in nodes[name]] for name in settings.parents()}
     return Node(stage, stage, settings, parents), {0}

@@ -5,6 +5,8 @@ slowest of them is done. Trained one to a core, several finish sooner than one a
 the other on all cores (`scripts/bench_jobs.py` measures by how much).
 """
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import os
@@ -13,9 +15,15 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
+from typing import IO, TYPE_CHECKING
 
-# What is timed must have the machine to itself.
-_ALONE = ("evaluate",)
+from kdprune._log import logger
+from kdprune.stages import Node
+
+if TYPE_CHECKING:
+    from kdprune.runner.run import Run
+
 # Begins the line in which a worker says what is wrong with its input.
 ERROR = "kdprune: "
 
@@ -24,13 +32,13 @@ ERROR = "kdprune: "
 class _Job:
     """A stage under way: its node, process, cores, and what it says on stderr."""
 
-    node: object
-    process: subprocess.Popen
-    cores: list
-    errors: object
+    node: Node
+    process: subprocess.Popen[str]
+    cores: list[int]
+    errors: IO[str]
 
 
-def execute(run, nodes, jobs, lock):
+def execute(run: Run, nodes: Sequence[Node], jobs: int, lock: IO[str]) -> None:
     """Executes nodes as soon as what they need is done, up to `jobs` at once.
 
     The cores this process may use are shared out among the jobs; a node that has
@@ -38,7 +46,7 @@ def execute(run, nodes, jobs, lock):
     ends, and hold the folder's lock until then.
 
     Args:
-        run: A `pipeline.Run`.
+        run: The run.
         nodes: Its nodes to execute, each after those it needs.
         jobs: Most processes at a time, at least 1 and at most the cores.
         lock: The open file whose lock keeps other runs out of the folder.
@@ -56,14 +64,16 @@ def execute(run, nodes, jobs, lock):
             f"Received: {jobs}"
         )
     free = [cores[index::jobs] for index in range(jobs)]
-    waiting, running, ended = list(nodes), [], queue.Queue()
+    waiting = list(nodes)
+    running: list[_Job] = []
+    ended: queue.Queue[_Job] = queue.Queue()
     try:
         while waiting or running:
             ready = [node for node in waiting if _ready(run, node)]
             done = [node for node in ready if run.record(node)]
             for node in done:
                 waiting.remove(node)
-                print(f"{node.name}: done, skipped", flush=True)
+                run.skip(node)
             if done:
                 continue  # Others may be ready for it.
             chosen = _choose(ready, running, len(free))
@@ -74,8 +84,8 @@ def execute(run, nodes, jobs, lock):
                 running.append(_start(run, node, share, lock, ended))
             if not running:
                 raise RuntimeError(
-                    f"{waiting[0].name} can't start: what it needs ended, but its "
-                    "record or files have been changed since"
+                    f"stage {waiting[0].name!r} can't start: the stages it needs are "
+                    "done, but their records or files have been changed since"
                 )
             job = ended.get()
             running.remove(job)
@@ -88,20 +98,22 @@ def execute(run, nodes, jobs, lock):
             job.process.wait()
 
 
-def _ready(run, node):
-    return all(run.record(one) for group in node.parents.values() for one in group)
+def _ready(run: Run, node: Node) -> bool:
+    return all(run.record(parent) for parent in node.all_parents())
 
 
-def _choose(ready, running, places):
-    """The nodes to start now, in the recipe's order."""
-    together = [node for node in ready if node.kind not in _ALONE]
+def _choose(ready: list[Node], running: list[_Job], places: int) -> list[Node]:
+    """The nodes to start now, in the recipe's order: what is timed starts alone."""
+    together = [node for node in ready if not node.settings.alone]
     if together:
-        timed = any(job.node.kind in _ALONE for job in running)
+        timed = any(job.node.settings.alone for job in running)
         return [] if timed else together[:places]
     return [] if running else ready[:1]
 
 
-def _start(run, node, cores, lock, ended):
+def _start(
+    run: Run, node: Node, cores: list[int], lock: IO[str], ended: queue.Queue[_Job]
+) -> _Job:
     errors = tempfile.TemporaryFile("w+", errors="replace")
     process = subprocess.Popen(
         _command(),
@@ -122,6 +134,7 @@ def _start(run, node, cores, lock, ended):
         "node": node.name,
         "cores": cores,
     }
+    assert process.stdin is not None  # It is a pipe.
     process.stdin.write(json.dumps(content) + "\n")
     process.stdin.flush()
     job = _Job(node, process, cores, errors)
@@ -129,31 +142,32 @@ def _start(run, node, cores, lock, ended):
     return job
 
 
-def _command():
+def _command() -> list[str]:
     """Starts a worker that imports what this process does, wherever it runs."""
     # By -m, a json.py in the present folder would stand before Python's own.
     start = "from kdprune.runner import worker; sys.exit(worker.main())"
     return [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {start}"]
 
 
-def _relay(job, ended):
+def _relay(job: _Job, ended: queue.Queue[_Job]) -> None:
     """Passes on what a process prints, under its node's name, until it ends."""
     try:
         # Closed at an error, so that the process does not wait for its reader.
+        assert job.process.stdout is not None  # It is a pipe.
         with job.process.stdout as lines:
             for line in lines:
                 if line.strip():
                     named = line.startswith((job.node.name, "=="))
-                    # In one piece: other threads write as well.
-                    sys.stdout.write(line if named else f"{job.node.name}: {line}")
-                    sys.stdout.flush()
+                    text = line.rstrip("\n")
+                    logger.info("%s", text if named else f"{job.node.name}: {text}")
     finally:
         job.process.wait()
         ended.put(job)
 
 
-def _end(job):
+def _end(job: _Job) -> None:
     """Raises what ended a process; what it said of no consequence is dropped."""
+    assert job.process.stdin is not None  # It is a pipe.
     job.process.stdin.close()
     with job.errors as errors:
         errors.seek(0)

@@ -1,95 +1,92 @@
-"""What each kind of stage does: rooms put together, files written, figures returned.
+"""The kinds of stages: each is a class in a file of its own.
 
-Each function takes the run, its node and its folder, and returns `(results,
-outputs)`: JSON-able figures for the record, and the files that others build on,
-relative to the folder.
+A kind's class holds its settings, what it may start from, what it draws from the seed,
+its checks, its plan for a dry run, its estimate and what it does. The recipe's schema,
+the runner and the command read all that from the class: a new kind is one file and
+its registration, here or, outside of the package, by `register_stage`. Importing this
+needs no TensorFlow.
 """
 
-import pathlib
-
-from kdprune import prune
-from kdprune.fitting import load_fitting
-from kdprune.models.factories import check_model_arguments
-from kdprune.stages.compress import (
-    importance_of,
-    measure_sensitivity,
-    plan_blocks,
-    plan_channels,
-    prune_blocks,
-    prune_channels,
-    prune_weights,
+from kdprune.stages.base import (
+    FILES,
+    FLOAT_MODEL,
+    KINDS,
+    MEASUREMENTS,
+    QUANTIZED_MODEL,
+    SENSITIVITY,
+    SOFT_LABELS,
+    InvalidRecipe,
+    Node,
+    Result,
+    Run,
+    Stage,
+    register_stage,
 )
-from kdprune.stages.learn import load, soft_labels, train
-from kdprune.stages.measure import (
-    evaluate_models,
-    export_files,
-    write_kit,
-    write_report,
-)
-from kdprune.stages.quantize import (
-    check_quantization,
-    cluster_weights,
-    quantize_model,
-)
-from kdprune.stages.teaching import check_teaching
+from kdprune.stages.cluster import Cluster
+from kdprune.stages.distill import Distill
+from kdprune.stages.evaluate import Evaluate
+from kdprune.stages.export import Export
+from kdprune.stages.kit import Kit
+from kdprune.stages.load import Load
+from kdprune.stages.prune import Prune
+from kdprune.stages.prune_blocks import PruneBlocks
+from kdprune.stages.prune_channels import PruneChannels
+from kdprune.stages.quantize import Quantize
+from kdprune.stages.report import Report
+from kdprune.stages.sensitivity import Sensitivity
+from kdprune.stages.soft_labels import SoftLabels
+from kdprune.stages.train import Train
 
-__all__ = ["PLANS", "STAGES", "check"]
+__all__ = [
+    "FILES",
+    "FLOAT_MODEL",
+    "KINDS",
+    "MEASUREMENTS",
+    "QUANTIZED_MODEL",
+    "SENSITIVITY",
+    "SOFT_LABELS",
+    "InvalidRecipe",
+    "Node",
+    "Result",
+    "Run",
+    "Stage",
+    "check",
+    "register_stage",
+]
 
-STAGES = {
-    "train": train,
-    "load": load,
-    "soft_labels": soft_labels,
-    "distill": train,
-    "prune": prune_weights,
-    "prune_channels": prune_channels,
-    "prune_blocks": prune_blocks,
-    "sensitivity": measure_sensitivity,
-    "cluster": cluster_weights,
-    "quantize": quantize_model,
-    "export": export_files,
-    "evaluate": evaluate_models,
-    "kit": write_kit,
-    "report": write_report,
-}
-
-# What a dry run can tell of a stage, by its kind.
-PLANS = {"prune_channels": plan_channels, "prune_blocks": plan_blocks}
+for _kind in (
+    Train,
+    Load,
+    SoftLabels,
+    Distill,
+    Prune,
+    PruneChannels,
+    PruneBlocks,
+    Sensitivity,
+    Cluster,
+    Quantize,
+    Export,
+    Evaluate,
+    Kit,
+    Report,
+):
+    register_stage(_kind)
 
 
-def check(nodes, run):
-    """Raises `ValueError` for what would fail later, before anything is trained."""
+def check(nodes: list[Node], run: Run) -> None:
+    """Finds what would fail later, before anything is trained.
+
+    Raises:
+        InvalidRecipe: With one line for each problem.
+        OSError: If a file can't be read, and nothing else is wrong.
+    """
+    found: dict[str, Exception] = {}
     for node in nodes:
-        key = f"stages.{node.stage}"
-        model = getattr(node.settings, "model", None)
-        if model is not None and model.name:
-            try:
-                check_model_arguments(model.name, model.model_extra)
-            except ValueError as error:
-                raise ValueError(f"{key}.model: {error}") from error
-        for path in node.settings.files():
-            if not pathlib.Path(path).is_file():
-                raise FileNotFoundError(
-                    f"{key}: expected a model at {path}: none there"
-                )
-            load_fitting(path, run.dataset)
-        if hasattr(node.settings, "importance"):
-            importance, _ = importance_of(node.settings)
-            if importance not in prune.IMPORTANCES:
-                raise ValueError(
-                    f"{key}.importance: expected one of "
-                    f"{', '.join(prune.IMPORTANCES)}, got {importance!r}"
-                )
-        slimming = getattr(getattr(node.settings, "training", None), "slimming", None)
-        if slimming and node.kind not in ("train", "distill"):
-            raise ValueError(
-                f"{key}.training.slimming: expected in a train or distill stage, whose "
-                f"channels are cut by bn_scale later, got it in a {node.kind} stage"
-            )
-        count = getattr(node.settings, "calibration", None)
-        if count is not None and count > len(run.dataset.train):
-            raise ValueError(
-                f"{key}.calibration: expected at most {len(run.dataset.train)} (the "
-                f"training images), got {count}"
-            )
-    check_teaching(nodes, run)
-    check_quantization(nodes, run)
+        try:
+            node.settings.check(run, node)
+        except (ValueError, OSError) as error:
+            found.setdefault(str(error), error)
+    if len(found) == 1:
+        raise next(iter(found.values()))
+    if found:
+        raise InvalidRecipe(list(found))

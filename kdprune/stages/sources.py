@@ -1,30 +1,32 @@
 """Where the layers of a stage's model come from, told before anything is trained."""
 
-from kdprune.fitting import load_fitting, new_model, parent_of
+from __future__ import annotations
 
-# Stages whose model has the layers, by name, of the one they start from.
-_SAME_LAYERS = ("train", "distill", "prune", "prune_channels", "cluster")
+from typing import TYPE_CHECKING
+
+from kdprune.stages import fitting
+from kdprune.stages.base import Node, Run
+
+if TYPE_CHECKING:
+    import tf_keras as keras
 
 
-def source_of(node):
+def source_of(node: Node) -> Node | None:
     """The node that makes the layers of a node's model; None if it can't be told."""
-    if origin_of(node):
+    if node.settings.origin():
         return node
-    if getattr(node.settings, "model", None):
-        return source_of(node.parents[node.settings.model.like][0])
-    return source_of(parent_of(node, "from_")) if node.kind in _SAME_LAYERS else None
+    if node.settings.references("model.architecture_of"):
+        return source_of(node.parent_of("model.architecture_of"))
+    return source_of(node.parent_of("from")) if node.settings.keeps_layers else None
 
 
-def origin_of(node):
+def origin_of(node: Node) -> object | None:
     """A file or factory, as the recipe gives it; None if another stage gives it."""
-    if node.kind == "load":
-        return node.settings.file
-    model = getattr(node.settings, "model", None)
-    return model if model and not model.like else None
+    return node.settings.origin()
 
 
-def untrained_model(run, source):
+def untrained_model(run: Run, source: Node) -> keras.Model:
     """The model of a node that `source_of` returned, before it is trained."""
-    if source.kind == "load":
-        return load_fitting(source.settings.file, run.dataset)
-    return new_model(run, source)
+    if hasattr(source.settings, "model"):
+        return fitting.new_model(run, source)
+    return fitting.load_fitting(str(source.settings.origin()), run.dataset)

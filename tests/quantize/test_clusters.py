@@ -18,7 +18,7 @@ from kdprune.quantize import (
     save_quantized,
     strip_clustering,
 )
-from kdprune.stages.quantize import _is_clustered
+from kdprune.stages.fitting import is_clustered
 from kdprune.tflite import convert_tflite, inspect_tflite
 
 layers = keras.layers
@@ -156,8 +156,8 @@ def test_a_layer_left_out_does_not_cost_the_others_their_clusters():
     mixed = strip_clustering(cluster_weights(model, CLUSTERS, exclude=["large"]))
     assert count_clusters(mixed)["large"] > 1024
     assert clustered_layers(mixed) == ["other"]
-    assert _is_clustered(mixed, "auto") and not _is_clustered(model, "auto")
-    assert not _is_clustered(mixed, False) and _is_clustered(model, True)
+    assert is_clustered(mixed, "auto") and not is_clustered(model, "auto")
+    assert not is_clustered(mixed, False) and is_clustered(model, True)
 
 
 def test_training_moves_centroids_and_statistics_but_not_the_given_model(base, data):

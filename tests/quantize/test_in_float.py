@@ -15,8 +15,8 @@ from kdprune.kit.golden import golden_images
 from kdprune.kit.micro import measure_arena
 from kdprune.models import load_model, save_model
 from kdprune.runner import run as runner
-from kdprune.stages.measure import _generate_shapes
-from kdprune.stages.quantize import _some_in_float
+from kdprune.stages.budget import _some_in_float
+from kdprune.stages.kit import _generate_shapes
 from kdprune.tflite import check_tflite, convert_tflite, inspect_tflite
 
 layers = keras.layers

@@ -9,7 +9,7 @@ from kdprune import quantize
 from kdprune.config import parse_recipe
 from kdprune.models import build_model, load_model, save_model
 from kdprune.runner import run as runner
-from kdprune.stages.quantize import _after_training, _by_training, _calibration
+from kdprune.stages.budget import _after_training, _by_training
 from kdprune.tflite import convert_tflite
 
 TRAINING = {"epochs": 1, "batch_size": 30, "learning_rate": 1e-3}
@@ -132,7 +132,8 @@ def test_the_files_are_made_with_the_images_of_the_attempt_that_was_chosen(
     assert plan["calibration"] == {"images": 48, "seed": 0}
     run = runner.Run(stages, tmp_path / "run")
     node = node_of(run, "small")
-    usual, more = _calibration(run, node), _calibration(run, node, 48)
+    draw = node.settings.calibration_images
+    usual, more = draw(run), draw(run, 48)
     assert (len(usual), len(more)) == (12, 48)
     base = load_model(given["file"])
     content = (tmp_path / "run/files/small.int8.tflite").read_bytes()

@@ -12,7 +12,7 @@ import types
 import pytest
 import yaml
 
-from kdprune import cli, records
+from kdprune import _log, cli, records
 from kdprune.runner import parallel
 
 RECIPE = """
@@ -153,7 +153,8 @@ def end_of(code):
     ):
         job = parallel._Job(types.SimpleNamespace(name="slim"), process, [0], errors)
         ended = queue.Queue()
-        parallel._relay(job, ended)
+        with _log.shown():
+            parallel._relay(job, ended)
         assert ended.get_nowait() is job
         parallel._end(job)
 

@@ -1,6 +1,9 @@
-"""Settings that stages share: data, models, training, teaching."""
+"""Settings that kinds of stages share: models, training, augmentation, losses."""
 
-from typing import Annotated, ClassVar, Literal
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
@@ -19,36 +22,45 @@ Names = Annotated[
     pydantic.BeforeValidator(lambda v: (v,) if isinstance(v, str) else v),
     pydantic.Field(min_length=1),
 ]
+# What a serializer is told to write keys by the names they first had.
+_FIRST_NAMES = {"first_names": True}
 
 
 class Settings(pydantic.BaseModel):
+    """Checked, read-only settings; unknown keys are refused.
+
+    Attributes:
+        omit_if_default: Keys that were added after the first release. They are not
+            written at their default, so that what was made before them stays done.
+        renamed: Former keys with the present ones. A recipe may use either; the
+            fingerprint of a stage is of the former, for the same reason.
+    """
+
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    # Settings that came later, not written at their default: what was made before
-    # them stays done.
-    later: ClassVar[tuple[str, ...]] = ()
+    omit_if_default: ClassVar[tuple[str, ...]] = ()
+    renamed: ClassVar[Mapping[str, str]] = {}
 
     @pydantic.model_serializer(mode="wrap")
-    def _without_later(self, serialize):
+    def _serialize(
+        self,
+        serialize: pydantic.SerializerFunctionWrapHandler,
+        info: pydantic.SerializationInfo,
+    ) -> dict[str, Any]:
         found = serialize(self)
-        for name in self.later:
+        for name in self.omit_if_default:
             if getattr(self, name) == type(self).model_fields[name].default:
                 found.pop(name, None)
+        if info.context == _FIRST_NAMES:
+            for former, present in self.renamed.items():
+                if present in found:
+                    found[former] = found.pop(present)
         return found
 
-
-class Data(Settings):
-    """Which images, and how they are split."""
-
-    dataset: Literal["cifar10", "folder", "shapes"]
-    validation: Share = 0.1
-    calibration: Count = 500
-    seed: Seed = 0
-    path: str | None = None
-    image_size: tuple[Count, Count] | Count | None = None
-    channels: Literal[1, 3] | None = None
-    test: Share | None = None
-    train_images: Count | None = None
-    test_images: Count | None = None
+    def hashed(self, exclude: Iterable[str] = ()) -> dict[str, Any]:
+        """What a fingerprint is made of: JSON-able, by the names keys first had."""
+        return self.model_dump(
+            mode="json", by_alias=True, exclude=set(exclude), context=_FIRST_NAMES
+        )
 
 
 class Augment(Settings):
@@ -78,12 +90,13 @@ class Training(Settings):
     augment: Augment | None = None
     images: Literal["train", "train+validation"] = "train"
     # Network Slimming: the weight of the L1 norm of batch normalization's factors.
-    slimming: Positive | None = None
+    bn_l1: Positive | None = None
 
-    later = ("slimming",)
+    omit_if_default = ("bn_l1",)
+    renamed = {"slimming": "bn_l1"}
 
     @pydantic.model_validator(mode="after")
-    def _chooses_on_unseen(self):
+    def _chooses_on_unseen(self) -> Training:
         if self.images != "train" and (self.select == "best" or self.patience):
             raise ValueError(
                 "images: train+validation leaves none to choose an epoch by; expected "
@@ -92,26 +105,30 @@ class Training(Settings):
         return self
 
 
-class Model(pydantic.BaseModel):
+class Model(Settings):
     """A factory's name and its arguments, a saved model's path, or a stage's layers.
 
-    `like` names a stage whose model's layers are taken with new weights: what a
-    pruned shape is worth when it is trained from the start.
+    `architecture_of` names a stage whose model's layers are taken with new weights:
+    what a pruned shape is worth when it is trained from scratch.
     """
 
     model_config = pydantic.ConfigDict(extra="allow", frozen=True)
 
     name: str | None = None
     file: str | None = None
-    like: Name | None = None
+    architecture_of: Name | None = None
+
+    renamed = {"like": "architecture_of"}
 
     @pydantic.model_validator(mode="after")
-    def _one_source(self):
-        given = [key for key in ("name", "file", "like") if getattr(self, key)]
+    def _one_source(self) -> Model:
+        sources = ("name", "file", "architecture_of")
+        given = [key for key in sources if getattr(self, key)]
         if len(given) != 1:
             raise ValueError(
-                "expected one of `name` (a factory), `file` (a model) and `like` (a "
-                f"stage whose layers get new weights), got {', '.join(given) or 'none'}"
+                "expected one of `name` (a factory), `file` (a saved model) and "
+                "`architecture_of` (a stage whose layers get new weights), got "
+                f"{', '.join(given) or 'none'}"
             )
         if self.name is None and self.model_extra:
             raise ValueError(
@@ -119,19 +136,21 @@ class Model(pydantic.BaseModel):
             )
         return self
 
-    def parents(self):
-        return names(self.like)
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the factory takes beside its name."""
+        return dict(self.model_extra or {})
 
 
 class Importance(Settings):
-    """By what channels are ranked, with how the layers' scores become one."""
+    """A criterion that ranks channels, and how the layers' scores become one."""
 
     name: str
     reduction: Literal["mean", "max", "sum"] | None = None
     normalize: Literal["mean", "max", "none"] | None = None
 
     @pydantic.model_validator(mode="after")
-    def _has_scores(self):
+    def _has_scores(self) -> Importance:
         if self.name == "random" and (self.reduction or self.normalize):
             raise ValueError(
                 "random channels have no scores of layers: expected neither "
@@ -140,31 +159,12 @@ class Importance(Settings):
         return self
 
     @property
-    def options(self):
-        """What its function takes beside a group and evidence."""
+    def options(self) -> dict[str, Any]:
+        """What its function takes beside a group and statistics."""
         return self.model_dump(exclude={"name"}, exclude_none=True)
 
 
-class StageSettings(Settings):
-    seed: Seed | None = None
-
-    def parents(self):
-        """Names of the stages this one starts from or learns from."""
-        return []
-
-    def files(self):
-        """Paths of the model files that it starts from."""
-        given = (getattr(self, "file", None), getattr(self, "model", None))
-        paths = [getattr(item, "file", item) for item in given]
-        return [path for path in paths if path]
-
-
-def names(value):
-    """A list of the names that a key holds: none, one or several."""
-    return [value] if isinstance(value, str) else list(value or ())
-
-
-class SoftLoss(pydantic.BaseModel):
+class SoftLoss(Settings):
     """A loss by which a student learns from its teacher, with its own arguments."""
 
     model_config = pydantic.ConfigDict(extra="allow", frozen=True)
@@ -175,36 +175,6 @@ class SoftLoss(pydantic.BaseModel):
     student_layers: tuple[str, ...] | None = None
 
 
-class Taught(StageSettings):
-    """A stage that may learn from teachers, live or by stored soft labels."""
-
-    teacher: Name | tuple[Name, ...] | None = None
-    soft_labels: Name | None = None
-    losses: tuple[SoftLoss, ...] = ()
-    temperature: Positive | tuple[tuple[Place, Positive], ...] = 4.0
-    soft_weight: Weight | tuple[tuple[Place, Weight], ...] = 0.9
-    training: Training = Training()
-
-    @pydantic.model_validator(mode="after")
-    def _one_teacher(self):
-        if self.teacher and self.soft_labels:
-            raise ValueError("expected one of `teacher` and `soft_labels`, got both")
-        unused = {"losses", "temperature", "soft_weight"} & self.model_fields_set
-        if unused and not (self.teacher or self.soft_labels):
-            raise ValueError(
-                f"`{sorted(unused)[0]}` needs a `teacher` or `soft_labels`; expected "
-                "one of them, or the key removed"
-            )
-        if self.soft_labels and self.training.images != "train":
-            raise ValueError(
-                "`training.images` beyond train need a live `teacher`: soft labels are "
-                "stored for the training images only"
-            )
-        if self.soft_labels and self.training.augment:
-            raise ValueError(
-                "`training.augment` is set by the `soft_labels` stage: remove it here"
-            )
-        return self
-
-    def parents(self):
-        return [*names(self.teacher), *names(self.soft_labels)]
+def names(value: str | Iterable[str] | None) -> list[str]:
+    """A list of the names that a key holds: none, one or several."""
+    return [value] if isinstance(value, str) else list(value or ())

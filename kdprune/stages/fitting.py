@@ -1,27 +1,60 @@
 """How a stage trains: the model it starts from, what teaches it, and how long."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from kdprune import data, distill, prune, quantize, training
 from kdprune._graph import ends_in_softmax
 from kdprune.data import batches
-from kdprune.models import build_model, count_macs, load_model, reset_weights
+from kdprune.models import (
+    build_model,
+    count_macs,
+    count_parameters,
+    load_model,
+    reset_weights,
+    save_model,
+)
 from kdprune.models.precision import cast_model
+from kdprune.stages.base import (
+    MODEL,
+    Node,
+    Result,
+    Run,
+    Stage,
+    Started,
+    Taught,
+    Trains,
+)
 
-MODEL = "model.keras"
+if TYPE_CHECKING:
+    import tf_keras as keras
+
+    from kdprune.stages.settings import Augment
+    from kdprune.stages.soft_labels import SoftLabels
 
 # Multiply-accumulates a second for one core, forward and backward, as measured on
 # small convolutional nets; the estimate is for planning an evening, no more.
 _SPEED = {"float32": 25e9, "mixed_bfloat16": 50e9}
 
 
-def fit_stage(run, node, folder, make_model, callbacks=(), cast=True):
+def fit_stage(
+    run: Run,
+    node: Node,
+    folder: pathlib.Path,
+    make_model: Callable[[int], keras.Model],
+    callbacks: Sequence[Any] = (),
+    cast: bool = True,
+) -> tuple[keras.Model, dict[str, Any]]:
     """Trains a model as the node's settings say; resumes what was half done.
 
     Args:
-        run: The `pipeline.Run`.
+        run: The run.
         node: A node with `training` settings.
         folder: The node's folder.
         make_model: Builds the float32 model to train, given the number of steps.
@@ -35,20 +68,21 @@ def fit_stage(run, node, folder, make_model, callbacks=(), cast=True):
     Raises:
         TrainingDiverged: If the loss is not finite, naming the stage.
     """
-    settings = node.settings.training
+    settings = _training_of(node)
     held_out = settings.images == "train"
     teaching = _teaching(run, node)
     images = run.dataset.shown if teaching.present else run.dataset.train
-    validation = run.dataset.validation
+    validation: data.Split | None = run.dataset.validation
     if not held_out:
-        images, validation = data.join_splits(images, validation), None
+        images = data.join_splits(images, run.dataset.validation)
+        validation = None
     fitting = _Fitting(
-        stage=node.settings,
+        stage=_trained(node),
         teaching=teaching,
         validation=validation,
         cast=cast,
         make_model=make_model,
-        callbacks=callbacks,
+        callbacks=tuple(callbacks),
     )
     try:
         model, history, policy = fitting(
@@ -73,22 +107,23 @@ def fit_stage(run, node, folder, make_model, callbacks=(), cast=True):
     return model, results
 
 
-def new_model(run, node):
-    """The model a stage starts from: another's, as it is or anew, or a factory's."""
-    model = node.settings.model
+def new_model(run: Run, node: Node) -> keras.Model:
+    """The model a stage starts from.
+
+    That is another stage's as it is or with new weights, a file's, or a factory's.
+    """
+    model = node.settings.model if isinstance(node.settings, Started) else None
     if model is None:
-        return load_node(run, parent_of(node, "from_"))
-    if model.like:
-        return reset_weights(load_node(run, node.parents[model.like][0]))
+        return load_node(run, node.parent_of("from"))
+    if model.architecture_of:
+        return reset_weights(load_node(run, node.parent_of("model.architecture_of")))
     if model.file:
         return load_fitting(model.file, run.dataset)
     classes = len(run.dataset.classes)
-    return build_model(
-        model.name, run.dataset.image_shape, classes, **model.model_extra
-    )
+    return build_model(model.name, run.dataset.image_shape, classes, **model.arguments)
 
 
-def load_fitting(path, dataset):
+def load_fitting(path: str | os.PathLike, dataset: data.Dataset) -> keras.Model:
     """Loads a model file and checks that it takes these images to these classes.
 
     Raises:
@@ -112,30 +147,37 @@ def load_fitting(path, dataset):
     return model
 
 
-def load_node(run, node):
+def load_node(run: Run, node: Node) -> keras.Model:
     """The trained model of a node, quantization-aware if it is that."""
-    folder = run.folder / node.name
-    if node.kind == "quantize":
-        return quantize.load_quantized(folder)
-    if node.kind == "load" and not run.record(node):
-        return load_fitting(node.settings.file, run.dataset)
-    return load_model(folder / MODEL)
+    return node.settings.load_model(run, node)
 
 
-def parents_of(node, key):
-    """The nodes that a setting (`teacher`, `from_`, …) of this node names."""
-    named = getattr(node.settings, key)
-    names = [named] if isinstance(named, str) else named or ()
-    return [node.parents[name][0] for name in names]
+def save_outputs(
+    model: keras.Model, folder: pathlib.Path, figures: dict[str, Any]
+) -> Result:
+    """Saves a stage's model; adds its parameters and MACs to the figures."""
+    save_model(model, folder / MODEL)
+    sizes = {"parameters": count_parameters(model), "macs": count_macs(model)}
+    return Result({**figures, **sizes}, [MODEL])
 
 
-def parent_of(node, key):
-    """The only node that a setting of this node names."""
-    (parent,) = parents_of(node, key)
-    return parent
+def is_sparse(model: keras.Model, asked: bool | str) -> bool:
+    """Whether zeros are to be kept: as asked, or by what the model has."""
+    if asked != "auto":
+        return bool(asked)
+    # Networks have a few zeros by chance; pruned ones have many.
+    return max(prune.layer_sparsity(model).values(), default=0.0) > 0.05
 
 
-def cast_teachers(teachers, precision):
+def is_clustered(model: keras.Model, asked: bool | str) -> bool:
+    """Whether shared weights are to be kept: as asked, or by what the model has."""
+    if asked != "auto":
+        return bool(asked)
+    # One kernel is enough: others may have been left out.
+    return bool(quantize.clustered_layers(model))
+
+
+def cast_teachers(teachers: Sequence[keras.Model], precision: str) -> list[keras.Model]:
     """The teachers, each computing in what `precision` is for it."""
     return [
         cast_model(teacher, training.resolve_precision(precision, teacher))
@@ -143,68 +185,84 @@ def cast_teachers(teachers, precision):
     ]
 
 
-def soft_losses_of(settings):
+def soft_losses_of(settings: Stage) -> list[dict[str, Any]]:
     """The soft losses of settings, as `distill.Distiller` takes them."""
     losses = getattr(settings, "losses", ())
     return [loss.model_dump(exclude_none=True) for loss in losses]
 
 
-def augment_of(settings):
+def augment_of(settings: Any) -> dict[str, Any] | None:
     """The augmentation of settings, as `data.batches` takes it."""
-    return settings.augment.model_dump() if settings.augment else None
+    augment: Augment | None = settings.augment
+    return augment.model_dump() if augment else None
 
 
-def estimate_seconds(run, node):
-    """Guesses how long a node will take, from MACs, images and epochs."""
-    settings = getattr(node.settings, "training", None)
-    images = run.dataset.description["sizes"]["train"]
-    if node.taught:
-        images += run.dataset.description["sizes"].get("unlabelled", 0)
-    if node.kind == "soft_labels":
-        work = _macs(run, node) * images * node.settings.views
-    elif settings is None or not _trains(node.settings):
-        return 30.0
-    else:
-        # The backward pass takes twice the forward one; QAT three times in all.
-        factor = 9 if node.kind == "quantize" else 3
-        epochs = settings.epochs * getattr(node.settings, "steps", 1)
-        work = _macs(run, node) * images * epochs * factor
-        if getattr(node.settings, "teacher", None):
-            teachers = sum(_macs(run, other) for other in parents_of(node, "teacher"))
-            work += teachers * images * epochs
-    wrapped = node.kind in ("prune", "quantize")
-    precision = getattr(settings or node.settings, "precision", "auto")
-    policy = "float32" if wrapped else training.resolve_precision(precision)
+def estimate_training(run: Run, node: Node) -> float:
+    """Guesses how many seconds a node trains, from MACs, images and epochs."""
+    stage = _trained(node)
+    images = images_of(run, node) * stage.training.epochs
+    work = macs_of(run, node) * images * stage.passes
+    work += sum(macs_of(run, one) for one in node.parents_of("teacher")) * images
+    return seconds_for(
+        work, "float32" if stage.in_float32 else stage.training.precision
+    )
+
+
+def images_of(run: Run, node: Node) -> int:
+    """How many images an epoch of a node has."""
+    sizes = run.dataset.description["sizes"]
+    return sizes["train"] + (sizes.get("unlabelled", 0) if node.taught else 0)
+
+
+def seconds_for(work: float, precision: str) -> float:
+    """About how long so many multiply-accumulates take on this machine."""
+    policy = training.resolve_precision(precision)
     return work / (_SPEED[policy] * (os.cpu_count() or 1))
 
 
-def _trains(settings):
-    """Whether a stage trains: of those that quantize, the ones that were told how."""
-    return settings.kind != "quantize" or "training" in settings.model_fields_set
+def macs_of(run: Run, node: Node) -> int:
+    """Multiply-accumulates of a node's model, or of those that it asks."""
+    settings = node.settings
+    if settings.origin() is not None:
+        if isinstance(settings, Started):
+            return count_macs(new_model(run, node))
+        return count_macs(load_model(str(settings.origin())))
+    for key in ("model.architecture_of", "from", "teacher"):
+        if settings.references(key):
+            return sum(macs_of(run, parent) for parent in node.parents_of(key))
+    return 0
+
+
+def _trained(node: Node) -> Trains:
+    return cast(Trains, node.settings)
+
+
+def _training_of(node: Node) -> Any:
+    return _trained(node).training
 
 
 @dataclasses.dataclass(frozen=True)
 class _Teaching:
     """What a stage learns from beside labels."""
 
-    teachers: tuple = ()
-    logits: list | None = None
-    augment: dict | None = None
+    teachers: tuple[keras.Model, ...] = ()
+    logits: Any = None
+    augment: dict[str, Any] | None = None
 
     @property
-    def present(self):
+    def present(self) -> bool:
         return bool(self.teachers) or self.logits is not None
 
 
-def _teaching(run, node):
-    settings = node.settings
-    if getattr(settings, "teacher", None):
-        teachers = [load_node(run, parent) for parent in parents_of(node, "teacher")]
-        return _Teaching(tuple(cast_teachers(teachers, settings.training.precision)))
-    if getattr(settings, "soft_labels", None):
-        store = parent_of(node, "soft_labels")
+def _teaching(run: Run, node: Node) -> _Teaching:
+    if node.settings.references("teacher"):
+        teachers = [load_node(run, parent) for parent in node.parents_of("teacher")]
+        precision = _trained(node).training.precision
+        return _Teaching(tuple(cast_teachers(teachers, precision)))
+    if node.settings.references("soft_labels"):
+        store = node.parent_of("soft_labels")
         logits = distill.load_soft_labels(run.folder / store.name)
-        augment = augment_of(store.settings)
+        augment = augment_of(cast("SoftLabels", store.settings))
         if augment:
             augment["seed"] = store.settings.seed
         return _Teaching(logits=logits, augment=augment)
@@ -215,14 +273,21 @@ def _teaching(run, node):
 class _Fitting:
     """One stage's way of training."""
 
-    stage: object
+    stage: Trains
     teaching: _Teaching
     validation: data.Split | None
     cast: bool
-    make_model: object
-    callbacks: tuple
+    make_model: Callable[[int], keras.Model]
+    callbacks: tuple[Any, ...]
 
-    def __call__(self, split, epochs, folder, select="last", patience=None):
+    def __call__(
+        self,
+        split: data.Split,
+        epochs: int,
+        folder: pathlib.Path,
+        select: str = "last",
+        patience: int | None = None,
+    ) -> tuple[keras.Model, list[dict[str, Any]], str]:
         """Trains a model; returns it, in float32, its history and its precision."""
         folder.mkdir(exist_ok=True)
         settings, teaching = self.stage.training, self.teaching
@@ -230,8 +295,8 @@ class _Fitting:
         training.seed_everything(self.stage.seed)
         with training.strategy().scope():
             model = self.make_model(epochs * steps)
-            if settings.slimming:
-                model = prune.regularize_batch_norm(model, settings.slimming)
+            if settings.bn_l1:
+                model = prune.regularize_batch_norm(model, settings.bn_l1)
             policy = "float32"
             if self.cast:
                 policy = training.resolve_precision(settings.precision, model)
@@ -263,11 +328,11 @@ class _Fitting:
         )
         if policy != "float32":
             model = cast_model(model, "float32")
-        if settings.slimming:
+        if settings.bn_l1:
             model = prune.release_batch_norm(model)
         return model, history, policy
 
-    def _compile(self, model, steps):
+    def _compile(self, model: keras.Model, steps: int) -> keras.Model:
         settings = self.stage.training
         optimizer = training.build_optimizer(
             settings.optimizer,
@@ -280,13 +345,14 @@ class _Fitting:
             ema=settings.ema,
         )
         if self.teaching.present:
+            taught = cast(Taught, self.stage)
             distiller = distill.Distiller(
                 model, self.teaching.teachers, soft_losses_of(self.stage)
             )
             distiller.compile(
                 optimizer,
-                temperature=self.stage.temperature,
-                soft_weight=self.stage.soft_weight,
+                temperature=taught.temperature,
+                soft_weight=taught.soft_weight,
                 steps=steps,
                 label_smoothing=settings.label_smoothing,
             )
@@ -296,17 +362,3 @@ class _Fitting:
         )
         model.compile(optimizer, loss=lambda y, z: loss(y, z), metrics=["accuracy"])
         return model
-
-
-def _macs(run, node):
-    if node.kind == "load":
-        return count_macs(load_model(node.settings.file))
-    model = getattr(node.settings, "model", None)
-    if model and model.like:
-        return _macs(run, node.parents[model.like][0])
-    if model:
-        return count_macs(new_model(run, node))
-    for key in ("from_", "teacher"):
-        if getattr(node.settings, key, None):
-            return sum(_macs(run, parent) for parent in parents_of(node, key))
-    return 0

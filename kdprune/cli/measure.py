@@ -1,0 +1,186 @@
+"""`kdprune evaluate` and `kdprune compare`: model files on a data set's test images."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from kdprune import _io, records
+from kdprune._log import logger
+from kdprune.cli.options import add_debug, add_json, check_json
+from kdprune.cli.quiet import import_tensorflow_quietly
+
+if TYPE_CHECKING:
+    from kdprune.data import Split
+
+EVALUATE = """Measures model files on the test images of a data set.
+
+  kdprune evaluate model.tflite --dataset cifar10 --data-dir DIR
+  kdprune evaluate model.keras model.tflite --dataset folder --data-path IMAGES
+  kdprune evaluate model.tflite --dataset shapes --json figures.json --no-latency
+
+Prints accuracy with its 95 % interval, calibration error, bytes, parameters, MACs and
+latency. Models whose inputs are raw pixels need --input-range 0,255.
+"""
+
+COMPARE = """Compares two model files on the test images of a data set.
+
+  kdprune compare a.tflite b.tflite --dataset cifar10 --data-dir DIR
+
+Prints the difference in accuracy with its 95 % interval, whether it is more than
+chance (McNemar's test), and the classes that differ most.
+"""
+
+
+def add_evaluate(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure model files",
+        description=EVALUATE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", type=pathlib.Path)
+    parser.add_argument("--no-latency", action="store_true", help="don't time them")
+    _add_data_options(parser)
+    parser.set_defaults(function=evaluate_files)
+
+
+def add_compare(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="compare two model files",
+        description=COMPARE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("a", metavar="A", type=pathlib.Path)
+    parser.add_argument("b", metavar="B", type=pathlib.Path)
+    _add_data_options(parser)
+    parser.set_defaults(function=compare_files)
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dataset", required=True, help="whose test images: cifar10, shapes or folder"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="where the data set is")
+    parser.add_argument(
+        "--data-path", metavar="DIR", help="needed with --dataset folder: the images"
+    )
+    parser.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="resize images of a folder"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the seed that the data is split by (0)"
+    )
+    parser.add_argument(
+        "--input-range",
+        default="0,1",
+        metavar="LOW,HIGH",
+        help="what black and white are to the model (default: 0,1; raw pixels: 0,255)",
+    )
+    parser.add_argument(
+        "--resolver",
+        default="xnnpack",
+        choices=("xnnpack", "builtin", "reference"),
+        help="the runtime's kernels",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of one call (1)"
+    )
+    add_json(parser)
+    add_debug(parser)
+
+
+def evaluate_files(options: argparse.Namespace) -> None:
+    check_json(options.json)
+    test, description = _test_images(options)
+    import_tensorflow_quietly()
+    from kdprune import evaluate
+
+    entries = []
+    for path in options.files:
+        entry = evaluate.evaluate_model(
+            path,
+            test.images,
+            test.labels,
+            input_range=_input_range(options.input_range),
+            resolver=options.resolver,
+            threads=options.threads,
+            latency=not options.no_latency,
+        ).entry
+        entries.append(entry)
+        logger.info("%s", _summary(entry))
+    if options.json:
+        _write(options, {"dataset": description, "models": entries})
+
+
+def compare_files(options: argparse.Namespace) -> None:
+    check_json(options.json)
+    test, description = _test_images(options)
+    import_tensorflow_quietly()
+    from kdprune import evaluate
+
+    a, b = (
+        evaluate.predict(
+            path,
+            test.images,
+            input_range=_input_range(options.input_range),
+            resolver=options.resolver,
+            threads=options.threads,
+        )
+        for path in (options.a, options.b)
+    )
+    result = evaluate.compare_predictions(a, b, test.labels)
+    logger.info("%s", evaluate.describe_comparison(result, description["classes"]))
+    if options.json:
+        _write(options, {"dataset": description, "comparison": result})
+
+
+def _test_images(options: argparse.Namespace) -> tuple[Split, dict[str, Any]]:
+    from kdprune.data import load_dataset
+
+    extra = {"path": options.data_path, "image_size": options.image_size}
+    extra = {key: value for key, value in extra.items() if value is not None}
+    dataset = load_dataset(
+        options.dataset, data_dir=options.data_dir, seed=options.seed, **extra
+    )
+    return dataset.test, dataset.description
+
+
+def _input_range(text: str) -> tuple[float, float]:
+    low, separator, high = text.partition(",")
+    with contextlib.suppress(ValueError):
+        if separator and float(low) < float(high):
+            return float(low), float(high)
+    raise ValueError(
+        f"--input-range expects LOW,HIGH such as 0,255. Received: {text!r}"
+    )
+
+
+def _summary(entry: dict[str, Any]) -> str:
+    low, high = (100 * bound for bound in entry["accuracy_ci"])
+    parts = [
+        f"{entry['path']}: {100 * entry['accuracy']:.2f} % of {entry['test_images']} "
+        f"test images (95 % interval {low:.2f} to {high:.2f})",
+        f"ECE {entry['ece']:.3f}",
+        f"{entry['bytes']:,} bytes ({entry['bytes_gzip']:,} gzip)",
+        f"{entry['parameters']:,} parameters "
+        f"({entry['nonzero_parameters']:,} non-zero)",
+        f"{(entry['macs'] or 0) / 1e6:.2f} M MACs",
+    ]
+    if entry["latency_ms_p50"] is not None:
+        parts.append(
+            f"{entry['latency_ms_p50']:.3f} ms p50, "
+            f"{entry['latency_ms_p90']:.3f} ms p90 "
+            f"(threads: {entry['threads']}, {entry['resolver']})"
+        )
+    return "\n    ".join(parts)
+
+
+def _write(options: argparse.Namespace, content: dict[str, Any]) -> None:
+    content = {"schema": records.SCHEMA, "command": records.command(), **content}
+    content |= {"versions": records.versions(), "machine": records.machine()}
+    _io.write_json(options.json, content)
+    logger.info("written: %s", options.json)

@@ -1,0 +1,148 @@
+"""`kdprune run` and the commands that run one kind of stages of a recipe."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from collections.abc import Callable
+
+from kdprune import config, records
+from kdprune._log import logger
+from kdprune.cli.options import add_debug
+from kdprune.cli.quiet import import_tensorflow_quietly
+from kdprune.stages import FLOAT_MODEL
+
+# What each of these commands runs: the stages whose kind has this role, with what
+# they need.
+ROLES = {
+    "train_teacher": "the stages that teach others",
+    "train_student": "the students trained alone (the baselines)",
+    "distill": "the stages that distill a student",
+    "prune": "the stages that prune",
+    "sensitivity": "the stages that measure per-group sensitivity to pruning",
+    "quantize": "the stages that cluster and quantize",
+    "export": "the stages that write .tflite files and the ship kit",
+    "evaluate": "the stages that measure on the test images",
+    "report": "the stages that draw tables and plots (or redraw a run's folder)",
+}
+
+RUN = """Runs the stages of a recipe, each after those it starts from.
+
+  kdprune run configs/quickstart.yaml             everything, on generated images
+  kdprune run RECIPE.yaml --dry-run               what would be done, and how long
+  kdprune run RECIPE.yaml --until pruned          one stage and what it needs
+  kdprune run RECIPE.yaml --set stages.student.training.epochs=5
+  kdprune run RECIPE.yaml --set stages.pruned=null    without a stage
+
+A stage that is done is skipped, one that was interrupted goes on from its last epoch,
+and one whose settings, images or inputs changed is run again. Results are in
+runs/NAME, or the folder given by --output: report.md, metrics.json, the int8 files of
+the flagship, and a folder for each stage with its record.json.
+"""
+
+
+def add_run(commands: argparse._SubParsersAction) -> None:
+    """Adds `kdprune run`, and a command for each role."""
+    run = commands.add_parser(
+        "run",
+        help="run a recipe, skipping what is done",
+        description=RUN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_run_options(run, until=True)
+    run.set_defaults(function=run_recipe, role=None)
+    for role, what in ROLES.items():
+        if role == "evaluate":
+            continue  # `kdprune evaluate` measures files; the script runs the stage.
+        command = commands.add_parser(
+            role.replace("_", "-"),
+            help=f"run {what} of a recipe, and what they need",
+            description=f"Runs {what} of a recipe, and what they need. "
+            "`kdprune run RECIPE.yaml --dry-run` shows the recipe's stages.",
+        )
+        add_run_options(command, until=False)
+        command.set_defaults(function=run_recipe, role=role)
+
+
+def add_run_options(parser: argparse.ArgumentParser, until: bool) -> None:
+    parser.add_argument(
+        "recipe", metavar="RECIPE.yaml", help="the recipe; see configs/ for examples"
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="the run's folder (default: runs/NAME)"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="where the data set is")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY.PATH=VALUE",
+        action="append",
+        default=[],
+        help="override a key of the recipe; may be given several times",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="stages run at once, each on its share of the cores (1); for small "
+        "networks one job per core is quickest",
+    )
+    if until:
+        parser.add_argument(
+            "--until", metavar="STAGE", help="run this stage and what it needs"
+        )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the stages, what is done already, and how long the rest takes",
+    )
+    add_debug(parser)
+
+
+def run_recipe(options: argparse.Namespace) -> None:
+    """Runs a recipe's stages, or describes what would be run."""
+    if options.role == "report" and pathlib.Path(options.recipe).is_dir():
+        from kdprune import report
+
+        logger.info("report: %s", report.write_report(options.recipe))
+        return
+    recipe = config.load_recipe(options.recipe, options.overrides)
+    folder = pathlib.Path(options.output or f"runs/{recipe.name}")
+    accepts = wanted(options.role) if options.role else None
+    until = getattr(options, "until", None)
+    import_tensorflow_quietly()
+    from kdprune.runner import run as runner
+
+    if options.dry_run:
+        text = runner.preview(recipe, folder, options.data_dir, until, accepts)
+        logger.info("%s", text)
+        return
+    runner.run(
+        recipe,
+        folder,
+        data_dir=options.data_dir,
+        until=until,
+        wanted=accepts,
+        command=records.command(),
+        jobs=options.jobs,
+    )
+
+
+def wanted(role: str) -> Callable[[config.Recipe, str], bool]:
+    """Which stages of a recipe a role stands for."""
+
+    def accepts(recipe: config.Recipe, name: str) -> bool:
+        stage = recipe.stages[name]
+        if stage.role is not None:
+            return stage.role == role
+        # Without a role of their own are those that start from no other stage.
+        teachers = {t for s in recipe.stages.values() for t in s.references("teacher")}
+        if stage.gives != FLOAT_MODEL:
+            return False
+        if role == "train_teacher":
+            return name in teachers
+        given = isinstance(stage.origin(), str)  # A file: nothing is trained.
+        return role == "train_student" and name not in teachers and not given
+
+    return accepts

@@ -1,0 +1,192 @@
+"""Int8 within an accuracy budget: what is cheap first, until it costs little enough."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+from kdprune import evaluate, quantize, tflite
+from kdprune._log import logger
+from kdprune.stages.base import Node, Result, Run
+
+if TYPE_CHECKING:
+    import tf_keras as keras
+
+    from kdprune.data import Dataset
+    from kdprune.stages.quantize import Quantize
+    from kdprune.stages.soft_labels import SoftLabels
+
+# What is tried under a budget before anything is trained, the cheapest first.
+_AFTER_TRAINING = [
+    {"ranges": ranges, "correct_bias": corrected}
+    for corrected, ranges in itertools.product(
+        (False, True), ("minmax", "percentile", "mse")
+    )
+]
+# How many times as many calibration images are tried, where there are that many.
+_MORE_IMAGES = 4
+# How many of the most sensitive layers are then left in float: at most half of those
+# that have weights, since the rest would not be worth the conversions.
+_IN_FLOAT = (1, 2, 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """What an attempt made: the file, and what it is made of once more.
+
+    `images` is the number of calibration images, None of quantization-aware training.
+    """
+
+    content: bytes
+    model: object
+    conversion: dict
+    images: int | None
+
+
+def within_budget(
+    settings: Quantize, run: Run, node: Node, folder: pathlib.Path, base: keras.Model
+) -> Result:
+    """Tries what is cheap first, until the accuracy it costs is within bounds."""
+    validation = run.dataset.validation
+    calibration = settings.calibration_images(run)
+    expected = evaluate.predict(base, validation.images)
+    layers = tflite.layer_report(base, calibration)
+
+    def calibrated(options, count):
+        images = settings.calibration_images(run, count)
+        content = tflite.convert_tflite(base, "int8", images, **options)
+        return _Made(content, base, options, count)
+
+    def trained(node, folder):
+        model, _ = node.settings.train_quantized(run, node, folder, base)
+        return _Made(tflite.convert_tflite(model, "int8"), model, {}, None)
+
+    attempts = [
+        quantize.Attempt(name, functools.partial(calibrated, options, count))
+        for name, options, count in _after_training(
+            layers, len(calibration), len(run.dataset.train)
+        )
+    ]
+    attempts += [
+        quantize.Attempt(name, functools.partial(trained, *how))
+        for name, *how in _by_training(node, folder)
+    ]
+
+    def judge(made):
+        path = folder / "attempt.tflite"
+        tflite.write_file(made.content, path)
+        scores = evaluate.predict(path, validation.images)
+        path.unlink()
+        figures = tflite.paired_drop(expected, scores, validation.labels)
+        found, asked = tflite.inspect_tflite(made.content), made.conversion
+        kept, _ = tflite.float_layers_of(found, asked.get("float_layers", ()))
+        return {**figures, "bytes": len(made.content), "float_layers": kept}
+
+    outcome = quantize.meet_budget(attempts, judge, settings.max_drop)
+    logger.info(outcome.message)
+    if outcome.best is None:
+        raise ValueError(outcome.message)
+    best = outcome.best
+    figures = {
+        "layers": layers,
+        "method": "auto",
+        "chosen": outcome.name,
+        "met": outcome.met,
+        "message": outcome.message,
+        "attempts": _with_float_bytes(outcome.attempts),
+    }
+    saved = settings.save(run, folder, best.model, best.conversion, best.images)
+    return Result(figures, saved)
+
+
+def _after_training(
+    layers: list[dict[str, Any]], images: int, available: int
+) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """What is tried before anything is trained, the cheapest first.
+
+    Args:
+        layers: What `tflite.layer_report` returned.
+        images: The number of calibration images.
+        available: The number of training images, to calibrate with more.
+
+    Yields:
+        An attempt's name, arguments of `convert_tflite`, the number of calibration
+        images.
+    """
+    first, *others = _AFTER_TRAINING
+    yield _describe(first), first, images
+    more = _MORE_IMAGES * images
+    if more <= available:
+        yield f"{_describe(first)}, {more:,} images", first, more
+    for options in [*others, *_some_in_float(layers)]:
+        yield _describe(options), options, images
+
+
+def _by_training(
+    node: Node, folder: pathlib.Path
+) -> list[tuple[str, Node, pathlib.Path]]:
+    """Lists name, node and folder of each training: on labels, then under a teacher."""
+    settings = cast("Quantize", node.settings)
+    if not settings.trains():
+        return []
+    if not settings.taught:
+        return [("QAT", node, folder)]
+    # In a folder of its own, where its checkpoint is not taken for the other's.
+    untaught = ("QAT", _untaught(node), folder / "labels")
+    return [untaught, ("QAT with distillation", node, folder)]
+
+
+def _untaught(node: Node) -> Node:
+    """The node without its teacher, on images changed as those it is taught by."""
+    settings = cast("Quantize", node.settings)
+    changes: dict[str, Any] = {"teacher": None, "soft_labels": None}
+    if settings.soft_labels:
+        store = cast("SoftLabels", node.parent_of("soft_labels").settings)
+        augment = store.augment
+        changes["training"] = settings.training.model_copy(update={"augment": augment})
+    return dataclasses.replace(node, settings=settings.model_copy(update=changes))
+
+
+def _some_in_float(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Options that leave the layers of the largest error in float, few first."""
+    weighted = {row["layer"] for row in layers if row["weight_low"] is not None}
+    counts = [count for count in _IN_FLOAT if count <= len(weighted) / 2]
+    # Fewer layers than that may have an error at all.
+    found = {tuple(tflite.sensitive_layers(layers, count)): None for count in counts}
+    return [
+        {"ranges": "minmax", "correct_bias": True, "float_layers": list(names)}
+        for names in found
+        if names
+    ]
+
+
+def _with_float_bytes(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The attempts, with the bytes that layers in float cost against none of them."""
+    plain = next((row["bytes"] for row in attempts if "bytes" in row), 0)
+    return [
+        {**row, "float_bytes": row["bytes"] - plain} if row.get("float_layers") else row
+        for row in attempts
+    ]
+
+
+def _describe(options: dict[str, Any]) -> str:
+    corrected = ", biases corrected" if options["correct_bias"] else ""
+    left = ", ".join(options.get("float_layers", ()))
+    in_float = f", in float: {left}" if left else ""
+    return f"PTQ, {options['ranges']} ranges{corrected}{in_float}"
+
+
+def check_provable(key: str, max_drop: float, dataset: Dataset) -> None:
+    """Raises `ValueError` for a budget that no result could be proven to meet."""
+    given, needed = len(dataset.validation), tflite.images_to_prove(max_drop)
+    if given < needed:
+        raise ValueError(
+            f"{key}: expected at least {needed:,} validation images, without which not "
+            f"even a file that changes nothing is proven to lose at most "
+            f"{100 * max_drop:g} points. Received: {given:,}; give more images or a "
+            "larger data.validation, or allow a larger drop"
+        )

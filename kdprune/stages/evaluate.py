@@ -1,0 +1,189 @@
+"""Scores models and files on the test images; writes `metrics.json`."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+from typing import Any, Literal
+
+import numpy as np
+import pydantic
+
+from kdprune import _io, records
+from kdprune._log import logger
+from kdprune.stages.base import (
+    FILES,
+    FLOAT_MODEL,
+    MEASUREMENTS,
+    MODEL,
+    Node,
+    Result,
+    Run,
+    Stage,
+)
+from kdprune.stages.settings import Count, Names
+
+METRICS = "metrics.json"
+
+
+class Evaluate(Stage):
+    """Scores models and files on the test images; the only stage that does."""
+
+    kind: Literal["evaluate"]
+    from_: Names = pydantic.Field(alias="from")
+    latency: bool = True
+    threads: Count = 1
+    resolver: Literal["xnnpack", "builtin", "reference"] = "xnnpack"
+
+    accepts = {"from": (FLOAT_MODEL, FILES)}
+    gives = MEASUREMENTS
+    role = "evaluate"
+    gathers = True
+    alone = True
+    reads_test = True
+
+    def fingerprinted(self, run: Run, node: Node) -> dict[str, Any]:
+        recipe = run.recipe
+        return {
+            "recipe": {
+                "name": recipe.name,
+                "baseline": recipe.baseline,
+                "flagship": recipe.flagship,
+                "keep": recipe.save_models,
+            },
+            "nodes": [other.name for other in run.nodes],
+            "test": _test_sha256(run, node),
+        }
+
+    def execute(self, run: Run, node: Node, folder: pathlib.Path) -> Result:
+        """Scores every model and file on the test images; writes `metrics.json`."""
+        from kdprune import evaluate
+        from kdprune.stages import fitting
+
+        test, parents = run.dataset.test, list(node.all_parents())
+        scores: dict[str, np.ndarray] = {}
+        entries = []
+        for parent in [p for p in parents if p.settings.gives != FILES]:
+            path = run.folder / parent.name / MODEL
+            entry, scores[parent.name] = self._measure(run, path, parent, parent.stage)
+            entries.append(entry)
+        for path, source in exported(run, parents):
+            if source.name not in scores:
+                model = fitting.load_node(run, source)
+                scores[source.name] = evaluate.predict(model, test.images)
+            called = path.stem.replace(".", "_")
+            entry, _ = self._measure(run, path, source, called, scores[source.name])
+            entries.append(entry)
+        if self.latency:
+            self._time(run, entries)
+        recipe = run.recipe
+        metrics = {
+            "schema": records.SCHEMA,
+            "recipe": recipe.name,
+            "command": run.command,
+            "dataset": {**run.dataset.description, "test_sha256": test.sha256()},
+            "seed": recipe.seed,
+            "baseline": recipe.baseline,
+            "flagship": recipe.flagship and f"{recipe.flagship}_int8",
+            "stages": [other.name for other in run.nodes],
+            "versions": records.versions(),
+            "machine": records.machine(),
+            "models": entries,
+        }
+        _io.write_json(folder / METRICS, metrics)
+        outputs = [METRICS, *_select(run, parents, folder)]
+        accuracies = {entry["path"]: entry["accuracy"] for entry in entries}
+        return Result(accuracies, outputs, published=outputs)
+
+    def _measure(
+        self,
+        run: Run,
+        path: pathlib.Path,
+        source: Node,
+        name: str,
+        scores: np.ndarray | None = None,
+    ) -> tuple[dict[str, Any], np.ndarray]:
+        """One entry of `metrics.json`, and the scores it is made of.
+
+        A file is held against the scores of the node that it was made from.
+        """
+        from kdprune import evaluate
+
+        logger.info("measuring %s", path.relative_to(run.folder))
+        measured = evaluate.evaluate_model(
+            path,
+            run.dataset.test.images,
+            run.dataset.test.labels,
+            source=None if scores is None else (source.name, scores),
+            resolver=self.resolver,
+            threads=self.threads,
+            latency=False,  # Of all files at the end, interleaved.
+        )
+        named = {"name": name, "stage": source.name}
+        named["path"] = str(path.relative_to(run.folder))
+        return {**measured.entry, **named}, measured.scores
+
+    def _time(self, run: Run, entries: list[dict[str, Any]]) -> None:
+        """Adds latencies of the files, interleaved: what disturbs one meets all."""
+        from kdprune import benchmark
+
+        files = [entry for entry in entries if entry["format"] == "tflite"]
+        if not files:
+            return
+        logger.info("timing %d files, interleaved", len(files))
+        timed = benchmark.measure_latencies(
+            [run.folder / entry["path"] for entry in files],
+            [self.resolver],
+            threads=self.threads,
+            settle=False,
+        )
+        for entry, times in zip(files, timed, strict=True):
+            for key in ("latency_ms_p50", "latency_ms_p90"):
+                entry[key] = times[key]
+
+
+def _test_sha256(run: Run, node: Node) -> str | None:
+    """The digest of the test images; of those that were measured, for a dry run."""
+    if run.reads_test:
+        return run.dataset.test.sha256()
+    metrics = _io.read_json(run.output(node, METRICS)) or {}
+    return metrics.get("dataset", {}).get("test_sha256")
+
+
+def exported(run: Run, parents: list[Node]) -> list[tuple[pathlib.Path, Node]]:
+    """`(path, node)` of each file of the export stages and of what it was made of.
+
+    Cells of an export stage that have one of their models in common write the same
+    file of it: the first stands for all.
+    """
+    found: dict[tuple[str, str], tuple[pathlib.Path, Node]] = {}
+    for parent in [p for p in parents if p.settings.gives == FILES]:
+        record = run.record(parent) or {"outputs": {}}
+        for source in parent.all_parents():
+            for name in record["outputs"]:
+                if name.startswith(f"{source.stage}."):
+                    path = run.folder / parent.name / name
+                    found.setdefault((source.name, name), (path, source))
+    return list(found.values())
+
+
+def _select(run: Run, parents: list[Node], folder: pathlib.Path) -> list[str]:
+    """Puts the models that the recipe named beforehand into the stage's folder."""
+    from kdprune.models import save_model
+    from kdprune.stages import fitting
+
+    selected = []
+    for saved in run.recipe.save_models:
+        # Of a matrix the first cell: chosen by the recipe, not by its score.
+        node = next(parent for parent in parents if parent.stage == saved)
+        selected.append(f"{saved}.keras")
+        save_model(fitting.load_node(run, node), folder / selected[-1], half=True)
+    flagship = run.recipe.flagship
+    exports = [p for p in parents if p.settings.gives == FILES]
+    exports = [export for export in exports if flagship in export.parents]
+    for dtype in ("int8", "uint8") if exports else ():
+        source = run.folder / exports[0].name / f"{flagship}.{dtype}.tflite"
+        selected.append(f"model_{dtype}.tflite")
+        with _io.writing(folder / selected[-1]) as partial:
+            shutil.copyfile(source, partial)
+    return selected

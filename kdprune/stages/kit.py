@@ -1,0 +1,76 @@
+"""Writes the flagship's ship kit."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pydantic
+
+from kdprune import _io
+from kdprune._log import logger
+from kdprune.stages.base import MEASUREMENTS, Node, Result, Run, Stage
+from kdprune.stages.settings import Name
+
+# Of the generated shapes among a kit's golden images, each class twice.
+_SHAPES, _SHAPES_SIZE = 20, 32
+
+
+class Kit(Stage):
+    """Writes the flagship's ship kit: a folder for those who build it in."""
+
+    kind: Literal["kit"]
+    from_: Name = pydantic.Field(alias="from")
+    name: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+    version: str = "1"
+
+    accepts = {"from": (MEASUREMENTS,)}
+    role = "export"
+    gathers = True
+
+    def check_recipe(self, name: str, recipe: Any) -> None:
+        if not recipe.flagship:
+            raise ValueError(
+                f"stages.{name}: a kit is the flagship's; expected `flagship` in the "
+                "recipe, got none"
+            )
+
+    def execute(self, run: Run, node: Node, folder: pathlib.Path) -> Result:
+        """Writes the flagship's ship kit, with what was measured of it."""
+        from kdprune import kit
+
+        for left in [path for path in folder.iterdir() if path.is_dir()]:
+            shutil.rmtree(left)
+        measured = node.parent_of("from")
+        content = {
+            dtype: run.output(measured, f"model_{dtype}.tflite").read_bytes()
+            for dtype in ("int8", "uint8")
+        }
+        place = folder / self.name
+        kit.write_kit(
+            place,
+            **content,
+            classes=run.dataset.classes,
+            name=self.name,
+            version=self.version,
+            images=_generate_shapes(run.dataset.image_shape),
+            metrics=_io.read_json(run.output(measured, "metrics.json")),
+        )
+        logger.info("kit: %s", place)
+        written = sorted(f"{place.name}/{path.name}" for path in place.iterdir())
+        return Result({}, written)
+
+
+def _generate_shapes(image_shape: tuple[int, int, int]) -> np.ndarray:
+    """Generated shapes, uint8, in the size and the channels (1 or 3) of the images."""
+    from kdprune.data import shapes
+
+    height, width, channels = image_shape
+    images = shapes.generate(_SHAPES, _SHAPES_SIZE, 0, shapes.TEST).images
+    rows, columns = (np.arange(n) * _SHAPES_SIZE // n for n in (height, width))
+    images = images[:, rows[:, None], columns]
+    if channels == 1:
+        images = np.rint(images.mean(axis=-1, keepdims=True)).astype(np.uint8)
+    return images

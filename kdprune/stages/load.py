@@ -1,0 +1,59 @@
+"""Takes a model that is trained already."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import TYPE_CHECKING, Literal
+
+from kdprune._log import logger
+from kdprune.stages.base import FLOAT_MODEL, Node, Result, Run, Stage
+
+if TYPE_CHECKING:
+    import tf_keras as keras
+
+
+class Load(Stage):
+    """Takes a model that is trained already, e.g. a given teacher."""
+
+    kind: Literal["load"]
+    file: str
+
+    gives = FLOAT_MODEL
+
+    def draws(self) -> bool:
+        return False
+
+    def origin(self) -> object | None:
+        return self.file
+
+    def load_model(self, run: Run, node: Node) -> keras.Model:
+        from kdprune.stages import fitting
+
+        # A dry run plans with the file itself: it is there before its stage is done.
+        if not run.record(node):
+            return fitting.load_fitting(self.file, run.dataset)
+        return super().load_model(run, node)
+
+    def execute(self, run: Run, node: Node, folder: pathlib.Path) -> Result:
+        """Takes the model, checked to fit the data; warns if it knows nothing of it."""
+        import numpy as np
+
+        from kdprune import evaluate
+        from kdprune.stages import fitting
+
+        model = fitting.load_fitting(self.file, run.dataset)
+        validation = run.dataset.validation
+        scores = evaluate.predict(model, validation.images)
+        accuracy = float(np.mean(scores.argmax(axis=1) == validation.labels))
+        chance = 1 / len(run.dataset.classes)
+        if accuracy < chance + 0.1 * (1 - chance):
+            logger.warning(
+                "%s is right on %.1f %% of the validation images, near the %.1f %% of "
+                "chance: are its inputs pixels in [0, 1] (else put a Rescaling layer "
+                "in front), and its outputs in the order %s, …?",
+                self.file,
+                100 * accuracy,
+                100 * chance,
+                ", ".join(map(str, run.dataset.classes[:3])),
+            )
+        return fitting.save_outputs(model, folder, {"val_accuracy": accuracy})

@@ -1,0 +1,62 @@
+"""Removes residual blocks."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any, Literal
+
+from kdprune.stages.base import Compressed, Node, Result, Run
+from kdprune.stages.settings import Count, Training
+
+
+class PruneBlocks(Compressed):
+    """Removes residual blocks, and trains what is left to recover."""
+
+    kind: Literal["prune_blocks"]
+    count: Count
+    rank: Literal["loss", "angle"] = "loss"
+    training: Training
+
+    role = "prune"
+    plans = ("from",)
+
+    def plan(self, run: Run, node: Node) -> str:
+        return str(self._block_plan(run, node))
+
+    def _block_plan(self, run: Run, node: Node) -> Any:
+        """The `prune.BlockPlan`: blocks are ranked, nothing is trained."""
+        from kdprune import prune
+        from kdprune.stages import fitting
+        from kdprune.stages.validation import ranking_images, validation_loss
+
+        base = fitting.load_node(run, node.parent_of("from"))
+        images, _ = ranking_images(run, self.seed)
+        loss = validation_loss(run) if self.rank == "loss" else None
+        return prune.plan_blocks(base, self.count, images, loss)
+
+    def execute(self, run: Run, node: Node, folder: pathlib.Path) -> Result:
+        """Removes the residual blocks that matter least; the rest recovers."""
+        from kdprune import prune
+        from kdprune.stages import fitting
+        from kdprune.stages.validation import ranking_images, validation_accuracy
+
+        plan = self._block_plan(run, node)
+        smaller = plan.apply()
+        prune.recalibrate_batch_norm(smaller, ranking_images(run, self.seed)[0])
+        pruned_accuracy = validation_accuracy(run)(smaller)
+        fitted, figures = fitting.fit_stage(run, node, folder, lambda _: smaller)
+        figures["val_accuracy_cut"] = pruned_accuracy
+        result = fitting.save_outputs(fitted, folder, figures)
+        result.figures["rank"] = self.rank
+        result.figures["blocks"] = [
+            {
+                "name": block.name,
+                "score": score,
+                "removed": place < plan.count,
+                "layers": len(block.layers),
+            }
+            for place, (block, score) in enumerate(
+                zip(plan.blocks, plan.scores, strict=True)
+            )
+        ]
+        return result

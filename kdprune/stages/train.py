@@ -1,0 +1,11 @@
+"""Trains a model on labels alone."""
+
+from typing import Literal
+
+from kdprune.stages.base import Started
+
+
+class Train(Started):
+    """Trains a model on labels alone: a teacher, the baseline, or one further."""
+
+    kind: Literal["train"]
