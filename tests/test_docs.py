@@ -341,7 +341,7 @@ def test_the_readme_says_what_was_measured(row, name):
 
 
 def test_the_readme_says_what_mlperf_tinys_files_scored():
-    from kdprune.report.references import MLPERF_TINY
+    from kdprune.report.tradeoffs import MLPERF_TINY
 
     rows = readme_rows()
     found = {model.name: model for model in MLPERF_TINY}

@@ -22,7 +22,7 @@ SCRIPTS = sorted(
     path
     for path in (ROOT / "scripts").glob("*.py")
     # Programs of their own, not stages.
-    if not path.name.startswith(("bench_", "plot_ways"))
+    if not path.name.startswith(("bench_", "gather_", "plot_methods"))
 )
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 

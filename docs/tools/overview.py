@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from kdprune.report.references import MLPERF_TINY
+from kdprune.report.tradeoffs import MLPERF_TINY
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PICTURE = ROOT / "docs" / "images" / "accuracy-and-size.png"
