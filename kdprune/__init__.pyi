@@ -14,6 +14,8 @@ from kdprune.prune import plan_channels as plan_channels
 from kdprune.prune import prune_channels as prune_channels
 from kdprune.prune import prune_magnitude as prune_magnitude
 from kdprune.prune import recalibrate_batch_norm as recalibrate_batch_norm
+from kdprune.prune import register_importance as register_importance
+from kdprune.prune import register_layer_rule as register_layer_rule
 from kdprune.prune import remove_blocks as remove_blocks
 from kdprune.prune import strip_pruning as strip_pruning
 from kdprune.quantize import cluster_weights as cluster_weights

@@ -25,16 +25,27 @@ class Data(Settings):
     """
 
     dataset: str
+    """`cifar10`, `folder`, `shapes` (generated), or what a plugin has registered."""
     validation: Share = 0.1
+    """Share of the training files that choices are made on."""
     calibration: Count = 500
+    """Number of training images that set the ranges of int8 activations."""
     seed: Seed = 0
+    """Seed of the splits, and of generated images."""
     path: str | None = None
+    """Where the images of `folder` are."""
     image_size: tuple[Count, Count] | Count | None = None
+    """Images of `folder` are resized to it: pixels, or [height, width]."""
     channels: Literal[1, 3] | None = None
+    """Images of `folder` are read as gray (1) or in colour (3)."""
     test: Share | None = None
+    """Share of the files of `folder` that are test images, where none are set apart."""
     train_images: Count | None = None
+    """Number of generated training images."""
     test_images: Count | None = None
+    """Number of generated test images."""
     options: dict[str, Any] = {}
+    """What the loader of a registered data set takes."""
 
     @pydantic.field_validator("dataset")
     @classmethod
@@ -66,15 +77,25 @@ class Recipe(Settings):
     """
 
     name: Name
+    """Names the run; its folder is runs/NAME."""
     plugins: tuple[Module, ...] = ()
+    """Modules to import first; they register losses, kinds of stages and the like."""
     seed: Seed = 1
+    """Seed of all stages that have none of their own."""
     data: Data
+    """The images."""
     baseline: Name | None = None
+    """The stage that others are compared with."""
     flagship: Name | None = None
+    """The quantize stage whose files are copied to the top of the run."""
     save_models: tuple[Name, ...] = ()
+    """Stages whose models are saved at the top of the run."""
     seeds: dict[Name, Count] = {}
+    """Stages that are run with only the first so many seeds of the matrix."""
     matrix: dict[str, Annotated[list[Any], pydantic.Field(min_length=1)]] = {}
+    """Keys with several values each; the run is made with each combination."""
     stages: dict[Name, Stage] = pydantic.Field(min_length=1)
+    """The stages by name."""
 
     omit_if_default = ("plugins",)
     renamed = {"keep": "save_models"}

@@ -178,6 +178,7 @@ class Stage(Settings):
     plans: ClassVar[tuple[str, ...]] = ()
 
     seed: Seed | None = None
+    """A seed of its own; the recipe's by default."""
 
     def execute(self, run: Run, node: Node, folder: pathlib.Path) -> Result:
         """Does what the stage is for; writes inside its folder only.
@@ -268,6 +269,7 @@ class Trains(Stage):
     in_float32: ClassVar[bool] = False
 
     training: Training = Training()
+    """How the model is fitted."""
 
     def trains(self) -> bool:
         """Whether it trains with these settings."""
@@ -298,7 +300,9 @@ class Started(Trains):
     gives = FLOAT_MODEL
 
     model: Model | None = None
+    """A new model."""
     from_: Name | None = pydantic.Field(default=None, alias="from")
+    """A stage whose model is trained further."""
 
     @pydantic.model_validator(mode="after")
     def _one_start(self) -> Started:
@@ -338,10 +342,15 @@ class Taught(Trains):
     accepts = {"teacher": (FLOAT_MODEL,), "soft_labels": (SOFT_LABELS,)}
 
     teacher: Name | tuple[Name, ...] | None = None
+    """Stages whose models teach live; of several, the logits are averaged."""
     soft_labels: Name | None = None
+    """A stage with stored logits of a teacher, in place of `teacher`."""
     losses: tuple[SoftLoss, ...] = ()
+    """What is learnt from the teacher; `kl` by default."""
     temperature: Positive | tuple[tuple[Place, Positive], ...] = 4.0
+    """Softening of both distributions; points (share of training, value) move it."""
     soft_weight: Weight | tuple[tuple[Place, Weight], ...] = 0.9
+    """Weight of the teacher against the labels; points (share, value) move it."""
 
     @pydantic.model_validator(mode="after")
     def _one_teacher(self) -> Taught:
@@ -379,6 +388,7 @@ class Compressed(Taught):
     gives = FLOAT_MODEL
 
     from_: Name = pydantic.Field(alias="from")
+    """The stage whose model is taken."""
 
 
 # The kinds of stages by name, in the order of registration.

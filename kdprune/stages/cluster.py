@@ -16,9 +16,13 @@ class Cluster(Compressed):
 
     kind: Literal["cluster"]
     clusters: Annotated[int, pydantic.Field(ge=2, le=256, strict=True)] = 16
+    """Distinct values of each kernel."""
     preserve_sparsity: bool | Literal["auto"] = "auto"
+    """Whether zeros stay zero; `auto` looks whether there are many."""
     exclude: tuple[str, ...] = ()
+    """Layers that are left as they are."""
     training: Training
+    """How the shared weights are trained."""
 
     role = "quantize"
     keeps_layers = True

@@ -31,9 +31,13 @@ class Evaluate(Stage):
 
     kind: Literal["evaluate"]
     from_: Names = pydantic.Field(alias="from")
+    """Stages whose models and files are measured."""
     latency: bool = True
+    """Whether files are timed."""
     threads: Count = 1
+    """Threads of one call."""
     resolver: Literal["xnnpack", "builtin", "reference"] = "xnnpack"
+    """The runtime's kernels."""
 
     accepts = {"from": (FLOAT_MODEL, FILES)}
     gives = MEASUREMENTS

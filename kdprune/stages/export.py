@@ -30,8 +30,11 @@ class Export(Stage):
 
     kind: Literal["export"]
     from_: Names = pydantic.Field(alias="from")
+    """Stages whose models are written."""
     max_disagreement: Share = 0.05
+    """Share of the validation images on which file and model may disagree."""
     max_drop: Share = 0.01
+    """Accuracy that a file may lose against its model, as a share of 1."""
 
     accepts = {"from": (FLOAT_MODEL, QUANTIZED_MODEL)}
     gives = FILES

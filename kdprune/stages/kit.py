@@ -23,8 +23,11 @@ class Kit(Stage):
 
     kind: Literal["kit"]
     from_: Name = pydantic.Field(alias="from")
+    """The evaluate stage."""
     name: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+    """The model's name, and the folder's."""
     version: str = "1"
+    """The model's version."""
 
     accepts = {"from": (MEASUREMENTS,)}
     role = "export"

@@ -17,6 +17,7 @@ class Load(Stage):
 
     kind: Literal["load"]
     file: str
+    """Path of a saved Keras model."""
 
     gives = FLOAT_MODEL
 

@@ -19,18 +19,29 @@ class Prune(Compressed):
 
     kind: Literal["prune"]
     sparsity: Share | None = None
+    """Share of the weights that become zero."""
     relative_threshold: Ratio | None = None
+    """Weights below this share of the largest of their layer become zero."""
     threshold: Positive | None = None
+    """Weights whose score is below it become zero."""
     criterion: Literal["magnitude", "gradient", "taylor", "activation"] = "magnitude"
-    # How a sparsity is allocated to the layers.
+    """What scores a weight."""
     allocation: Literal["uniform", "lamp"] = "uniform"
+    """How the sparsity is allocated to the layers: alike, or by LAMP scores."""
     pattern: str | None = None
+    """Zeros in a pattern, such as `2:4` (two of every four)."""
     schedule: Literal["polynomial", "constant", "one_shot"] = "polynomial"
+    """How the sparsity rises; `one_shot` prunes at once, before training."""
     begin: Share = 0.0
+    """Share of the training after which pruning starts."""
     end: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 0.5
+    """Share of the training after which the sparsity is reached."""
     frequency: Count = 50
+    """Steps between two prunings."""
     exclude: tuple[str, ...] = ()
+    """Layers that are left whole."""
     training: Training
+    """How the weights that are left recover."""
 
     omit_if_default = ("allocation",)
     renamed = {"by": "criterion", "beta": "relative_threshold"}

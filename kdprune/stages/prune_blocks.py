@@ -14,8 +14,12 @@ class PruneBlocks(Compressed):
 
     kind: Literal["prune_blocks"]
     count: Count
+    """How many blocks to remove."""
     rank: Literal["loss", "angle"] = "loss"
+    """What ranks the blocks: the loss without each, or how little it turns its
+    input."""
     training: Training
+    """How what is left recovers."""
 
     role = "prune"
     plans = ("from",)

@@ -23,14 +23,23 @@ class PruneChannels(Compressed, RanksChannels):
 
     kind: Literal["prune_channels"]
     ratio: Ratio | None = None
+    """Share of the channels to remove."""
     target_macs: Count | None = None
+    """Most multiply-accumulates of an image."""
     target_parameters: Count | None = None
+    """Most parameters."""
     target_bytes: Count | None = None
+    """Most bytes of the int8 file."""
     threshold: Positive | None = None
+    """Channels whose score is below it are removed."""
     scope: Literal["global", "per_cost", "local"] = "global"
+    """Whether channels compete across layers, by what they save, or in a layer."""
     sensitivity: Name | None = None
+    """A sensitivity stage of the same model that weighs the groups."""
     steps: Count = 1
+    """In how many steps channels are removed, with training after each."""
     training: Training
+    """How what is left recovers after each step."""
 
     accepts = {
         "from": Compressed.accepts["from"],

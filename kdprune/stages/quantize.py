@@ -30,12 +30,20 @@ class Quantize(Compressed):
 
     kind: Literal["quantize"]
     method: Literal["ptq", "qat", "auto", "float16", "dynamic", "int16x8"] = "ptq"
+    """After training (`ptq`, `float16`, `dynamic`, `int16x8`), by training
+    (`qat`), or the cheapest that meets `max_drop` (`auto`)."""
     calibration: Count | None = None
+    """Number of calibration images of a draw of its own; those of `data` by default."""
     range_method: Literal["minmax", "percentile", "mse"] = "minmax"
+    """How ranges are set from the calibration images."""
     correct_bias: bool = False
+    """Whether biases are corrected for the error of the weights."""
     max_drop: Ratio | None = None
+    """Accuracy that `auto` may lose, as a share of 1."""
     preserve_sparsity: bool | Literal["auto"] = "auto"
+    """Whether zeros stay zero in training; `auto` looks whether there are many."""
     preserve_clusters: bool | Literal["auto"] = "auto"
+    """Whether shared weights stay shared in training; `auto` looks for them."""
 
     renamed = {"ranges": "range_method"}
     gives = QUANTIZED_MODEL

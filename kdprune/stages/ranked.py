@@ -14,8 +14,11 @@ class RanksChannels(Stage):
     """A stage that ranks channels by an importance."""
 
     importance: str | Importance = "l2"
+    """What ranks the channels: a registered name, or a name with options."""
     round_to: Count = 8
+    """Layers keep a multiple of so many channels."""
     ignore: tuple[str, ...] = ()
+    """Layers that keep all their channels."""
 
     @property
     def importance_name(self) -> str:

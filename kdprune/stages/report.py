@@ -17,6 +17,7 @@ class Report(Stage):
 
     kind: Literal["report"]
     from_: Name | tuple[Name, ...] = pydantic.Field(alias="from")
+    """The evaluate stage, and sensitivity stages."""
 
     accepts = {"from": (MEASUREMENTS, SENSITIVITY)}
     role = "report"

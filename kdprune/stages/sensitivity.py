@@ -22,7 +22,9 @@ class Sensitivity(RanksChannels):
 
     kind: Literal["sensitivity"]
     from_: Name = pydantic.Field(alias="from")
+    """The stage whose model is measured."""
     ratios: tuple[Ratio, ...] = pydantic.Field(default=(0.25, 0.5, 0.75), min_length=1)
+    """Shares of the channels of a group that are removed."""
 
     accepts = {"from": (base.FLOAT_MODEL,)}
     gives = base.SENSITIVITY

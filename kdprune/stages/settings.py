@@ -36,7 +36,12 @@ class Settings(pydantic.BaseModel):
             fingerprint of a stage is of the former, for the same reason.
     """
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = pydantic.ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
     omit_if_default: ClassVar[tuple[str, ...]] = ()
     renamed: ClassVar[Mapping[str, str]] = {}
 
@@ -67,30 +72,49 @@ class Augment(Settings):
     """Random changes of the training images; see `data.batches`."""
 
     crop: Annotated[int, pydantic.Field(ge=0)] = 4
+    """Pixels of padding (mirrored) of which a random crop is taken."""
     flip: bool | Literal["alternating"] = True
+    """Whether to mirror at random; `alternating` mirrors each image in every
+    second epoch."""
     cutout: Annotated[int, pydantic.Field(ge=0)] = 0
+    """Side of a gray square at a random place, in pixels; 0 for none."""
 
 
 class Training(Settings):
     """How a stage fits its model; see `training.fit` and `build_optimizer`."""
 
     epochs: Count = 10
+    """Passes over the training images."""
     batch_size: Count = 128
+    """Images of a step."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """`sgd` is with Nesterov momentum and decoupled weight decay."""
     learning_rate: Positive = 0.1
+    """The largest of the schedule."""
     schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
+    """How the learning rate moves over the steps."""
     warmup: Share = 0.2
+    """Share of the steps in which the learning rate rises."""
     momentum: Share = 0.9
+    """Of `sgd`."""
     weight_decay: Annotated[float, pydantic.Field(ge=0.0)] = 0.0
+    """Decoupled: a step multiplies kernels by 1 - learning rate x weight decay."""
     label_smoothing: Share = 0.0
+    """Share of the label that is spread over all classes."""
     ema: Annotated[float, pydantic.Field(gt=0.0, lt=1.0)] | None = None
+    """Decay of an exponential average of the weights, which is what is kept."""
     select: Literal["last", "best"] = "last"
+    """The epoch whose weights are kept: the last, or the best on validation."""
     patience: Count | None = None
+    """Epochs without improvement on validation after which training stops."""
     precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
+    """What the model computes in; `auto` chooses by processor and widths."""
     augment: Augment | None = None
+    """Random changes of the images; none by default."""
     images: Literal["train", "train+validation"] = "train"
-    # Network Slimming: the weight of the L1 norm of batch normalization's factors.
+    """Whether validation images are trained on as well."""
     bn_l1: Positive | None = None
+    """Network Slimming: weight of the L1 norm of the scales of batch normalization."""
 
     omit_if_default = ("bn_l1",)
     renamed = {"slimming": "bn_l1"}
@@ -115,8 +139,11 @@ class Model(Settings):
     model_config = pydantic.ConfigDict(extra="allow", frozen=True)
 
     name: str | None = None
+    """A factory, such as `resnet8`; its arguments stand beside it."""
     file: str | None = None
+    """Path of a saved model, which is trained further."""
     architecture_of: Name | None = None
+    """A stage whose layers are taken with new weights."""
 
     renamed = {"like": "architecture_of"}
 
@@ -146,8 +173,11 @@ class Importance(Settings):
     """A criterion that ranks channels, and how the layers' scores become one."""
 
     name: str
+    """A registered importance, such as `l1` or `taylor`."""
     reduction: Literal["mean", "max", "sum"] | None = None
+    """How the scores of the layers of a group become one."""
     normalize: Literal["mean", "max", "none"] | None = None
+    """What the scores of each layer are divided by."""
 
     @pydantic.model_validator(mode="after")
     def _has_scores(self) -> Importance:
@@ -170,9 +200,13 @@ class SoftLoss(Settings):
     model_config = pydantic.ConfigDict(extra="allow", frozen=True)
 
     name: str
+    """A registered loss, such as `kl`, `dkd` or `hint`."""
     weight: Positive = 1.0
+    """Factor of the loss."""
     teacher_layers: tuple[str, ...] | None = None
+    """Layers of the teacher whose feature maps are compared."""
     student_layers: tuple[str, ...] | None = None
+    """Layers of the student that they are compared with."""
 
 
 def names(value: str | Iterable[str] | None) -> list[str]:

@@ -16,9 +16,13 @@ class SoftLabels(Stage):
 
     kind: Literal["soft_labels"]
     teacher: Name | tuple[Name, ...]
+    """Stages whose models are asked; of several, the logits are averaged."""
     views: Count = 1
+    """How many augmented views of each image are stored."""
     augment: Augment | None = None
+    """How views differ; needed for more than one."""
     precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
+    """What the teacher computes in."""
 
     accepts = {"teacher": (FLOAT_MODEL,)}
     gives = SOFT_LABELS
