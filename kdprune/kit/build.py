@@ -1,21 +1,30 @@
 """The ship kit: a folder with all that an app or a device needs of a model."""
 
+from __future__ import annotations
+
 import io
 import json
+import os
 import pathlib
 import re
 import shutil
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from kdprune import __version__
+from kdprune._io import first_line
+from kdprune.images import as_uint8
 from kdprune.kit import selftest
 from kdprune.kit.c_source import c_source
 from kdprune.kit.card import Facts, write_card
 from kdprune.kit.golden import golden_images
 from kdprune.kit.metadata import LABELS, add_metadata
 from kdprune.kit.micro import measure_arena
-from kdprune.tflite import inspect_tflite, read_tflite
+from kdprune.tflite.format import File, read_content, read_tflite
+from kdprune.tflite.inspection import inspect_tflite
 
 SCHEMA = 1
 ZERO_POINTS = {"int8": -128, "uint8": 0}
@@ -27,9 +36,17 @@ _MOST_KERNEL_LIMIT = 128
 
 
 def write_kit(
-    folder, *, int8, uint8, classes, name, version="1", images=None, metrics=None
-):
-    """Writes the folder that is handed over: models, labels, source, proof, card.
+    folder: str | os.PathLike,
+    *,
+    int8: File,
+    uint8: File,
+    classes: Iterable[str],
+    name: str,
+    version: str = "1",
+    images: ArrayLike | None = None,
+    metrics: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Writes the folder that is handed over: models, labels, source, tests, card.
 
     - `model_uint8.tflite` for Android, `model_int8.tflite` for microcontrollers,
       both with metadata and labels embedded;
@@ -44,12 +61,13 @@ def write_kit(
 
     Args:
         folder: Where to; must not exist.
-        int8: The content of the int8 `.tflite` file, as `convert_tflite` gives it.
-        uint8: The content of the uint8 file of the same model.
+        int8: The int8 `.tflite` file (its content, or its path), as `convert_tflite`
+            makes it.
+        uint8: The uint8 file of the same model.
         classes: The classes' names, in the order of the outputs.
         name: The model's name: letters, digits, "-" and "_".
         version: The model's version.
-        images: More images for the golden vectors, uint8 of shape
+        images: More images for the golden vectors, uint8 or float in [0, 1], shape
             `(n, height, width, channels)`: generated ones, since they are handed on.
         metrics: What the card shows as figures, in the form of `metrics.json`; its
             `flagship` names the entry that the int8 file was measured as.
@@ -69,29 +87,33 @@ def write_kit(
             f"{folder} exists: a kit goes into a new folder. Remove it, or name another"
         )
     classes = _check_names(name, classes)
-    models = {"int8": int8, "uint8": uint8}
-    ends = {dtype: _inspect(content, dtype) for dtype, content in models.items()}
+    models = {
+        dtype: _read(file, f"the {dtype} model: ")
+        for dtype, file in (("int8", int8), ("uint8", uint8))
+    }
+    ends = {
+        dtype: _inspect(content, f"the {dtype} model: ")
+        for dtype, content in models.items()
+    }
     shape = _check_ends(ends, len(classes))
     pixels = _gather_images(shape, images)
     scores, deviation = _score(models, pixels)
     limit = _kernel_limit(deviation)
     try:
-        arena, refusal = measure_arena(int8), None
+        arena, refusal = measure_arena(models["int8"]), None
     except ValueError as error:
         arena, refusal = None, str(error)
 
-    size = " x ".join(str(length) for length in shape)
-    description = f"Tells {len(classes)} classes apart in images of {size}."
-    files = {
-        f"model_{dtype}.tflite": add_metadata(
-            models[dtype], classes, name=name, description=description, version=version
+    files: dict[str, bytes | str] = {
+        f"model_{dtype}.tflite": label_file(
+            models[dtype], classes, name=name, version=version
         )
         for dtype in ("uint8", "int8")
     }
     files[LABELS] = "\n".join(classes) + "\n"
     # Without metadata: a microcontroller has no reader for it, and little flash.
     array = re.sub(r"\W", "_", name) + "_model"
-    files["model.h"], files["model.cc"] = c_source(int8, array, title=name)
+    files["model.h"], files["model.cc"] = c_source(models["int8"], array, title=name)
     files["golden.npz"] = _pack_golden(pixels, scores)
     files["selftest.py"] = pathlib.Path(selftest.__file__).read_text(encoding="utf-8")
     facts = Facts(
@@ -101,7 +123,7 @@ def write_kit(
         array=array,
         ends=ends,
         sizes={file: len(content) for file, content in files.items()},
-        flash=len(int8),
+        flash=len(models["int8"]),
         arena=arena,
         refusal=refusal,
         golden=len(pixels),
@@ -113,13 +135,49 @@ def write_kit(
     return _write_whole(folder, files, {**about, "kernel_limit": limit})
 
 
-def _check_names(name, classes):
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+def label_file(
+    file: File, classes: Iterable[str], *, name: str, version: str = "1"
+) -> bytes:
+    """A `.tflite` file as apps load it: with metadata, and the classes' names inside.
+
+    Without them MediaPipe Tasks gives `None` for the name of each class. A kit's files
+    are made by this, and what a run shows at the top of its folder. Operators, weights
+    and scores stay as they are; of a file labelled before, the labels are replaced.
+
+    Args:
+        file: An image classifier's `.tflite` file: its content, or its path.
+        classes: The classes' names, in the order of the outputs.
+        name: The model's name: letters, digits, "-" and "_".
+        version: The model's version.
+
+    Returns:
+        The labelled file's content.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a `.tflite` file of one image classifier, or the
+            classes are not names, or not as many as its outputs.
+    """
+    classes = _check_names(name, classes)
+    content = read_content(file)
+    found = inspect_tflite(content)
+    image, scores = _check_shapes(found, "the model")
+    if scores[1] != len(classes):
+        raise ValueError(_other_count("the model", scores[1], len(classes)))
+    size = " x ".join(map(str, image[1:]))
+    description = f"Classifies images of {size} into {len(classes)} classes."
+    return add_metadata(
+        content, classes, name=name, description=description, version=version
+    )
+
+
+def _check_names(name: str, classes: Iterable[str]) -> tuple[str, ...]:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
         raise ValueError(
             "name must start with a letter and hold letters, digits, '-' and '_'. "
             f"Received: {name!r}"
         )
-    classes = tuple(classes)
+    classes = (classes,) if isinstance(classes, str) else tuple(classes)
     for label in classes:
         if not isinstance(label, str) or not label.strip() or not label.isprintable():
             raise ValueError(
@@ -129,19 +187,44 @@ def _check_names(name, classes):
     return classes
 
 
-def _inspect(content, dtype):
-    """How a file's model works, with the names of its input and output."""
+def _read(file: File, start: str) -> bytes:
+    try:
+        return read_content(file)
+    except ValueError as error:
+        raise ValueError(f"{start}{error}") from error
+
+
+def _inspect(content: bytes, start: str) -> dict[str, Any]:
+    """What `inspect_tflite` finds, with the names of input and output."""
     try:
         found = inspect_tflite(content)
         graph = read_tflite(content)
-        for end, (index,) in (("input", graph.inputs), ("output", graph.outputs)):
-            found[end]["name"] = graph.tensors[index].name
     except ValueError as error:
-        raise ValueError(f"the {dtype} model: {error}") from error
+        raise ValueError(f"{start}{error}") from error
+    for end, (index,) in (("input", graph.inputs), ("output", graph.outputs)):
+        found[end]["name"] = graph.tensors[index].name
     return found
 
 
-def _check_ends(ends, classes):
+def _check_shapes(found: dict[str, Any], what: str) -> tuple[list[int], list[int]]:
+    """The shapes of an image classifier's input and output."""
+    image, scores = found["input"]["shape"], found["output"]["shape"]
+    if len(image) != 4 or len(scores) != 2 or image[0] != 1 or scores[0] != 1:
+        raise ValueError(
+            f"{what} must take (1, height, width, channels) and give "
+            f"(1, classes). Received: {image} and {scores}"
+        )
+    return image, scores
+
+
+def _other_count(what: str, outputs: int, classes: int) -> str:
+    return (
+        f"{what} has {outputs} outputs: name as many classes. "
+        f"Received: {classes} classes"
+    )
+
+
+def _check_ends(ends: dict[str, dict[str, Any]], classes: int) -> tuple[int, ...]:
     """The image's shape, after the checks of what the files take and give."""
     for dtype, found in ends.items():
         for end, steps in (("input", 255), ("output", 256)):
@@ -154,17 +237,9 @@ def _check_ends(ends, classes):
                     f"zero point {ZERO_POINTS[dtype]}, as convert_tflite makes it. "
                     "Received: {}, {}, {}".format(*quantization)
                 )
-        image, scores = found["input"]["shape"], found["output"]["shape"]
-        if len(image) != 4 or len(scores) != 2 or image[0] != 1 or scores[0] != 1:
-            raise ValueError(
-                f"the {dtype} model must take (1, height, width, channels) and give "
-                f"(1, classes). Received: {image} and {scores}"
-            )
+        _, scores = _check_shapes(found, f"the {dtype} model")
         if scores[1] != classes:
-            raise ValueError(
-                f"the {dtype} model has {scores[1]} outputs: name as many classes. "
-                f"Received: {classes} classes"
-            )
+            raise ValueError(_other_count(f"the {dtype} model", scores[1], classes))
     if ends["int8"]["input"]["shape"] != ends["uint8"]["input"]["shape"]:
         raise ValueError(
             "the int8 and the uint8 model must take images of one shape. Received: "
@@ -173,28 +248,23 @@ def _check_ends(ends, classes):
     return tuple(ends["int8"]["input"]["shape"][1:])
 
 
-def _gather_images(shape, images):
+def _gather_images(shape: tuple[int, ...], images: ArrayLike | None) -> NDArray:
     golden = golden_images(shape)
     if images is None:
         return golden
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.shape[1:] != shape:
-        raise ValueError(
-            f"images must be uint8 of shape (n, {', '.join(map(str, shape))}). "
-            f"Received: {images.dtype} {images.shape}"
-        )
-    return np.concatenate([golden, images])
+    return np.concatenate([golden, as_uint8(images, shape)])
 
 
-def _score(models, images):
+def _score(models: dict[str, bytes], images: NDArray) -> tuple[NDArray, int]:
     """The golden scores, and by how many steps this machine's kernels differ."""
     scores = {}
     for dtype, content in models.items():
         try:
             scores[dtype] = selftest.score(content, images, "reference")
         except (ValueError, RuntimeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ValueError(f"the {dtype} model does not run: {reason}") from error
+            raise ValueError(
+                f"the {dtype} model does not run: {first_line(error)}"
+            ) from error
     apart = selftest.deviation(scores["int8"], scores["uint8"])
     if apart:
         raise ValueError(
@@ -207,25 +277,27 @@ def _score(models, images):
     return scores["int8"], deviation
 
 
-def _kernel_limit(deviation):
+def _kernel_limit(deviation: int) -> int:
     """How far the self-test lets golden scores be from the reference kernels'."""
     if 2 * deviation > _MOST_KERNEL_LIMIT:
         raise ValueError(
-            "expected the kernels of this machine to score golden images as the "
-            f"reference kernels do, give or take {_MOST_KERNEL_LIMIT // 2}/256. "
-            f"Received: {deviation}/256; convert the model anew with more calibration "
-            "images, or train it quantization-aware"
+            "expected this machine's kernels to score golden images as the reference "
+            f"kernels do, within {_MOST_KERNEL_LIMIT // 2}/256. Received: "
+            f"{deviation}/256; convert the model again with more calibration images, "
+            "or use quantization-aware training"
         )
     return max(_LEAST_KERNEL_LIMIT, 2 * deviation)
 
 
-def _pack_golden(images, scores):
+def _pack_golden(images: NDArray, scores: NDArray) -> bytes:
     file = io.BytesIO()
     np.savez_compressed(file, images=images, scores=scores)
     return file.getvalue()
 
 
-def _write_whole(folder, files, about):
+def _write_whole(
+    folder: pathlib.Path, files: dict[str, bytes | str], about: dict[str, Any]
+) -> dict[str, Any]:
     """Writes and tests a kit beside its place, then moves it there."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # Of a run that was killed.
@@ -233,11 +305,15 @@ def _write_whole(folder, files, about):
     try:
         listed = {}
         for name, content in files.items():
-            content = content.encode() if isinstance(content, str) else content
-            (partial / name).write_bytes(content)
-            digest = selftest.sha256(content)
-            listed[name] = {"sha256": digest, "bytes": len(content)}
-        manifest = {"schema": SCHEMA, **about, "kdprune": __version__, "files": listed}
+            data = content.encode() if isinstance(content, str) else content
+            (partial / name).write_bytes(data)
+            listed[name] = {"sha256": selftest.sha256(data), "bytes": len(data)}
+        manifest: dict[str, Any] = {
+            "schema": SCHEMA,
+            **about,
+            "kdprune": __version__,
+            "files": listed,
+        }
         manifest["sha256"] = selftest.digest_of_manifest(manifest)
         text = json.dumps(manifest, indent=2) + "\n"
         (partial / "manifest.json").write_text(text, encoding="utf-8")

@@ -25,7 +25,9 @@ const unsigned int {array}_len = {size};
 """
 
 
-def c_source(data, array, *, title, header="model.h"):
+def c_source(
+    data: bytes, array: str, *, title: str, header: str = "model.h"
+) -> tuple[str, str]:
     """Writes a file's bytes as a C++ array, aligned to 16 bytes.
 
     Args:

@@ -1,11 +1,14 @@
 """Generated images whose expected scores go into a kit."""
 
+from __future__ import annotations
+
 import numpy as np
+from numpy.typing import NDArray
 
 _NOISE = 8
 
 
-def golden_images(shape):
+def golden_images(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Generates plain grounds, gradients, a chequerboard and noise.
 
     Args:

@@ -1,7 +1,11 @@
 """TFLite metadata: what a file says of itself to the apps that load it."""
 
+from __future__ import annotations
+
 import io
 import zipfile
+from collections.abc import Sequence
+from typing import Any
 
 import flatbuffers
 import numpy as np
@@ -47,13 +51,17 @@ _TABLES = {
         "min_parser_version",
     ),
 }
+# A table to write: number of the field to its value.
+_Table = dict[int, Any]
 _FEATURE_PROPERTIES, _IMAGE_PROPERTIES = 1, 2
 _NORMALIZATION = 1
 _AXIS_LABELS = 2
 _COLOR_SPACES = {3: 1, 1: 2}  # Channels: RGB, GRAYSCALE; 0 is UNKNOWN.
 
 
-def add_metadata(data, classes, *, name, description, version):
+def add_metadata(
+    data: bytes, classes: Sequence[str], *, name: str, description: str, version: str
+) -> bytes:
     """Embeds metadata and labels into an image classifier's `.tflite` file.
 
     MediaPipe Tasks and Android Studio read from it what the input is, how pixels
@@ -94,7 +102,7 @@ def add_metadata(data, classes, *, name, description, version):
     return _append_labels(content, classes)
 
 
-def _describe_image(channels):
+def _describe_image(channels: int) -> _Table:
     color = _COLOR_SPACES.get(channels, 0)
     normalization = _table(
         "NormalizationOptions", mean=np.float32([0]), std=np.float32([255])
@@ -115,7 +123,7 @@ def _describe_image(channels):
     )
 
 
-def _describe_scores(classes):
+def _describe_scores(classes: int) -> _Table:
     labels = _table(
         "AssociatedFile",
         name=LABELS,
@@ -136,19 +144,19 @@ def _describe_scores(classes):
     )
 
 
-def _table(kind, **fields):
+def _table(kind: str, **fields: Any) -> _Table:
     """A table to write: number of the field to its value."""
     order = _TABLES[kind]
     return {order.index(field): value for field, value in fields.items()}
 
 
-def _pack(metadata):
+def _pack(metadata: _Table) -> bytes:
     builder = flatbuffers.Builder(1024)
     builder.Finish(_write(builder, metadata), b"M001")
     return bytes(builder.Output())
 
 
-def _write(builder, value):
+def _write(builder: flatbuffers.Builder, value: Any) -> int:
     """Writes a string, an array, a list of tables or a table; returns its place."""
     if isinstance(value, str):
         return builder.CreateString(value)
@@ -175,7 +183,7 @@ def _write(builder, value):
     return builder.EndObject()
 
 
-def _append_labels(data, classes):
+def _append_labels(data: bytes, classes: Sequence[str]) -> bytes:
     file = io.BytesIO(data)
     with zipfile.ZipFile(file, "a") as archive:
         # With the fixed date of a bare ZipInfo, the same kit has the same bytes.
