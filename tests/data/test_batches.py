@@ -181,6 +181,19 @@ def test_cutout_is_one_grey_square_of_its_size_clipped_at_the_borders(split):
     assert max(areas) == 16 and (touched > 0).all()
 
 
+def test_the_centre_of_a_cutout_lies_anywhere_from_border_to_border(split):
+    """A square of two pixels: at either end all but one row or column is outside."""
+    rows, columns = set(), set()
+    for number in range(12):
+        images = pixels(by_image(*epoch(split, number, augment={"cutout": 2})))
+        for inside in (images == 128).all(axis=-1):
+            rows.add(tuple(np.flatnonzero(inside.any(1))))
+            columns.add(tuple(np.flatnonzero(inside.any(0))))
+    for found, length in ((rows, HEIGHT), (columns, WIDTH)):
+        inner = {(first, first + 1) for first in range(length - 1)}
+        assert found == {(0,), *inner, (length - 1,)}
+
+
 def test_all_changes_together_are_a_crop_then_a_flip_then_a_square(split):
     images = pixels(by_image(*epoch(split, 0, augment=AUGMENT)))
     for image, original in zip(images, split.images, strict=True):

@@ -115,6 +115,19 @@ class TestFromArrays:
         drawn = set(dataset.calibration.images[:, 0, 0, 0])
         assert len(drawn) == 12 and drawn <= set(dataset.train.images[:, 0, 0, 0])
 
+    def test_the_calibration_images_are_drawn_by_the_seed(self):
+        images = images_of(LABELS)
+        images[:, 0, 0, 0] = np.arange(100)
+        given = images[:5], LABELS[:5]  # So that nothing else is drawn.
+        drawn = [
+            from_arrays(
+                images, LABELS, validation=given, test=given, calibration=12, seed=seed
+            ).calibration.images[:, 0, 0, 0]
+            for seed in (4, 4, 5)
+        ]
+        assert drawn[0].tolist() == drawn[1].tolist()
+        assert set(drawn[0]) != set(drawn[2])
+
     def test_takes_given_sets_and_keras_labels_and_grey_floats(self):
         grey = np.linspace(0, 1, 100 * 16).reshape(100, 4, 4)
         given = (grey, LABELS[:, np.newaxis])

@@ -232,6 +232,17 @@ def test_sample_weights_weigh_as_in_keras(data):
     assert fit(two, images, changed, sample_weight=half)["loss"] == one_loss
 
 
+def test_sample_weights_weigh_the_hard_loss_that_is_shown(data):
+    images, labels = data
+    weights = np.linspace(0, 2, 64).astype(np.float32)
+    made = distiller()
+    hard = cross_entropy(labels, made.student(images, training=True)).numpy()
+    weighted = (weights * hard).sum() / weights.sum()
+    assert abs(weighted - hard.mean()) > 1e-3
+    shown = made.train_on_batch(images, labels, weights, return_dict=True)
+    assert shown["hard_loss"] == pytest.approx(weighted, rel=1e-5)
+
+
 def test_a_subclassed_student_trains(data, subclassed):
     made = distiller(subclassed())
     history = fit(made, *data, epochs=3)

@@ -58,6 +58,23 @@ def test_calibration_of_a_model_that_knows_its_odds_is_small():
     assert score(scores, labels)["ece"] < 0.015
 
 
+def test_a_bin_of_the_calibration_error_holds_its_upper_edge_and_not_its_lower():
+    def ece(confidences, right):
+        scores = np.stack([confidences, 1 - np.array(confidences)], axis=1)
+        return score(scores, 1 - np.array(right, int))["ece"]
+
+    # 0.6 is 9/15: with 0.55 in a bin, where a gap of -0.4 meets one of 0.55.
+    assert ece([0.6, 0.55], [True, False]) == pytest.approx(0.15 / 2)
+    # With 0.65 it would be 0.25 / 2; they lie in two bins.
+    assert ece([0.6, 0.65], [True, False]) == pytest.approx((0.4 + 0.65) / 2)
+    # The last bin starts at 14/15.
+    assert ece([0.92, 0.95], [True, False]) == pytest.approx((0.08 + 0.95) / 2)
+    assert ece([1.0, 0.95], [True, False]) == pytest.approx(0.95 / 2)
+    # 15 bins: 0.7 and 0.72 in (10/15, 11/15], 0.66 in the one below.
+    assert ece([0.7, 0.72], [True, False]) == pytest.approx((0.72 - 0.3) / 2)
+    assert ece([0.66, 0.7], [True, False]) == pytest.approx((0.34 + 0.7) / 2)
+
+
 @pytest.mark.parametrize(
     ("scores", "labels", "message"),
     [

@@ -94,6 +94,11 @@ def test_gradients_are_those_of_the_cross_entropy(model, data):
     change = (slope * filters(model, "c")).sum(axis=0) ** 2
     got = IMPORTANCES["taylor"](groups["c"], statistics)
     np.testing.assert_allclose(got, change, rtol=1e-3)
+    # In a group of several layers, what they lose together.
+    whole = sum(evidence.taylor(member) for member in groups["a"].makers)
+    assert len(groups["a"].makers) == 2
+    got = IMPORTANCES["taylor"](groups["a"], evidence)
+    np.testing.assert_allclose(got, whole, rtol=1e-6)
     size = np.abs(slope).mean(axis=0)
     got = IMPORTANCES["gradient"](groups["c"], statistics)
     np.testing.assert_allclose(got, size / size.mean(), rtol=1e-3)
@@ -209,6 +214,27 @@ def test_several_steps_close_in_on_a_target(model, data):
         assert 0.7 * limit < reached <= limit
     fresh = smaller.get_layer("norm").moving_mean.numpy()
     assert np.abs(fresh).max() > 0.01  # Recalibrated: it was zero.
+
+
+@pytest.mark.parametrize("target", ["target_macs", "target_parameters"])
+def test_every_step_towards_a_target_is_by_the_same_factor(target):
+    tuned = []
+    model = keras.Sequential(
+        [
+            layers.Conv2D(64, 1, input_shape=(2, 2, 1), use_bias=False),
+            layers.Conv2D(1, 1, use_bias=False),
+        ]
+    )
+    whole = {"target_macs": count_macs, "target_parameters": keras.Model.count_params}
+    smaller = prune_channels(
+        model,
+        steps=3,
+        round_to=1,
+        fine_tune=tuned.append,
+        **{target: whole[target](model) // 8},
+    )
+    # A half at each step: as many channels each time would be 45, 27 and 8.
+    assert [m.layers[0].filters for m in (*tuned, smaller)] == [32, 16, 8]
 
 
 def test_bytes_are_measured_on_the_models_themselves(model):
