@@ -7,11 +7,12 @@ that prints plain lines. Progress is a bar on a terminal, a line now and then el
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -97,6 +98,20 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
         yield from track(items, what, total=total, transient=True)
     else:
         yield from _in_lines(items, what, total)
+
+
+def counted(function: Callable[..., T], what: str) -> Callable[..., T]:
+    """The function, saying now and then how often it has been called."""
+    calls, said = itertools.count(1), [time.monotonic()]
+
+    def called(*arguments: Any, **named: Any) -> T:
+        result, count = function(*arguments, **named), next(calls)
+        if time.monotonic() - said[0] > _EVERY:
+            said[0] = time.monotonic()
+            logger.info("%s: %d", what, count)
+        return result
+
+    return called
 
 
 def _in_lines(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:

@@ -312,7 +312,7 @@ def select(
     if not chosen:
         kinds = ", ".join(dict.fromkeys(f"{n.stage} ({n.kind})" for n in nodes))
         raise ValueError(
-            f"the recipe {recipe.name!r} has no such stage; it has {kinds}"
+            f"recipe {recipe.name!r} has no stage for this command. It has: {kinds}"
         )
     needed: set[str] = set()
     waiting = list(chosen)

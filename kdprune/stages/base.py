@@ -435,7 +435,9 @@ def register_stage(cls: S | None = None, *, replace: bool = False) -> Any:
     for key in cls.accepts:
         root = key.split(".")[0]
         if ("from_" if root == "from" else root) not in fields:
-            raise ValueError(f"{cls.__name__}.accepts: {key!r} is none of its settings")
+            raise ValueError(
+                f"{cls.__name__}.accepts: {key!r} is not one of its settings"
+            )
     if cls.execute is Stage.execute:
         raise ValueError(f"{cls.__name__} expects a method `execute`")
     kind: type[Stage] = cls

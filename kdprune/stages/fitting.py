@@ -134,9 +134,9 @@ def load_fitting(path: str | os.PathLike, dataset: data.Dataset) -> keras.Model:
     received = (tuple(model.input_shape[1:]), model.output_shape[-1])
     if received != expected:
         raise ValueError(
-            f"{path}: expected a model from images {expected[0]} to {expected[1]} "
-            f"classes, as {dataset.name} has. Received: from {received[0]} to "
-            f"{received[1]} classes; use a model trained on this data."
+            f"{path}: expected a model of images {expected[0]} with {expected[1]} "
+            f"outputs, one for each class of {dataset.name}. Received: images "
+            f"{received[0]}, {received[1]} outputs; use a model trained on this data"
         )
     if ends_in_softmax(model):
         raise ValueError(

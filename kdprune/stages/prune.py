@@ -54,7 +54,10 @@ class Prune(Compressed):
         targets = ("sparsity", "relative_threshold", "threshold")
         given = [name for name in targets if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"expected one of {', '.join(targets)}, got {given}")
+            raise ValueError(
+                f"expected one of {', '.join(targets)}, got "
+                f"{', '.join(given) or 'none'}"
+            )
         at_once = self.threshold is not None or self.criterion != "magnitude"
         if at_once and self.schedule != "one_shot":
             raise ValueError(

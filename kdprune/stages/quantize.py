@@ -81,7 +81,8 @@ class Quantize(Compressed):
             )
         if (self.method == "auto") != (self.max_drop is not None):
             raise ValueError(
-                "method: auto and `max_drop`, the accuracy it may cost, belong together"
+                "`max_drop`, the accuracy that may be lost, is for method auto, which "
+                "needs it"
             )
         return self
 

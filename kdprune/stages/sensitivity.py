@@ -8,7 +8,7 @@ from typing import Literal
 import pydantic
 
 from kdprune import _io
-from kdprune._log import logger
+from kdprune._log import counted, logger
 from kdprune.stages import base
 from kdprune.stages.base import Node, Result, Run
 from kdprune.stages.ranked import RanksChannels
@@ -39,7 +39,7 @@ class Sensitivity(RanksChannels):
         found = prune.sensitivity(
             fitting.load_node(run, node.parent_of("from")),
             self.ratios,
-            validation_accuracy(run),
+            counted(validation_accuracy(run), "pruned models scored"),
             importance=self.ranking(),
             round_to=self.round_to,
             ignore=self.ignore,

@@ -183,8 +183,8 @@ class Importance(Settings):
     def _has_scores(self) -> Importance:
         if self.name == "random" and (self.reduction or self.normalize):
             raise ValueError(
-                "random channels have no scores of layers: expected neither "
-                "`reduction` nor `normalize`"
+                "importance random scores no layers: expected neither `reduction` nor "
+                "`normalize`"
             )
         return self
 

@@ -137,7 +137,7 @@ class Astray(Stage):
     [
         (Quiet, "Quiet expects a method `execute`"),
         (Silent, "Silent expects its kind as a field"),
-        (Astray, "Astray.accepts: 'frm' is none of its settings"),
+        (Astray, "Astray.accepts: 'frm' is not one of its settings"),
         (dict, "expected a subclass of kdprune.stages.Stage"),
     ],
 )
