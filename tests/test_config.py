@@ -155,7 +155,8 @@ def test_every_recipe_that_is_shipped_is_valid(path, caplog):
         ("stages.pruned.criterion", "taylor",
          "stages.pruned: `threshold` and `criterion` choose"),
         ("stages.pruned.schedule", "one_shot", "one_shot expects `threshold` or `rel"),
-        ("stages.int8.max_drop", 0.1, "stages.int8: `max_drop`, the accuracy that may be lost, is for method auto"),
+        ("stages.int8.max_drop", 0.1, "stages.int8: `max_drop`, the accuracy that may "
+         "be lost, is for method auto"),
         ("stages.int8.range_method", "minmx",
          "stages.int8.range_method: expected 'minmax', 'percentile' or 'mse', got "
          "'minmx'; did you mean 'minmax'?"),
