@@ -5,21 +5,34 @@ builds Conv -> BatchNorm -> ReLU without preprocessing layers, which is what
 quantization-aware training accepts.
 """
 
+from __future__ import annotations
+
 import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import tf_keras as keras
 
+from kdprune._registry import add, nearest
 from kdprune.models.mobile import bsconv_resnet, inverted_residual
 
 layers = keras.layers
+
+# Takes the tensor of images and arguments of its own, returns that of the features.
+Factory = Callable[..., Any]
 
 # He-normal is the initialization of the ResNet papers; Keras's default
 # (Glorot uniform) trains the deep stacks noticeably slower.
 _INIT = "he_normal"
 
 
-def build_model(name, input_shape=(32, 32, 3), classes=10, **arguments):
+def build_model(
+    name: str,
+    input_shape: Sequence[int] = (32, 32, 3),
+    classes: int = 10,
+    **arguments: Any,
+) -> keras.Model:
     """Builds an untrained model by name.
 
     Args:
@@ -59,14 +72,51 @@ def build_model(name, input_shape=(32, 32, 3), classes=10, **arguments):
             f"images are too small for model {name!r}, which halves them several "
             f"times. Received: {shape[0]} x {shape[1]} pixels; use larger images."
         ) from error
+    if not hasattr(features, "_keras_history") or len(features.shape) != 2:
+        received = getattr(features, "shape", type(features).__name__)
+        raise ValueError(
+            f"the factory of model {name!r} must return features, a tensor of Keras "
+            f"of shape (batch, features). Received: {received}"
+        )
     logits = layers.Dense(classes, name="logits", dtype="float32")(features)
     return keras.Model(images, logits, name=name)
 
 
-def reset_weights(model):
-    """Builds the same layers once more, with weights drawn anew.
+def register_model(
+    name: str, factory: Factory | None = None, *, replace: bool = False
+) -> Any:
+    """Adds a factory of models that `build_model` and recipes know by its name.
 
-    Training a pruned shape from the start shows what of a pruned model's accuracy is
+    Args:
+        name: Lower-case letters, digits and underscores.
+        factory: `factory(images)` takes the tensor of images, float in [0, 1], and
+            returns that of the features, shape `(batch, features)`, from which
+            `build_model` makes the logits. What else it takes by name, recipes and
+            `build_model` may give. If it is left out, a decorator is returned.
+        replace: Whether a factory of this name may be replaced.
+
+    Returns:
+        The factory, or the decorator.
+
+    Raises:
+        ValueError: If the name is not fit or is taken, or the factory not callable.
+
+    Example:
+        >>> @register_model("tiny")
+        ... def tiny(images, filters=8):
+        ...     x = keras.layers.Conv2D(filters, 3, activation="relu")(images)
+        ...     return keras.layers.GlobalAveragePooling2D()(x)
+        >>> build_model("tiny", filters=4)
+    """
+    if factory is None:
+        return lambda given: register_model(name, given, replace=replace)
+    return add(MODELS, "model", name, factory, replace)
+
+
+def reset_weights(model: keras.Model) -> keras.Model:
+    """Builds the same layers once more, with weights initialized again.
+
+    Training a pruned shape from scratch shows what of a pruned model's accuracy is
     owed to the weights it kept (Liu et al., 2019, https://arxiv.org/abs/1810.05270).
 
     Args:
@@ -79,20 +129,27 @@ def reset_weights(model):
     return keras.models.clone_model(model)
 
 
-def check_model_arguments(name, arguments):
+def check_model_arguments(name: str, arguments: Iterable[str]) -> None:
     """Raises `ValueError` unless `MODELS[name]` exists and takes `arguments`."""
     if name not in MODELS:
         raise ValueError(
-            f"model name must be one of {', '.join(MODELS)}. Received: {name!r}"
+            f"model name must be one of {', '.join(MODELS)}. "
+            f"Received: {name!r}{nearest(name, MODELS)}"
         )
-    known = list(inspect.signature(MODELS[name]).parameters)[1:]
+    parameters = list(inspect.signature(MODELS[name]).parameters.values())[1:]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters]
     unknown = sorted(set(arguments) - set(known))
     if unknown:
         takes = f"takes {', '.join(known)}" if known else "takes no arguments"
-        raise ValueError(f"model {name!r} {takes}. Received: {', '.join(unknown)}")
+        raise ValueError(
+            f"model {name!r} {takes}. "
+            f"Received: {', '.join(unknown)}{nearest(unknown[0], known)}"
+        )
 
 
-def _article_cnn(x, filters, units):
+def _article_cnn(x: Any, filters: Sequence[int], units: int) -> Any:
     """Convolutions without padding, max pooling between them, a hidden layer."""
     for index, width in enumerate(filters):
         x = layers.Conv2D(width, 3, activation="relu", name=f"conv{index + 1}")(x)
@@ -102,12 +159,12 @@ def _article_cnn(x, filters, units):
     return layers.Dense(units, activation="relu", name="hidden")(x)
 
 
-def article_teacher(images):
+def article_teacher(images: Any) -> Any:
     """The articles' teacher: Conv 32-64-64, Dense 64; 122,570 parameters."""
     return _article_cnn(images, (32, 64, 64), 64)
 
 
-def article_student(images):
+def article_student(images: Any) -> Any:
     """The articles' student: Conv 16-32-32, Dense 32; 31,082 parameters."""
     return _article_cnn(images, (16, 32, 32), 32)
 
@@ -126,7 +183,7 @@ def _conv_bn(x, filters, name, kernel=3, strides=1, activation="relu"):
     return layers.Activation(activation, name=f"{name}_{activation}")(x)
 
 
-def resnet9(images, width=64):
+def resnet9(images: Any, width: int = 64) -> Any:
     """A strong, quick CIFAR teacher: eight convolutions, two residual pairs.
 
     Reference: the DAWNBench entries of 2018 on CIFAR-10 (D. Page, "How to train
@@ -151,7 +208,7 @@ def resnet9(images, width=64):
     return layers.GlobalMaxPooling2D(name="features")(x)
 
 
-def resnet(images, depth=8, filters=(16, 32, 64)):
+def resnet(images: Any, depth: int = 8, filters: Sequence[int] = (16, 32, 64)) -> Any:
     """CIFAR ResNet of basic blocks (He et al., 2015, arXiv:1512.03385, 4.2).
 
     Shortcuts that change the shape are 1x1 convolutions without BatchNorm, as
@@ -177,7 +234,7 @@ def resnet(images, depth=8, filters=(16, 32, 64)):
     return layers.GlobalAveragePooling2D(name="features")(x)
 
 
-def resnet8(images):
+def resnet8(images: Any) -> Any:
     """`resnet(depth=8, filters=(16, 32, 64))`: the MLPerf Tiny reference's shape."""
     return resnet(images)
 
@@ -198,7 +255,7 @@ def _basic_block(x, filters, strides, name):
     return layers.Activation("relu", name=f"{name}_relu")(x)
 
 
-def dscnn(images, width=32, blocks=4):
+def dscnn(images: Any, width: int = 32, blocks: int = 4) -> Any:
     """Depthwise-separable convolutions (MobileNet: Howard et al., 2017,
     arXiv:1704.04861), for devices where parameters count more than speed.
 
@@ -226,7 +283,7 @@ def dscnn(images, width=32, blocks=4):
     return layers.GlobalAveragePooling2D(name="features")(x)
 
 
-def whitened_cnn(images, width=64, activation="gelu"):
+def whitened_cnn(images: Any, width: int = 64, activation: str = "gelu") -> Any:
     """Six convolutions behind a fixed patch-whitening layer: the quickest teacher.
 
     At width 64 it needs a third of `resnet9`'s multiplications (1.98 M
@@ -271,7 +328,7 @@ def whitened_cnn(images, width=64, activation="gelu"):
     return layers.Rescaling(1 / 9, name="features")(x)
 
 
-def whitening_filters(channels=3):
+def whitening_filters(channels: int = 3) -> tuple[np.ndarray, np.ndarray]:
     """2x2 filters that decorrelate the patches of natural images.
 
     The eigenvectors of a patch covariance, each divided by its standard
@@ -327,7 +384,7 @@ class Dirac(keras.initializers.Initializer):
         return identity + weights * (1.0 - mask)
 
 
-MODELS = {
+MODELS: dict[str, Factory] = {
     "article_teacher": article_teacher,
     "article_student": article_student,
     "resnet9": resnet9,

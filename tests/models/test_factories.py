@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import tf_keras as keras
 
-from kdprune.models import MODELS, build_model, load_model, save_model
+from kdprune.models import (
+    MODELS,
+    build_model,
+    load_model,
+    register_model,
+    save_model,
+)
 from kdprune.models.factories import Dirac, whitening_filters
 from kdprune.models.precision import cast_model
 
@@ -162,3 +168,58 @@ def test_dirac_passes_the_first_channels_through(fan_in, filters):
     assert np.abs(rest).max(initial=0) <= limit
     if filters > fan_in:
         assert rest.std() == pytest.approx(limit / np.sqrt(3), rel=0.1)
+
+
+@pytest.fixture
+def registry():
+    """What a test registers is forgotten after it."""
+    known = dict(MODELS)
+    yield
+    MODELS.clear()
+    MODELS.update(known)
+
+
+def tiny(images, filters=8):
+    x = keras.layers.Conv2D(filters, 3, activation="relu", name="conv")(images)
+    return keras.layers.GlobalAveragePooling2D()(x)
+
+
+def test_a_factory_of_ones_own_is_built_by_its_name(registry):
+    assert register_model("tiny", tiny) is tiny
+    model = build_model("tiny", (10, 12, 1), classes=3, filters=5)
+    assert model.input_shape == (None, 10, 12, 1) and model.output_shape == (None, 3)
+    assert model.get_layer("conv").filters == 5 and model.name == "tiny"
+    with pytest.raises(ValueError, match="'tiny' takes filters.*did you mean 'filte"):
+        build_model("tiny", filter=5)
+
+
+def test_a_factory_takes_what_it_says(registry):
+    @register_model("anything")
+    def anything(images, **options):
+        assert options == {"depth": 3}
+        return tiny(images)
+
+    build_model("anything", depth=3)
+    with pytest.raises(ValueError, match="model 'anything' already"):
+        register_model("anything", tiny)
+    register_model("anything", tiny, replace=True)
+    assert build_model("anything").count_params() == 3 * 72 + 8 + 90
+
+
+@pytest.mark.parametrize(
+    ("factory", "received"),
+    [
+        (lambda images: images, r"\(None, 32, 32, 3\)"),
+        (lambda images: keras.Model(images, tiny(images)), "Functional"),
+        (lambda images: None, "NoneType"),
+    ],
+)
+def test_a_factory_that_gives_no_features_is_told(registry, factory, received):
+    register_model("odd", factory)
+    with pytest.raises(ValueError, match=f"of model 'odd' must .*Received: {received}"):
+        build_model("odd")
+
+
+def test_a_misspelt_model_names_the_nearest():
+    with pytest.raises(ValueError, match="Received: 'resnet_8'; did you mean 'resnet"):
+        build_model("resnet_8")
