@@ -20,11 +20,14 @@ _PUBLIC = {
     "build_model": "kdprune.models",
     "load_model": "kdprune.models",
     "save_model": "kdprune.models",
+    "register_model": "kdprune.models",
     "count_macs": "kdprune.models",
     "load_dataset": "kdprune.data",
     "Distiller": "kdprune.distill",
     "distillation_loss": "kdprune.distill",
     "plan_channels": "kdprune.prune",
+    "register_importance": "kdprune.prune",
+    "register_layer_rule": "kdprune.prune",
     "prune_channels": "kdprune.prune",
     "remove_blocks": "kdprune.prune",
     "recalibrate_batch_norm": "kdprune.prune",
@@ -33,7 +36,7 @@ _PUBLIC = {
     "register_layer_rule": "kdprune.prune",
     "strip_pruning": "kdprune.prune",
     "quantize_model": "kdprune.quantize",
-    "fold_batch_norms": "kdprune.quantize",
+    "fold_batch_norm": "kdprune.quantize",
     "cluster_weights": "kdprune.quantize",
     "strip_clustering": "kdprune.quantize",
     "convert_tflite": "kdprune.tflite",
@@ -46,7 +49,7 @@ _PUBLIC = {
 }
 
 # Former names of public ones, with what they are called now.
-_FORMER: dict[str, str] = {}
+_FORMER: dict[str, str] = {"fold_batch_norms": "fold_batch_norm"}
 
 __all__ = [*_PUBLIC, "__version__"]
 

@@ -1,7 +1,9 @@
 """Pruning: weights with TensorFlow Model Optimization, channels by surgery."""
 
+from kdprune._former import former_names
 from kdprune.prune.arrays import prune_weights
 from kdprune.prune.blocks import BlockPlan, find_blocks, plan_blocks, remove_blocks
+from kdprune.prune.bn_l1 import add_bn_l1, strip_bn_l1
 from kdprune.prune.channels import (
     IMPORTANCES,
     ChannelPlan,
@@ -16,7 +18,6 @@ from kdprune.prune.channels import (
     register_layer_rule,
     sensitivity,
 )
-from kdprune.prune.holding import check_masks, hold_masks, release_masks
 from kdprune.prune.magnitude import (
     lamp_sparsity,
     layer_sparsity,
@@ -25,9 +26,14 @@ from kdprune.prune.magnitude import (
     sparsity_below,
     strip_pruning,
 )
-from kdprune.prune.masks import activation_masks, weight_masks
+from kdprune.prune.masks import (
+    activation_masks,
+    apply_masks,
+    check_masks,
+    strip_masks,
+    weight_masks,
+)
 from kdprune.prune.recalibrate import recalibrate_batch_norm
-from kdprune.prune.slimming import regularize_batch_norm, release_batch_norm
 
 __all__ = [
     "BlockPlan",
@@ -39,9 +45,10 @@ __all__ = [
     "UnsupportedLayer",
     "WeightAxes",
     "activation_masks",
+    "add_bn_l1",
+    "apply_masks",
     "check_masks",
     "find_blocks",
-    "hold_masks",
     "lamp_sparsity",
     "layer_sparsity",
     "plan_blocks",
@@ -53,12 +60,21 @@ __all__ = [
     "recalibrate_batch_norm",
     "register_importance",
     "register_layer_rule",
-    "regularize_batch_norm",
-    "release_batch_norm",
-    "release_masks",
     "remove_blocks",
     "sensitivity",
     "sparsity_below",
+    "strip_bn_l1",
+    "strip_masks",
     "strip_pruning",
     "weight_masks",
 ]
+
+__getattr__ = former_names(
+    __name__,
+    {
+        "hold_masks": "apply_masks",
+        "release_masks": "strip_masks",
+        "regularize_batch_norm": "add_bn_l1",
+        "release_batch_norm": "strip_bn_l1",
+    },
+)

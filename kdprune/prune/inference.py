@@ -1,15 +1,23 @@
 """Running a model on data, layer by layer, to see or change what happens inside."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from kdprune import images
 from kdprune._graph import ends_in_softmax, is_graph_model, walk
 
 BATCH_SIZE = 128
 
 
-def run_layers(model, inputs, call_layer):
+def run_layers(
+    model: keras.Model, inputs: Any, call_layer: Callable[[Any, Any, Any], Any]
+) -> list:
     """Computes a graph model's outputs, every layer called by `call_layer`.
 
     Args:
@@ -35,12 +43,12 @@ def run_layers(model, inputs, call_layer):
     return walk(model, tensors, call)
 
 
-def label_loss(model, images, labels):
+def label_loss(model: keras.Model, batch: Any, labels: Any) -> tf.Tensor:
     """Computes the cross-entropy of each image in inference mode, `(batch,)`.
 
     Args:
         model: A classifier of one output, logits or probabilities.
-        images: Floats as the model takes them.
+        batch: Floats as the model takes them.
         labels: Indices of classes, or a share for each class.
 
     Raises:
@@ -51,7 +59,7 @@ def label_loss(model, images, labels):
             "gradients are taken of the loss of a classifier with one output. "
             f"Received: {len(model.outputs)} outputs"
         )
-    scores = tf.cast(model(images, training=False), tf.float32)
+    scores = tf.cast(model(batch, training=False), tf.float32)
     loss = (
         keras.losses.sparse_categorical_crossentropy
         if labels.shape.rank == 1
@@ -60,54 +68,62 @@ def label_loss(model, images, labels):
     return loss(labels, scores, from_logits=not ends_in_softmax(model))
 
 
-def batches(data, labelled=False):
+def batches(data: Any, labelled: bool = False) -> Iterator[tuple[Any, Any]]:
     """Yields `(images, labels)` from whatever form the data comes in.
 
     Args:
         data: An array of images, a pair of arrays `(images, labels)`, or an
             iterable of batches such as a `tf.data.Dataset`, each one images or
-            `(images, labels)`. Images are floats as the model takes them.
+            `(images, labels)`. Images are uint8, or floats in [0, 1]; what a model of
+            several inputs takes, or one of other inputs than images, is floats.
         labelled: Whether labels are needed.
 
     Yields:
-        Pairs of images and labels, or `None` where there are no labels.
+        Pairs of images, float32 in [0, 1], and labels, or `None` where there are no
+        labels.
 
     Raises:
-        ValueError: If there are no images, they are integers, or labels are
-            needed and missing.
+        ValueError: If there are no images, they are of another type or range, or
+            labels are needed and missing.
     """
     empty = True
     for batch in _split(data):
-        images, labels = batch if isinstance(batch, tuple) else (batch, None)
+        given, labels = batch if isinstance(batch, tuple) else (batch, None)
         if labelled and labels is None:
             raise ValueError(
                 "this importance needs images and their labels: data=(images, labels). "
                 "Received: images alone"
             )
-        dtypes = [tf.as_dtype(part.dtype) for part in tf.nest.flatten(images)]
-        if not all(dtype.is_floating for dtype in dtypes):
-            raise ValueError(
-                "data holds images as the model takes them, floats in [0, 1] "
-                "(kdprune.data.to_float). "
-                f"Received: {', '.join(dtype.name for dtype in dtypes)}"
-            )
         empty = False
-        yield images, labels
+        yield _as_float(given), labels
     if empty:
         raise ValueError("data must hold at least one batch of images. Received: none")
 
 
+def _as_float(batch):
+    """Images as the model takes them; other inputs are floats already."""
+    if not tf.nest.is_nested(batch) and np.ndim(batch) == 4:
+        return images.as_float(batch, name="images in data")
+    dtypes = [tf.as_dtype(part.dtype) for part in tf.nest.flatten(batch)]
+    if not all(dtype.is_floating for dtype in dtypes):
+        raise ValueError(
+            "data holds what the model takes, floats. "
+            f"Received: {', '.join(dtype.name for dtype in dtypes)}"
+        )
+    return batch
+
+
 def _split(data):
     if isinstance(data, tuple):
-        images, labels = data
-        if len(images) != len(labels):
+        pictures, labels = data
+        if len(pictures) != len(labels):
             raise ValueError(
                 "data must hold one label for each image. Received: "
-                f"{len(images)} images, {len(labels)} labels"
+                f"{len(pictures)} images, {len(labels)} labels"
             )
-        for start in range(0, len(images), BATCH_SIZE):
+        for start in range(0, len(pictures), BATCH_SIZE):
             part = slice(start, start + BATCH_SIZE)
-            yield images[part], labels[part]
+            yield pictures[part], labels[part]
     elif isinstance(data, (np.ndarray, tf.Tensor)):
         for start in range(0, len(data), BATCH_SIZE):
             yield data[start : start + BATCH_SIZE]

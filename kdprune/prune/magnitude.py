@@ -1,29 +1,32 @@
 """Magnitude pruning: the smallest weights of each layer are set to zero."""
 
+from __future__ import annotations
+
 import math
 import re
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
 
-from kdprune._graph import named_layers, rebuild, unwrapped
+from kdprune._graph import rebuild
 
 _PRUNABLE = (keras.layers.Conv2D, keras.layers.Dense)
 _NOT_PRUNABLE = (keras.layers.DepthwiseConv2D, keras.layers.Conv2DTranspose)
 
 
 def prune_magnitude(
-    model,
-    sparsity,
+    model: keras.Model,
+    sparsity: float | Mapping[str, float],
     *,
-    schedule="polynomial",
-    begin=0,
-    end,
-    frequency=100,
-    exclude=(),
-    pattern=None,
-):
+    schedule: str = "polynomial",
+    begin: int = 0,
+    end: int,
+    frequency: int = 100,
+    exclude: Collection[str] = (),
+    pattern: str | None = None,
+) -> keras.Model:
     """Wraps a model so that training zeroes its smallest weights.
 
     Reference: Zhu & Gupta, 2017, https://arxiv.org/abs/1710.01878, section 3.
@@ -79,54 +82,66 @@ def prune_magnitude(
     return rebuild(model, replace=wrap)
 
 
-def pruning_callbacks():
+def pruning_callbacks() -> list:
     """The callbacks that `fit` needs for a model of `prune_magnitude`."""
     return [tfmot.sparsity.keras.UpdatePruningStep()]
 
 
-def strip_pruning(model):
+def strip_pruning(model: keras.Model) -> keras.Model:
     """Removes the pruning wrappers; the zeros stay where they are.
+
+    Args:
+        model: What `prune_magnitude` returned, trained; left as it is.
 
     Returns:
         A plain `keras.Model` of the same layers, weights and names.
     """
-    for _, layer in named_layers(model):
-        # Averaged weights are not zero where a mask came late.
-        for weight, mask, _ in getattr(layer, "pruning_vars", ()):
-            weight.assign(weight.numpy() * mask.numpy())
 
     def without_wrapper(layer):
         if not hasattr(layer, "pruning_vars"):
             return None
-        inner = unwrapped(layer)
-        return type(inner).from_config(inner.get_config())
+        return type(layer.layer).from_config(layer.layer.get_config())
 
-    return rebuild(model, replace=without_wrapper)
+    def masked(old, new):
+        if not hasattr(old, "pruning_vars"):
+            return None
+        # Averaged weights are not zero where a mask came late.
+        masks = {id(weight): mask.numpy() for weight, mask, _ in old.pruning_vars}
+        return [w.numpy() * masks.get(id(w), 1) for w in old.layer.weights]
+
+    return rebuild(model, replace=without_wrapper, weights=masked)
 
 
-def sparsity_below(model, beta):
+def sparsity_below(model: keras.Model, relative_threshold: float) -> dict[str, float]:
     """The share of each layer's weights under a threshold relative to its largest.
 
     With these shares, pruning to a constant sparsity zeroes exactly the weights
-    with |w| < beta * max|w|, the articles' rule.
+    with |w| < relative_threshold * max|w|, the articles' rule.
 
     Args:
         model: `keras.Model`.
-        beta: Threshold as a fraction of the layer's largest |w|, in (0, 1).
+        relative_threshold: Threshold as a fraction, in (0, 1), of the layer's largest
+            |w|.
 
     Returns:
         Dict from the name of each prunable layer to a share in [0, 1).
     """
-    if not 0.0 < beta < 1.0:
-        raise ValueError(f"beta must be in (0, 1). Received: {beta}")
+    if not 0.0 < relative_threshold < 1.0:
+        raise ValueError(
+            f"relative_threshold must be in (0, 1). Received: {relative_threshold}"
+        )
     shares = {}
     for layer in _prunable(model):
         weights = np.abs(layer.kernel.numpy())
-        shares[layer.name] = float(np.mean(weights < beta * weights.max()))
+        shares[layer.name] = float(
+            np.mean(weights < relative_threshold * weights.max())
+        )
     return shares
 
 
-def lamp_sparsity(model, sparsity, exclude=()):
+def lamp_sparsity(
+    model: keras.Model, sparsity: float, exclude: Collection[str] = ()
+) -> dict[str, float]:
     """The share of each layer's weights to zero for an overall sparsity.
 
     Layers that would lose more of what they compute keep more of their weights: a
@@ -163,7 +178,7 @@ def lamp_sparsity(model, sparsity, exclude=()):
     return {name: float(np.mean(found < threshold)) for name, found in scores.items()}
 
 
-def layer_sparsity(model):
+def layer_sparsity(model: keras.Model) -> dict[str, float]:
     """The share of zeros in the kernel of every Conv2D and Dense layer, by name."""
     return {
         layer.name: float(np.mean(layer.kernel.numpy() == 0))
@@ -171,7 +186,11 @@ def layer_sparsity(model):
     }
 
 
-def layers_to_prune(model, names=None, exclude=()):
+def layers_to_prune(
+    model: keras.Model,
+    names: Iterable[str] | None = None,
+    exclude: Collection[str] = (),
+) -> dict[str, keras.layers.Layer]:
     """The Conv2D and Dense layers of a model whose kernels may be pruned.
 
     Args:
@@ -225,7 +244,7 @@ def _nested(model):
 
 def _shares(model, sparsity, exclude):
     """`{layer: share of zeros}` of the layers to prune."""
-    named = sparsity if isinstance(sparsity, dict) else None
+    named = sparsity if isinstance(sparsity, Mapping) else None
     layers = layers_to_prune(model, named, exclude)
     shares = dict.fromkeys(layers, sparsity) if named is None else named
     wrong = {name: share for name, share in shares.items() if not 0 <= share < 1}

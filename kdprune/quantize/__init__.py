@@ -8,6 +8,7 @@ form: there the float model and a conversion plan are the artifact. What either 
 to a tensor can be had for arrays: `quantize_affine`, `dequantize_affine`.
 """
 
+from kdprune._former import former_names
 from kdprune.quantize.arrays import (
     affine_parameters,
     dequantize_affine,
@@ -22,7 +23,7 @@ from kdprune.quantize.clusters import (
     count_clusters,
     strip_clustering,
 )
-from kdprune.quantize.fold import fold_batch_norms
+from kdprune.quantize.fold import fold_batch_norm
 from kdprune.quantize.qat import calibrate_ranges, quantize_model
 
 __all__ = [
@@ -34,7 +35,7 @@ __all__ = [
     "clustered_layers",
     "count_clusters",
     "dequantize_affine",
-    "fold_batch_norms",
+    "fold_batch_norm",
     "load_quantized",
     "meet_budget",
     "quantize_affine",
@@ -44,3 +45,5 @@ __all__ = [
     "save_quantized",
     "strip_clustering",
 ]
+
+__getattr__ = former_names(__name__, {"fold_batch_norms": "fold_batch_norm"})

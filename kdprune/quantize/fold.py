@@ -26,7 +26,7 @@ _PASSING = (
 _ORDERED = (layers.MaxPooling2D, layers.GlobalMaxPooling2D)
 
 
-def fold_batch_norms(model):
+def fold_batch_norm(model: keras.Model) -> keras.Model:
     """Rebuilds a model without the BatchNormalization that stands after activations.
 
     Each is folded into the convolutions and dense layers that read it, also through
@@ -38,7 +38,7 @@ def fold_batch_norms(model):
 
     Example:
         ```python
-        model = kdprune.fold_batch_norms(kdprune.load_model("mine.keras"))
+        model = kdprune.fold_batch_norm(kdprune.load_model("mine.keras"))
         kdprune.save_model(model, "folded.keras")  # For a recipe's `load` stage.
         ```
 
@@ -76,11 +76,11 @@ def fold_batch_norms(model):
     )
 
 
-def find_obstacles(model):
+def find_obstacles(model: keras.Model) -> dict[str, str]:
     """What keeps the BatchNormalization after activations from being folded.
 
     Args:
-        model: As for `fold_batch_norms`.
+        model: As for `fold_batch_norm`.
 
     Returns:
         `{layer: reason}`, empty if all of it can be folded.

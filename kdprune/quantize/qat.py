@@ -273,9 +273,7 @@ def _describe_folding(model, name):
     """Whether the normalization can be moved into the layers behind it."""
     obstacles = find_obstacles(model)
     if not obstacles:
-        return (
-            "; or take kdprune.fold_batch_norms(model), which scores alike without it"
-        )
+        return "; or take kdprune.fold_batch_norm(model), which scores alike without it"
     name = name if name in obstacles else next(iter(obstacles))
     reason = obstacles[name]
     return f" ({name!r} can't be folded into the layers behind it: {reason})"

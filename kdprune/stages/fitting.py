@@ -296,7 +296,7 @@ class _Fitting:
         with training.strategy().scope():
             model = self.make_model(epochs * steps)
             if settings.bn_l1:
-                model = prune.regularize_batch_norm(model, settings.bn_l1)
+                model = prune.add_bn_l1(model, settings.bn_l1)
             policy = "float32"
             if self.cast:
                 policy = training.resolve_precision(settings.precision, model)
@@ -329,7 +329,7 @@ class _Fitting:
         if policy != "float32":
             model = cast_model(model, "float32")
         if settings.bn_l1:
-            model = prune.release_batch_norm(model)
+            model = prune.strip_bn_l1(model)
         return model, history, policy
 
     def _compile(self, model: keras.Model, steps: int) -> keras.Model:

@@ -100,9 +100,9 @@ class Prune(Compressed):
         if self.schedule == "one_shot":
             masks = self._masks(run, base)
             fitted, figures = fitting.fit_stage(
-                run, node, folder, lambda _: prune.hold_masks(base, masks)
+                run, node, folder, lambda _: prune.apply_masks(base, masks)
             )
-            fitted = prune.release_masks(fitted)
+            fitted = prune.strip_masks(fitted)
         else:
             fitted, figures = self._in_steps(run, node, folder, base)
         result = fitting.save_outputs(fitted, folder, figures)
@@ -125,8 +125,8 @@ class Prune(Compressed):
         return prune.weight_masks(
             base,
             self.threshold,
-            beta=self.relative_threshold,
-            by=self.criterion,
+            relative_threshold=self.relative_threshold,
+            criterion=self.criterion,
             data=(images, labels),
             exclude=self.exclude,
         )

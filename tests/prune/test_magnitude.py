@@ -377,5 +377,5 @@ def test_unknown_layers_and_impossible_values_are_named():
         with pytest.raises(ValueError, match="expected 0 <= begin <= end"):
             prune_magnitude(model, 0.5, **steps)
     for beta in (0.0, 1.0, -1):
-        with pytest.raises(ValueError, match=r"beta must be in \(0, 1\)"):
+        with pytest.raises(ValueError, match=r"relative_threshold must be in \(0, 1\)"):
             sparsity_below(model, beta)

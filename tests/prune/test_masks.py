@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from kdprune.prune import activation_masks, hold_masks, weight_masks
+from kdprune.prune import activation_masks, apply_masks, weight_masks
 
 layers = keras.layers
 
@@ -50,7 +50,7 @@ def kernel(model, name):
     return model.get_layer(name).kernel.numpy()
 
 
-def test_an_absolute_threshold_masks_what_is_smaller(model):
+def test_an_absolute_thresapply_masks_what_is_smaller(model):
     masks = weight_masks(model, 0.2, exclude=["b"])
     assert list(masks) == ["a/kernel", "c/kernel", "logits/kernel"]
     for name in ("a", "c", "logits"):
@@ -60,7 +60,7 @@ def test_an_absolute_threshold_masks_what_is_smaller(model):
 
 
 def test_a_relative_threshold_is_a_share_of_each_layers_largest(model):
-    masks = weight_masks(model, beta=0.3)
+    masks = weight_masks(model, relative_threshold=0.3)
     for name in KERNELS:
         sizes = np.abs(kernel(model, name))
         np.testing.assert_array_equal(
@@ -76,10 +76,10 @@ def test_gradients_are_those_of_the_mean_loss_of_all_images(model, data, by):
         logs = tf.nn.log_softmax(model(images))
         loss = -tf.reduce_mean(tf.gather(logs, labels, batch_dims=1))
     gradients = tape.gradient(loss, kernels)
-    masks = weight_masks(model, beta=0.1, by=by, data=data)
+    masks = weight_masks(model, relative_threshold=0.1, criterion=by, data=data)
     one_hot = np.eye(3, dtype=np.float32)[labels]
     batched = [(images[:7], one_hot[:7]), (images[7:], one_hot[7:])]
-    again = weight_masks(model, beta=0.1, by=by, data=batched)
+    again = weight_masks(model, relative_threshold=0.1, criterion=by, data=batched)
     for name, weight, gradient in zip(KERNELS, kernels, gradients, strict=True):
         scores = np.abs(gradient * weight if by == "taylor" else gradient)
         sure = np.abs(scores / scores.max() - 0.1) > 1e-4
@@ -90,7 +90,7 @@ def test_gradients_are_those_of_the_mean_loss_of_all_images(model, data, by):
             )
         assert 0 < mask.mean() < 1
     limit = float(scores.max() / 2)
-    absolute = weight_masks(model, limit, by=by, data=data, exclude=KERNELS[:3])
+    absolute = weight_masks(model, limit, criterion=by, data=data, exclude=KERNELS[:3])
     assert absolute["logits/kernel"].sum() == (scores >= limit).sum()
 
 
@@ -109,7 +109,7 @@ def test_a_dead_channel_goes_with_all_weights_that_make_it(model, data):
         mask = masks.pop(name)
         assert not mask[..., 3].any() and mask[..., :3].all()
     assert not masks
-    after = hold_masks(model, activation_masks(model, 0.01, data[0]))(data[0]).numpy()
+    after = apply_masks(model, activation_masks(model, 0.01, data[0]))(data[0]).numpy()
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4)
 
 
@@ -122,30 +122,30 @@ def test_rates_are_compared_with_alpha(model, data):
 def test_what_would_leave_nothing_of_a_layer_is_refused(model, data):
     with pytest.raises(ValueError, match=r"leaves nothing of layer 'a', whose larg.*"):
         weight_masks(model, 100.0)
-    dead = hold_masks(model, {})
+    dead = apply_masks(model, {})
     dead.get_layer("c").bias.assign([-50] * 4)
     with pytest.raises(ValueError, match="nothing of layer 'c', .* a rate of 0; lower"):
         activation_masks(dead, 0.01, data[0])
 
 
 def test_bad_input_is_named(model, data):
-    for given in ({}, {"threshold": 1.0, "beta": 0.5}):
-        with pytest.raises(ValueError, match="either threshold or beta. Received"):
+    for given in ({}, {"threshold": 1.0, "relative_threshold": 0.5}):
+        with pytest.raises(ValueError, match="either threshold or relative_threshold."):
             weight_masks(model, **given)
     for threshold in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="threshold must be positive"):
             weight_masks(model, threshold)
     for beta in (0.0, 1.0, float("nan")):
-        with pytest.raises(ValueError, match=r"beta must be in \(0, 1\)"):
-            weight_masks(model, beta=beta)
+        with pytest.raises(ValueError, match=r"relative_threshold must be in \(0, 1\)"):
+            weight_masks(model, relative_threshold=beta)
     with pytest.raises(ValueError, match="one of magnitude, gradient, taylor"):
-        weight_masks(model, 0.1, by="size")
+        weight_masks(model, 0.1, criterion="size")
     with pytest.raises(ValueError, match="must be among a, b, c, logits. Received: d"):
         weight_masks(model, 0.1, exclude=["d"])
     with pytest.raises(ValueError, match=r"give data=\(images, labels\). Received"):
-        weight_masks(model, 0.1, by="taylor")
+        weight_masks(model, 0.1, criterion="taylor")
     with pytest.raises(ValueError, match="labels"):
-        weight_masks(model, 0.1, by="gradient", data=data[0])
+        weight_masks(model, 0.1, criterion="gradient", data=data[0])
     for alpha in (0, 1.5, float("nan")):
         with pytest.raises(ValueError, match=r"alpha must be in \(0, 1\]"):
             activation_masks(model, alpha, data[0])

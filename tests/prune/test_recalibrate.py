@@ -24,7 +24,7 @@ def small():
 
 
 def pictures(count=300):
-    return np.random.default_rng(0).normal(3, 2, (count, 6, 6, 3)).astype(np.float32)
+    return np.random.default_rng(0).beta(2, 5, (count, 6, 6, 3)).astype(np.float32)
 
 
 def test_the_statistics_are_those_of_all_the_data():
@@ -59,8 +59,24 @@ def test_frozen_layers_and_datasets_of_batches_count_too():
     np.testing.assert_allclose(first.moving_mean, images.mean((0, 1, 2)), rtol=1e-5)
 
 
-def test_raw_pixels_and_no_images_are_refused():
-    with pytest.raises(ValueError, match="Received: uint8"):
-        recalibrate_batch_norm(small(), np.zeros((2, 6, 6, 3), np.uint8))
+def test_bytes_are_the_same_images_as_floats():
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 6, 6, 3), np.uint8)
+    one, other = small(), small()
+    other.set_weights(one.get_weights())
+    recalibrate_batch_norm(one, pixels)
+    recalibrate_batch_norm(other, np.float32(pixels) / 255)
+    for weight, same in zip(one.weights, other.weights, strict=True):
+        np.testing.assert_array_equal(weight, same)
+
+
+def test_what_are_no_images_is_refused():
+    wide = np.full((2, 6, 6, 3), 2.0, np.float32)
+    holed = np.full((2, 6, 6, 3), np.nan, np.float32)
+    for data in (wide, holed, np.zeros((2, 6, 6, 3), int), [wide]):
+        with pytest.raises(ValueError, match="images in data must be ") as error:
+            recalibrate_batch_norm(small(), data)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="floats. Received: int64"):
+        recalibrate_batch_norm(small(), [np.zeros((2, 108), int)])
     with pytest.raises(ValueError, match="at least one batch"):
         recalibrate_batch_norm(small(), pictures(0))

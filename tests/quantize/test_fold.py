@@ -6,7 +6,7 @@ import tf_keras as keras
 
 import kdprune
 from kdprune.models import load_model, save_model
-from kdprune.quantize import fold_batch_norms, quantize_model
+from kdprune.quantize import fold_batch_norm, quantize_model
 
 layers = keras.layers
 IMAGES = np.random.default_rng(0).random((6, 12, 12, 3), "float32")
@@ -97,11 +97,9 @@ def test_the_folded_model_scores_alike_and_can_be_quantized(make, tmp_path):
     model = make() if make is sequential else built(make)
     expected = model.predict(IMAGES, verbose=0)
     before = model.get_weights()
-    with pytest.raises(
-        ValueError, match=r"'bn\w*' .*kdprune.fold_batch_norms\(model\)"
-    ):
+    with pytest.raises(ValueError, match=r"'bn\w*' .*kdprune.fold_batch_norm\(model\)"):
         quantize_model(model)
-    folded = fold_batch_norms(model)
+    folded = fold_batch_norm(model)
     left = [
         layer.name for layer in folded.layers if "norm" in type(layer).__name__.lower()
     ]
@@ -129,12 +127,12 @@ def test_padding_is_in_the_way_of_a_shift_and_not_of_a_scale():
         "BatchNormalization 'bn' can't be folded .*'conv2' .Conv2D. pads .*Conv ->"
     )
     with pytest.raises(ValueError, match=message):
-        fold_batch_norms(model)
+        fold_batch_norm(model)
     bn = model.get_layer("bn")
     gamma, beta, mean, variance = bn.get_weights()
     bn.set_weights([gamma, 0 * beta, 0 * mean, variance])
     expected = model.predict(IMAGES, verbose=0)
-    scores = fold_batch_norms(model).predict(IMAGES, verbose=0)
+    scores = fold_batch_norm(model).predict(IMAGES, verbose=0)
     np.testing.assert_allclose(scores, expected, atol=1e-5 * np.ptp(expected))
 
 
@@ -144,7 +142,7 @@ def test_negative_gamma_does_not_pass_a_maximum():
     gamma, *others = bn.get_weights()
     bn.set_weights([-gamma, *others])
     with pytest.raises(ValueError, match="'bn' .*max_pooling2d.* takes the largest"):
-        fold_batch_norms(model)
+        fold_batch_norm(model)
 
 
 def before_relu(x):
@@ -180,7 +178,7 @@ def zero_padded(x):
 def test_what_is_in_the_way_is_named_by_both(connect, reason):
     model = built(connect)
     with pytest.raises(ValueError, match=f"'bn' can't be folded.*{reason}") as caught:
-        fold_batch_norms(model)
+        fold_batch_norm(model)
     assert "\n" not in str(caught.value)
     with pytest.raises(
         ValueError,
@@ -192,7 +190,7 @@ def test_what_is_in_the_way_is_named_by_both(connect, reason):
 
 def test_a_model_without_any_is_copied_and_one_without_a_graph_refused():
     model = built(lambda x: layers.Dense(4)(layers.Flatten()(x)))
-    folded = kdprune.fold_batch_norms(model)
+    folded = kdprune.fold_batch_norm(model)
     np.testing.assert_array_equal(
         folded.predict(IMAGES, verbose=0), model.predict(IMAGES, verbose=0)
     )
@@ -201,4 +199,4 @@ def test_a_model_without_any_is_copied_and_one_without_a_graph_refused():
         pass
 
     with pytest.raises(ValueError, match="Functional or Sequential.*Subclassed"):
-        fold_batch_norms(Subclassed())
+        fold_batch_norm(Subclassed())

@@ -5,7 +5,7 @@ import pytest
 import tf_keras as keras
 
 from kdprune.models import load_model, save_model
-from kdprune.prune import regularize_batch_norm, release_batch_norm
+from kdprune.prune import add_bn_l1, strip_bn_l1
 
 layers = keras.layers
 
@@ -24,7 +24,7 @@ def small(**arguments):
 
 def test_the_penalty_is_the_sum_of_the_factors(tmp_path):
     model = small(gamma_initializer="random_normal")
-    slim = regularize_batch_norm(model, 0.01)
+    slim = add_bn_l1(model, 0.01)
     images = np.ones((2, 6, 6, 3), np.float32)
     np.testing.assert_allclose(slim(images), model(images), rtol=1e-6)
     gammas = [w for w in model.trainable_weights if "gamma" in w.name]
@@ -36,16 +36,16 @@ def test_the_penalty_is_the_sum_of_the_factors(tmp_path):
     np.testing.assert_allclose(sum(loaded.losses), expected, rtol=1e-5)
 
 
-def test_a_released_model_has_no_penalty():
+def test_a_stripped_model_has_no_penalty():
     model = small(gamma_initializer="random_normal")
-    released = release_batch_norm(regularize_batch_norm(model, 0.01))
+    stripped = strip_bn_l1(add_bn_l1(model, 0.01))
     images = np.ones((2, 6, 6, 3), np.float32)
-    assert not released.losses
-    np.testing.assert_allclose(released(images), model(images), rtol=1e-6)
+    assert not stripped.losses
+    np.testing.assert_allclose(stripped(images), model(images), rtol=1e-6)
 
 
 def test_what_has_no_factors_is_refused():
     with pytest.raises(ValueError, match="scale=True"):
-        regularize_batch_norm(small(scale=False))
+        add_bn_l1(small(scale=False))
     with pytest.raises(ValueError, match="strength must be positive. Received: 0"):
-        regularize_batch_norm(small(), 0)
+        add_bn_l1(small(), 0)

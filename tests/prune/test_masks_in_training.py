@@ -12,13 +12,13 @@ from kdprune.models import load_model, save_model
 from kdprune.models.precision import cast_model
 from kdprune.prune import (
     activation_masks,
+    apply_masks,
     check_masks,
-    hold_masks,
     layer_sparsity,
-    release_masks,
+    strip_masks,
     weight_masks,
 )
-from kdprune.prune.holding import HeldZeros
+from kdprune.prune.masks import MaskConstraint
 
 layers = keras.layers
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -63,8 +63,8 @@ def saved_zeros(model, path, masks):
 def test_zeros_hold_in_fit_while_the_rest_learns(data, tmp_path):
     model = small_model()
     weights = model.get_weights()
-    masks = weight_masks(model, beta=0.5)
-    held = hold_masks(model, masks)
+    masks = weight_masks(model, relative_threshold=0.5)
+    held = apply_masks(model, masks)
     check_masks(held, masks)
     kept = masks["conv/kernel"]
     np.testing.assert_array_equal(
@@ -77,11 +77,11 @@ def test_zeros_hold_in_fit_while_the_rest_learns(data, tmp_path):
     train(held, data, optimizer)
     old, new = (one.get_layer("conv").kernel.numpy() for one in (model, held))
     assert (old != new)[kept].all()
-    released = release_masks(held)
-    np.testing.assert_array_equal(released(data[0]), held(data[0]))
-    assert released.get_config() == model.get_config()
-    assert [w.name for w in released.weights] == [w.name for w in model.weights]
-    shares = saved_zeros(released, tmp_path / "m.keras", masks)
+    stripped = strip_masks(held)
+    np.testing.assert_array_equal(stripped(data[0]), held(data[0]))
+    assert stripped.get_config() == model.get_config()
+    assert [w.name for w in stripped.weights] == [w.name for w in model.weights]
+    shares = saved_zeros(stripped, tmp_path / "m.keras", masks)
     assert set(shares) == {"conv/kernel", "logits/kernel"}
     assert all(share == (1, 0) for share in shares.values())
     for old, new in zip(weights, model.get_weights(), strict=True):
@@ -89,23 +89,23 @@ def test_zeros_hold_in_fit_while_the_rest_learns(data, tmp_path):
 
 
 def test_a_distiller_trains_a_masked_student_in_bfloat16(data, tmp_path):
-    masks = weight_masks(small_model(), beta=0.5)
-    student = cast_model(hold_masks(small_model(), masks), "mixed_bfloat16")
+    masks = weight_masks(small_model(), relative_threshold=0.5)
+    student = cast_model(apply_masks(small_model(), masks), "mixed_bfloat16")
     distiller = Distiller(student, small_model(seed=1))
     distiller.compile(keras.optimizers.Adam(0.05, jit_compile=False))
     distiller.fit(*data, batch_size=8, epochs=2, verbose=0)
-    released = release_masks(cast_model(student, "float32"))
-    shares = saved_zeros(released, tmp_path / "m.keras", masks)
+    stripped = strip_masks(cast_model(student, "float32"))
+    shares = saved_zeros(stripped, tmp_path / "m.keras", masks)
     assert all(share == (1, 0) for share in shares.values())
 
 
 def test_averages_of_the_weights_are_made_zero_again(data, tmp_path):
-    masks = weight_masks(small_model(), beta=0.5)
-    held = hold_masks(small_model(), masks)
+    masks = weight_masks(small_model(), relative_threshold=0.5)
+    held = apply_masks(small_model(), masks)
     train(held, data, keras.optimizers.Adam(0.05, use_ema=True, jit_compile=False))
     with pytest.raises(ValueError, match="expected zeros wherever 'conv/kernel' is"):
         check_masks(held, masks)
-    saved_zeros(release_masks(held), tmp_path / "m.keras", masks)
+    saved_zeros(strip_masks(held), tmp_path / "m.keras", masks)
 
 
 def test_dead_channels_stay_dead_in_a_loop_of_ones_own(data, tmp_path):
@@ -114,7 +114,7 @@ def test_dead_channels_stay_dead_in_a_loop_of_ones_own(data, tmp_path):
     model.get_layer("depthwise").bias.assign([-1, 1, 1, -1, 1, 1])
     masks = activation_masks(model, 0.01, data[0])
     assert {"conv/kernel", "norm/gamma", "norm/beta", "norm/moving_mean"} < set(masks)
-    held = hold_masks(model, masks)
+    held = apply_masks(model, masks)
     np.testing.assert_allclose(held(data[0]), model(data[0]), atol=1e-5)
     optimizer = keras.optimizers.SGD(0.1)
     for _ in range(3):
@@ -124,7 +124,7 @@ def test_dead_channels_stay_dead_in_a_loop_of_ones_own(data, tmp_path):
         optimizer.apply_gradients(
             zip(tape.gradient(loss, variables), variables, strict=True)
         )
-    shares = saved_zeros(release_masks(held), tmp_path / "m.keras", masks)
+    shares = saved_zeros(strip_masks(held), tmp_path / "m.keras", masks)
     assert all(zeroed == 1 for zeroed, _ in shares.values())
     features = keras.Model(held.input, held.get_layer("depthwise").output)(data[0])
     active = np.abs(features).max(axis=(0, 1, 2)) > 0
@@ -132,11 +132,11 @@ def test_dead_channels_stay_dead_in_a_loop_of_ones_own(data, tmp_path):
 
 
 def test_the_zeros_that_are_there_are_held_without_masks(data):
-    model = release_masks(hold_masks(small_model(), weight_masks(small_model(), 0.1)))
+    model = strip_masks(apply_masks(small_model(), weight_masks(small_model(), 0.1)))
     before = layer_sparsity(model)
-    held = hold_masks(model)
+    held = apply_masks(model)
     train(held, data)
-    assert layer_sparsity(release_masks(held)) == before
+    assert layer_sparsity(strip_masks(held)) == before
     assert 0 < before["conv"] < 1
 
 
@@ -147,17 +147,17 @@ def test_layers_inside_models_are_held_too(data):
     )
     mask = np.zeros((3, 3, 3, 4), bool)
     mask[..., 0] = True
-    held = hold_masks(model, {"inner/conv/kernel": mask})
+    held = apply_masks(model, {"inner/conv/kernel": mask})
     train(held, data)
-    released = release_masks(held)
-    assert type(released) is keras.Sequential
-    kernel = released.get_layer("inner").get_layer("conv").kernel.numpy()
+    stripped = strip_masks(held)
+    assert type(stripped) is keras.Sequential
+    kernel = stripped.get_layer("inner").get_layer("conv").kernel.numpy()
     np.testing.assert_array_equal(kernel != 0, mask)
 
 
 def test_a_held_model_is_saved_and_goes_on_holding(data, tmp_path):
-    masks = weight_masks(small_model(), beta=0.5)
-    save_model(hold_masks(small_model(), masks), tmp_path / "held.keras")
+    masks = weight_masks(small_model(), relative_threshold=0.5)
+    save_model(apply_masks(small_model(), masks), tmp_path / "held.keras")
     loaded = load_model(tmp_path / "held.keras")
     train(loaded, data)
     check_masks(loaded, masks)
@@ -165,23 +165,23 @@ def test_a_held_model_is_saved_and_goes_on_holding(data, tmp_path):
 
 def test_a_constraint_is_told_in_few_bytes():
     mask = np.random.default_rng(0).random((3, 3, 5)) < 0.5
-    config = HeldZeros(mask).get_config()
+    config = MaskConstraint(mask).get_config()
     assert len(base64.b64decode(config["bits"])) == 6
-    np.testing.assert_array_equal(HeldZeros.from_config(config).mask, mask)
+    np.testing.assert_array_equal(MaskConstraint.from_config(config).mask, mask)
     weight = np.full((3, 3, 5), np.nan, np.float32)
-    assert np.array_equal(np.isnan(HeldZeros(mask)(weight)), mask)
+    assert np.array_equal(np.isnan(MaskConstraint(mask)(weight)), mask)
 
 
 def test_what_cannot_be_held_is_named():
     model = small_model()
     for name in ("conv/alpha", "convolution/kernel"):
         with pytest.raises(ValueError, match=f"'{name}' of .*the model's is none"):
-            hold_masks(model, {name: np.ones(3, bool)})
+            apply_masks(model, {name: np.ones(3, bool)})
     with pytest.raises(ValueError, match=r"shape \(3,\), where .* is \(3, 3, 3, 6\)"):
-        hold_masks(model, {"conv/kernel": np.ones(3, bool)})
-    masks = weight_masks(model, beta=0.5)
-    with pytest.raises(ValueError, match="under a constraint already .HeldZeros"):
-        hold_masks(hold_masks(model, masks), masks)
+        apply_masks(model, {"conv/kernel": np.ones(3, bool)})
+    masks = weight_masks(model, relative_threshold=0.5)
+    with pytest.raises(ValueError, match="under a constraint already .MaskConstraint"):
+        apply_masks(apply_masks(model, masks), masks)
     with pytest.raises(ValueError, match="Received: 'other/kernel'"):
         check_masks(model, {"other/kernel": np.ones(3, bool)})
 
@@ -189,4 +189,4 @@ def test_what_cannot_be_held_is_named():
         pass
 
     with pytest.raises(ValueError, match="Functional and Sequential .* Subclassed"):
-        hold_masks(Subclassed(), {})
+        apply_masks(Subclassed(), {})

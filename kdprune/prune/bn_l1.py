@@ -1,11 +1,13 @@
 """Training that sorts channels: batch normalization's factors are pulled to zero."""
 
+from __future__ import annotations
+
 import tf_keras as keras
 
 from kdprune._graph import check_float_model, rebuild
 
 
-def regularize_batch_norm(model, strength=1e-4):
+def add_bn_l1(model: keras.Model, strength: float = 1e-4) -> keras.Model:
     """Makes a model whose batch normalization factors are trained towards zero.
 
     Their absolute values, times `strength`, are added to the loss in training, so
@@ -36,8 +38,8 @@ def regularize_batch_norm(model, strength=1e-4):
     return _with_penalty(model, keras.regularizers.L1(strength))
 
 
-def release_batch_norm(model):
-    """Takes away the penalty of `regularize_batch_norm`: later training has none.
+def strip_bn_l1(model: keras.Model) -> keras.Model:
+    """Removes the penalty of `add_bn_l1`: later training has none.
 
     Args:
         model: A built Functional or Sequential model; left as it is.
