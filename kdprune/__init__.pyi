@@ -9,6 +9,7 @@ from kdprune.kit import write_kit as write_kit
 from kdprune.models import build_model as build_model
 from kdprune.models import count_macs as count_macs
 from kdprune.models import load_model as load_model
+from kdprune.models import register_model as register_model
 from kdprune.models import save_model as save_model
 from kdprune.prune import plan_channels as plan_channels
 from kdprune.prune import prune_channels as prune_channels
@@ -19,7 +20,7 @@ from kdprune.prune import register_layer_rule as register_layer_rule
 from kdprune.prune import remove_blocks as remove_blocks
 from kdprune.prune import strip_pruning as strip_pruning
 from kdprune.quantize import cluster_weights as cluster_weights
-from kdprune.quantize import fold_batch_norms as fold_batch_norms
+from kdprune.quantize import fold_batch_norm as fold_batch_norm
 from kdprune.quantize import quantize_model as quantize_model
 from kdprune.quantize import strip_clustering as strip_clustering
 from kdprune.stages import register_stage as register_stage
