@@ -32,8 +32,6 @@ _PUBLIC = {
     "remove_blocks": "kdprune.prune",
     "recalibrate_batch_norm": "kdprune.prune",
     "prune_magnitude": "kdprune.prune",
-    "register_importance": "kdprune.prune",
-    "register_layer_rule": "kdprune.prune",
     "strip_pruning": "kdprune.prune",
     "quantize_model": "kdprune.quantize",
     "fold_batch_norm": "kdprune.quantize",
