@@ -123,7 +123,7 @@ class Run:
             "fingerprint": fingerprint,
             "inputs": self._inputs(node),
             "outputs": records.describe_outputs(folder, result.outputs),
-            "published": result.published,
+            "published": dict(result.published),
             "seed": node.settings.seed,
             "data": self.dataset.description,
             "versions": records.versions(),
@@ -149,14 +149,14 @@ class Run:
     def _publish(self, node: Node, record: dict[str, Any]) -> list[str]:
         """Copies what a stage shows to the run's top; returns what was not there."""
         copied = []
-        for name in record.get("published", ()):
+        for name, output in record.get("published", {}).items():
             target = self.folder / name
-            expected = record["outputs"][name]["sha256"]
+            expected = record["outputs"][output]["sha256"]
             if target.is_file() and _io.sha256(target) == expected:
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             with _io.writing(target) as partial:
-                shutil.copyfile(self.folder / node.name / name, partial)
+                shutil.copyfile(self.folder / node.name / output, partial)
             copied.append(name)
         return copied
 

@@ -57,12 +57,12 @@ class Result:
         figures: JSON-able figures for the record.
         outputs: Files that others build on, relative to the stage's folder.
         published: Those of the outputs that are shown at the top of the run's
-            folder: the runner copies them there.
+            folder, by their names there: the runner copies them.
     """
 
     figures: dict[str, Any]
     outputs: list[str]
-    published: list[str] = dataclasses.field(default_factory=list)
+    published: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import shutil
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +20,7 @@ from kdprune.stages.base import (
     Run,
     Stage,
 )
+from kdprune.stages.kit import FOR_APPS, Kit
 from kdprune.stages.settings import Count, Names
 
 METRICS = "metrics.json"
@@ -97,7 +97,11 @@ class Evaluate(Stage):
         _io.write_json(folder / METRICS, metrics)
         outputs = [METRICS, *_select(run, parents, folder)]
         accuracies = {entry["path"]: entry["accuracy"] for entry in entries}
-        return Result(accuracies, outputs, published=outputs)
+        published = {name: name for name in outputs}
+        if any(isinstance(other.settings, Kit) for other in run.nodes):
+            # The kit's, which apps load as well, is shown in its place.
+            published.pop(f"model_{FOR_APPS}.tflite", None)
+        return Result(accuracies, outputs, published=published)
 
     def _measure(
         self,
@@ -173,6 +177,7 @@ def exported(run: Run, parents: list[Node]) -> list[tuple[pathlib.Path, Node]]:
 
 def _select(run: Run, parents: list[Node], folder: pathlib.Path) -> list[str]:
     """Puts the models that the recipe named beforehand into the stage's folder."""
+    from kdprune import kit
     from kdprune.models import save_model
     from kdprune.stages import fitting
 
@@ -185,9 +190,12 @@ def _select(run: Run, parents: list[Node], folder: pathlib.Path) -> list[str]:
     flagship = run.recipe.flagship
     exports = [p for p in parents if p.settings.gives == FILES]
     exports = [export for export in exports if flagship in export.parents]
-    for dtype in ("int8", "uint8") if exports else ():
+    for dtype in ("int8", FOR_APPS) if exports else ():
         source = run.folder / exports[0].name / f"{flagship}.{dtype}.tflite"
+        content = source.read_bytes()
+        if dtype == FOR_APPS:
+            classes = list(map(str, run.dataset.classes))
+            content = kit.label_file(content, classes, name=run.recipe.name)
         selected.append(f"model_{dtype}.tflite")
-        with _io.writing(folder / selected[-1]) as partial:
-            shutil.copyfile(source, partial)
+        _io.write_file(folder / selected[-1], content)
     return selected

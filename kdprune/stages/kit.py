@@ -14,6 +14,8 @@ from kdprune._log import logger
 from kdprune.stages.base import MEASUREMENTS, Node, Result, Run, Stage
 from kdprune.stages.settings import Name
 
+# What apps load, with the classes' names inside; microcontrollers take int8.
+FOR_APPS = "uint8"
 # Of the generated shapes among a kit's golden images, each class twice.
 _SHAPES, _SHAPES_SIZE = 20, 32
 
@@ -49,7 +51,7 @@ class Kit(Stage):
         measured = node.parent_of("from")
         content = {
             dtype: run.output(measured, f"model_{dtype}.tflite").read_bytes()
-            for dtype in ("int8", "uint8")
+            for dtype in ("int8", FOR_APPS)
         }
         place = folder / self.name
         kit.write_kit(
@@ -63,7 +65,8 @@ class Kit(Stage):
         )
         logger.info("kit: %s", place)
         written = sorted(f"{place.name}/{path.name}" for path in place.iterdir())
-        return Result({}, written)
+        shown = f"model_{FOR_APPS}.tflite"
+        return Result({}, written, published={shown: f"{place.name}/{shown}"})
 
 
 def _generate_shapes(image_shape: tuple[int, int, int]) -> np.ndarray:

@@ -42,4 +42,4 @@ class Report(Stage):
             if path.is_file() and path.suffix in (".md", ".html", ".png", ".svg")
         )
         logger.info("report: %s", run.folder / "report.md")
-        return Result({}, written, published=written)
+        return Result({}, written, published={name: name for name in written})

@@ -1,8 +1,10 @@
 """The graph: matrix cells that share, what is skipped, what is run again."""
 
 import json
+import shutil
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -92,6 +94,12 @@ def test_metrics_name_every_model_with_its_figures(finished):
 def test_the_flagship_and_the_report_stand_at_the_top_of_the_run(finished):
     flagship = (finished / "model_int8.tflite").read_bytes()
     assert flagship == (finished / "files" / "int8.int8.tflite").read_bytes()
+    # What apps load has the classes' names inside.
+    with zipfile.ZipFile(finished / "model_uint8.tflite") as labels:
+        (name,) = labels.namelist()
+        found = labels.read(name).decode().split()
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert found == metrics["dataset"]["classes"]
     assert "int8" in (finished / "report.md").read_text()
 
 
@@ -116,13 +124,10 @@ def test_a_dry_run_reads_no_test_images(finished, monkeypatch):
 
 
 def test_what_is_shown_at_the_top_is_copied_from_the_stages(finished, caplog):
-    shown = {
-        name: stage
-        for stage in ("measured", "page")
-        for name in json.loads((finished / stage / "record.json").read_text())[
-            "published"
-        ]
-    }
+    shown = {}
+    for stage in ("measured", "page"):
+        record = json.loads((finished / stage / "record.json").read_text())
+        shown |= {name: stage for name in record["published"]}
     assert {"metrics.json", "model_int8.tflite", "report.md"} <= set(shown)
     for name, stage in shown.items():
         content = (finished / name).read_bytes()
@@ -137,6 +142,16 @@ def test_what_is_shown_at_the_top_is_copied_from_the_stages(finished, caplog):
     assert "==" not in caplog.text
     for name, stage in shown.items():
         assert (finished / name).read_bytes() == (finished / stage / name).read_bytes()
+
+
+def test_what_apps_load_is_the_kits_file_if_there_is_a_kit(finished, tmp_path):
+    content = yaml.safe_load(RECIPE)
+    content["stages"]["kit"] = {"kind": "kit", "from": "measured", "name": "small_one"}
+    output = shutil.copytree(finished, tmp_path / "run")
+    runner.run(parse_recipe(content), output, until="kit")
+    shown = (output / "model_uint8.tflite").read_bytes()
+    assert shown == (output / "kit" / "small_one" / "model_uint8.tflite").read_bytes()
+    assert b"small_one" in shown
 
 
 def test_stages_write_inside_their_own_folders(tmp_path):
