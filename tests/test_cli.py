@@ -156,7 +156,7 @@ def test_compare_of_a_model_with_itself_finds_no_difference(capsys, tmp_path, mo
     arguments = ["compare", str(model), str(model), "--dataset", "shapes"]
     assert cli.main([*arguments, "--json", str(out)]) == 0
     text = capsys.readouterr().out
-    assert "+0.00 points" in text and "not distinguishable" in text
+    assert "+0.00 points" in text and "not significant" in text
     comparison = json.loads(out.read_text())["comparison"]
     assert comparison["difference"] == 0
 
