@@ -1,17 +1,27 @@
 """The Distiller: a Keras model that trains a student on labels and on teachers."""
 
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kdprune._graph import ends_in_softmax
-from kdprune.distill.features import FEATURE_LOSSES
-from kdprune.distill.objective import Schedule, as_soft_losses
-from kdprune.distill.taps import match_taps, tap
+from kdprune._graph import count_parameters, ends_in_softmax
+from kdprune.distill import targets
+from kdprune.distill.feature_extractor import feature_extractor, match_feature_layers
+from kdprune.distill.loss_spec import SoftLoss, as_soft_losses, plain_line
+from kdprune.distill.schedule import Schedule, Value
 from kdprune.training.losses import cross_entropy
 
-_PROBABILITIES = "expected logits, got probabilities"
 
-
+@keras.saving.register_keras_serializable("kdprune")
 class Distiller(keras.Model):
     """Trains a student on hard labels and on a teacher.
 
@@ -20,25 +30,32 @@ class Distiller(keras.Model):
     statistics stay) and receive no gradient. What a feature loss learns beside the
     student is trained and checkpointed with it, and never saved.
 
-    Targets in `fit` are class indices `(batch,)`, or None where there are no labels,
-    which need a teacher here; or a pair of class indices and stored teacher logits
-    `(batch, classes)`, which needs none. An index of -1 is a label that is missing:
-    such an example teaches by the soft losses alone.
+    Targets in `fit` are labels, or None where there are none, which need a teacher
+    here; or a pair of labels and stored teacher logits `(batch, classes)`, which needs
+    none. Labels are class indices `(batch,)`, or rows of probabilities `(batch,
+    classes)`: one-hot, or mixed. A label that is missing, an index of -1 or a row of
+    zeros, leaves an example to the soft losses alone. Losses that take labels and
+    metrics are given indices, those of a row's likeliest class.
 
     Args:
         student: The `keras.Model` to train; logits out. Subclassed, or wrapped for
             pruning or quantization-aware training, as well.
         teacher: A trained `keras.Model`; logits out. Several, in a list, teach by
             the mean of their logits. None if every batch brings the logits.
-        losses: What the student learns from the teacher: names, dicts or `SoftLoss`
-            objects, each once; "kl" if None or empty. Losses of features need layer
-            graphs and one teacher.
+        losses: What the student learns from the teacher, a list of functions of
+            logits, Keras losses, registered names, dicts or `SoftLoss` objects (see
+            there); "kl" if None or empty. Losses of features need layer graphs and
+            one teacher.
 
     Raises:
-        ValueError: If teacher and student differ in classes or images, share
-            weights or layers that are yet to be built, or give probabilities; if a
-            loss is not valid, or needs a teacher or layers that are not there. What
-            only the first batch shows of models without a graph is said in `fit`.
+        ValueError: If one of them is no `tf_keras` model; if teacher and student
+            differ in classes or images, share weights or layers that are yet to be
+            built, or give probabilities; if a loss is not valid, or needs a teacher
+            or layers that are not there. What only the first batch shows of models
+            without a graph is said in `fit`.
+
+    Warns:
+        UserWarning: If a teacher is smaller than the student: they may be exchanged.
 
     Example:
         >>> distiller = Distiller(student, teacher)
@@ -47,22 +64,36 @@ class Distiller(keras.Model):
         >>> student.save("student.keras")
     """
 
-    def __init__(self, student, teacher=None, losses=None, name="distiller"):
+    def __init__(
+        self,
+        student: keras.Model,
+        teacher: keras.Model | Sequence[keras.Model] | None = None,
+        losses: Sequence[Any] | None = None,
+        name: str = "distiller",
+    ) -> None:
         super().__init__(name=name)
         given = teacher if isinstance(teacher, list | tuple) else [teacher]
         teachers = [model for model in given if model is not None]
+        _check_model(student, "student")
         for model in teachers:
+            _check_model(model, "teacher")
             _check_pair(model, student)
         for model in (student, *teachers):
             _check_logits_out(model)
+        specs = as_soft_losses(losses)
+        classes = _classes(student)
+        for loss in specs if classes else ():
+            loss.validate(classes)
+        for model in teachers:
+            _warn_if_smaller(model, student)
         self.student = student
-        self.feature_losses = []
-        self._hide(teachers, as_soft_losses(losses))
+        self.feature_losses: list = []
+        self._hide(teachers, specs)
         if student.built:
             self.built = True
 
     @tf.__internal__.tracking.no_automatic_dependency_tracking
-    def _hide(self, teachers, losses):
+    def _hide(self, teachers: list, losses: tuple[SoftLoss, ...]) -> None:
         """Keeps from Keras what must not be trained, counted, checkpointed, saved."""
         self.teachers = teachers
         self.soft_losses = losses
@@ -70,12 +101,15 @@ class Distiller(keras.Model):
         if len(losses) > 1:
             names += [f"{loss.name}_loss" for loss in losses]
         self._loss_means = {name: keras.metrics.Mean(name) for name in names}
-        self._tapped_student, self._tapped_teacher = self.student, None
-        self._feature_slices = []
+        self._student_extractor, self._teacher_extractor = self.student, None
+        self._feature_slices: list[slice] = []
+        # Digests of teachers' weights that are nobody's: what `from_config` drew.
+        self._initial: list[str] = []
+        self._classes = _classes(self.student)
         if any(loss.of_features for loss in losses):
-            self._tap()
+            self._extract_features()
 
-    def _tap(self):
+    def _extract_features(self) -> None:
         """Makes both models give the features that the losses compare."""
         if len(self.teachers) != 1:
             raise ValueError(
@@ -83,38 +117,40 @@ class Distiller(keras.Model):
                 f"are averaged or stored. Received: {len(self.teachers)} teachers"
             )
         (teacher,) = self.teachers
-        layers = ([], [])
-        for loss in self.soft_losses:
-            if not loss.of_features:
-                continue
+        of_features = [loss for loss in self.soft_losses if loss.of_features]
+        layers: tuple[list, list] = ([], [])
+        for loss in of_features:
             pairs = _layers_of(loss, teacher, self.student)
             start = len(layers[0])
-            for tapped, names in zip(layers, pairs, strict=True):
-                tapped.extend(names)
+            for all_names, names in zip(layers, pairs, strict=True):
+                all_names.extend(names)
             self._feature_slices.append(slice(start, len(layers[0])))
-        self._tapped_teacher = tap(teacher, layers[0])
-        self._tapped_student = tap(self.student, layers[1])
+        self._teacher_extractor = feature_extractor(teacher, layers[0])
+        self._student_extractor = feature_extractor(self.student, layers[1])
         shapes = [
             [output.shape for output in model.outputs[1:]]
-            for model in (self._tapped_teacher, self._tapped_student)
+            for model in (self._teacher_extractor, self._student_extractor)
         ]
-        of_features = [loss for loss in self.soft_losses if loss.of_features]
         for loss, part in zip(of_features, self._feature_slices, strict=True):
             given = {"name": loss.name, **loss.arguments}
-            made = FEATURE_LOSSES[loss.name](shapes[0][part], shapes[1][part], **given)
+            made = loss.computation(shapes[0][part], shapes[1][part], **given)
             self.feature_losses.append(made)
 
     def compile(
         self,
-        optimizer="rmsprop",
+        optimizer: Any = "rmsprop",
         *,
-        temperature=4.0,
-        soft_weight=0.9,
-        steps=None,
-        label_smoothing=0.0,
-        metrics=("accuracy",),
-        **options,
-    ):
+        temperature: Value = 4.0,
+        soft_weight: Value = 0.9,
+        steps: int | None = None,
+        label_smoothing: float = 0.0,
+        metrics: Sequence[Any] = ("accuracy",),
+        weighted_metrics: Sequence[Any] | None = None,
+        run_eagerly: bool | None = None,
+        steps_per_execution: int | None = None,
+        jit_compile: bool | None = None,
+        loss: None = None,
+    ) -> None:
         """Configures the losses: `soft_weight * soft + (1 - soft_weight) * hard`.
 
         `soft` is the sum of the soft losses, each times its own weight.
@@ -129,57 +165,122 @@ class Distiller(keras.Model):
                 `[(0, 1), (0.5, 1), (0.5, 0), (1, 0)]`.
             steps: Optimizer steps of the whole training; needed for points.
             label_smoothing: Of the hard loss, in [0, 1).
-            metrics: As in `keras.Model.compile`, of labels and logits.
-            **options: Passed to `keras.Model.compile`.
+            metrics: As in `keras.Model.compile`, of class indices and logits.
+            weighted_metrics: As in `keras.Model.compile`.
+            run_eagerly: As in `keras.Model.compile`.
+            steps_per_execution: As in `keras.Model.compile`.
+            jit_compile: As in `keras.Model.compile`.
+            loss: Must stay None: a Distiller has its own losses.
 
         Raises:
             ValueError: If a value is out of range.
         """
-        if "loss" in options:
+        if loss is not None:
             raise ValueError(
                 "a Distiller has its own losses, set by temperature and soft_weight. "
-                f"Received: loss={options['loss']!r}; remove it."
+                f"Received: loss={loss!r}; remove it."
+            )
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(
+                f"label_smoothing must be in [0, 1). Received: {label_smoothing}"
             )
         self._temperature = Schedule(
             temperature, steps, name="temperature", closed=False
         )
         self._soft_weight = Schedule(soft_weight, steps, name="soft_weight", high=1.0)
         self._label_smoothing = label_smoothing
-        super().compile(optimizer=optimizer, metrics=list(metrics), **options)
+        super().compile(
+            optimizer=optimizer,
+            metrics=list(metrics),
+            weighted_metrics=weighted_metrics,
+            run_eagerly=run_eagerly,
+            steps_per_execution=steps_per_execution,
+            jit_compile=jit_compile,
+        )
+        self._distilling = {
+            "temperature": temperature,
+            "soft_weight": soft_weight,
+            "steps": steps,
+            "label_smoothing": label_smoothing,
+        }
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         return self.student(inputs, training=training)
 
     @property
-    def metrics(self):
+    def metrics(self) -> list:
         return [*self._loss_means.values(), *super().metrics]
 
-    def fit(self, *arguments, **options):
-        """Trains the student; see `keras.Model.fit`."""
-        try:
-            return super().fit(*arguments, **options)
-        except tf.errors.InvalidArgumentError as error:
-            if _PROBABILITIES not in str(error):
-                raise
-            raise ValueError(_without_softmax("a model or the stored labels")) from None
+    def fit(self, x: Any = None, y: Any = None, *arguments: Any, **options: Any) -> Any:
+        """Trains the student; see `keras.Model.fit`.
 
-    def train_step(self, data):
-        images, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        labels, teaching = self._teaching(images, targets)
-        known = tf.cast(labels >= 0, tf.float32)
+        Raises:
+            ValueError: If images or targets do not fit: arrays are checked before
+                training, other data as it comes. The Distiller can be fitted again.
+        """
+        self._check_teachers_are_trained()
+        y = targets.from_lists(y)
+        self._check_arrays(x, y)
+        given = options.get("validation_data")
+        if isinstance(given, tuple | list) and len(given) >= 2:
+            self._check_arrays(*given[:2])
+        with self._plain_errors():
+            return super().fit(x, y, *arguments, **options)
+
+    def evaluate(
+        self, x: Any = None, y: Any = None, *arguments: Any, **options: Any
+    ) -> Any:
+        """Scores the student on labels; see `keras.Model.evaluate`.
+
+        Raises:
+            ValueError: As `fit`.
+        """
+        y = targets.from_lists(y)
+        if "_use_cached_eval_dataset" not in options:  # As `fit` does each epoch.
+            self._check_arrays(x, y)
+        with self._plain_errors():
+            return super().evaluate(x, y, *arguments, **options)
+
+    def _check_arrays(self, images: Any, labels: Any) -> None:
+        shape = getattr(self.student, "input_shape", None)
+        shape = shape[1:] if isinstance(shape, tuple) else None
+        targets.check_arrays(images, labels, self._classes, shape)
+
+    @contextlib.contextmanager
+    def _plain_errors(self) -> Iterator[None]:
+        """Puts into one line what TensorFlow says of an error in a step."""
+        try:
+            yield
+        except BaseException as error:
+            # A step that failed while it was traced can't be traced again.
+            self.train_function = self.test_function = None
+            if isinstance(error, tf.errors.InvalidArgumentError):
+                line = targets.explain(str(error), self._classes)
+                if targets.PROBABILITIES in str(error):
+                    line = _without_softmax("a model or the stored labels")
+                if line is not None:
+                    raise ValueError(line) from None
+            traced = isinstance(error, ValueError | TypeError)
+            if traced and str(error).startswith("in user code"):
+                raise ValueError(plain_line(error)) from error
+            raise
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        images, given, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        given, teaching = self._teaching(images, given)
         step = self.optimizer.iterations
         soft_weight = self._soft_weight.at(step)
         with tf.GradientTape() as tape:
-            logits, *features = _as_list(self._tapped_student(images, training=True))
+            logits, *features = _as_list(self._student_extractor(images, training=True))
             logits = _checked_logits(logits)
             for teacher in self.teachers:
                 # A model without a graph has its weights only now.
                 _check_apart(teacher, self.student)
-            terms = self._soft_terms(labels, teaching, (logits, features), step)
+            labels = targets.as_labels(given, logits.shape[-1])
+            known = tf.cast(labels.indices >= 0, tf.float32)
+            terms = self._soft_terms(labels.indices, teaching, (logits, features), step)
             soft = tf.add_n(list(terms.values()))
-            hard = known * cross_entropy(
-                tf.maximum(labels, 0), logits, self._label_smoothing
-            )
+            hard = known * cross_entropy(labels.hard, logits, self._label_smoothing)
             mixed = soft_weight * soft + (1.0 - soft_weight) * hard
             loss = _mean(mixed, sample_weight)
             loss += tf.add_n([tf.zeros([]), *_float32(self.student.losses)])
@@ -193,45 +294,107 @@ class Distiller(keras.Model):
         self._record("hard_loss", hard, labelled)
         for name, term in terms.items() if len(terms) > 1 else ():
             self._record(f"{name}_loss", _mean(term, sample_weight), count)
-        shown = _labelled(labels, logits, sample_weight)
+        shown = _labelled(labels.indices, logits, sample_weight)
         self.compiled_metrics.update_state(*shown)
         return {metric.name: metric.result() for metric in self.metrics}
 
-    def test_step(self, data):
+    def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluates the student on labels alone: "loss" is the hard loss.
 
         Images whose label is missing are left out.
         """
-        images, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        if isinstance(labels, tuple):
-            labels, _ = labels
-        if labels is None:
+        images, given, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        given, _ = targets.split_targets(given)
+        if given is None:
             raise ValueError("an evaluation needs labels. Received: images alone")
-        labels = _flat(tf.cast(labels, tf.int32))
         logits = self.student(images, training=False)
-        labels, logits, sample_weight = _labelled(labels, logits, sample_weight)
-        hard = cross_entropy(labels, logits)
-        count = tf.cast(tf.size(labels), tf.float32)
+        labels = targets.as_labels(given, logits.shape[-1])
+        classes, rows, logits, sample_weight = _labelled(
+            labels.indices, labels.rows, logits, sample_weight
+        )
+        hard = cross_entropy(classes if rows is None else rows, logits)
+        count = tf.cast(tf.size(classes), tf.float32)
         self._record("loss", _mean(hard, sample_weight), count)
-        self.compiled_metrics.update_state(labels, logits, sample_weight)
+        self.compiled_metrics.update_state(classes, logits, sample_weight)
         only_training = set(self._loss_means) - {"loss"}
         return {m.name: m.result() for m in self.metrics if m.name not in only_training}
 
-    def save(self, filepath, **options):
-        """Saves the student."""
+    def save(self, filepath: Any, **options: Any) -> None:
+        """Saves the student; options are those of `keras.Model.save`."""
         self.student.save(filepath, **options)
 
-    def _record(self, name, mean, weight):
+    def get_config(self) -> dict[str, Any]:
+        """The models' architectures and the losses, without weights, as in Keras.
+
+        Raises:
+            ValueError: If a loss is a function that is not registered by a name.
+        """
+        return {
+            "name": self.name,
+            "student": keras.saving.serialize_keras_object(self.student),
+            "teacher": [keras.saving.serialize_keras_object(t) for t in self.teachers],
+            "losses": [loss.get_config() for loss in self.soft_losses],
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> Distiller:
+        """Makes a Distiller of what `get_config` gave.
+
+        A config has no weights: student and teachers start from new ones, and `fit`
+        refuses until the teachers' weights are set (`teachers[0].set_weights` or
+        `load_weights`).
+        """
+        student, *teachers = (
+            keras.saving.deserialize_keras_object(model, custom_objects)
+            for model in (config["student"], *config["teacher"])
+        )
+        losses = [SoftLoss.from_config(loss) for loss in config["losses"]]
+        with warnings.catch_warnings():  # Warned of when the first one was made.
+            warnings.simplefilter("ignore", UserWarning)
+            made = cls(student, teachers or None, losses, name=config["name"])
+        made._remember_teachers()
+        return made
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        """The arguments of `compile`; None before it was called."""
+        config = super().get_compile_config()
+        if config is None:
+            return None
+        unused = ("loss", "loss_weights")
+        config = {key: value for key, value in config.items() if key not in unused}
+        return config | keras.saving.serialize_keras_object(self._distilling)
+
+    def compile_from_config(self, config: Mapping[str, Any]) -> None:
+        """Compiles with what `get_compile_config` gave."""
+        self.compile(**keras.saving.deserialize_keras_object(dict(config)))
+        if self.built and hasattr(self.optimizer, "build"):
+            self.optimizer.build(self.trainable_variables)
+
+    @tf.__internal__.tracking.no_automatic_dependency_tracking
+    def _remember_teachers(self) -> None:
+        self._initial = [_digest(teacher) for teacher in self.teachers]
+
+    def _check_teachers_are_trained(self) -> None:
+        for teacher, initial in zip(self.teachers, self._initial, strict=False):
+            if initial and _digest(teacher) == initial:
+                raise ValueError(
+                    f"teacher {teacher.name!r} still has the random weights that "
+                    "from_config gave it, and would teach noise; set its weights first "
+                    "(distiller.teachers[0].set_weights or load_weights)"
+                )
+
+    def _record(self, name: str, mean: Any, weight: Any) -> None:
         # Weighted by its size, so that a smaller last batch counts for less.
         self._loss_means[name].update_state(mean, weight)
 
-    def _teaching(self, images, targets):
-        """Labels, -1 where there is none, and the teacher's `(logits, features)`."""
-        if isinstance(targets, tuple):
-            labels, logits = targets
-            stored = _checked_logits(logits)
-            if self._tapped_teacher is None:
-                return _flat(tf.cast(labels, tf.int32)), (stored, [])
+    def _teaching(self, images: Any, given: Any) -> tuple[Any, tuple[Any, list]]:
+        """Labels, -1 where there are none, and the teacher's `(logits, features)`."""
+        labels, stored = targets.split_targets(given)
+        if stored is not None:
+            if self._teacher_extractor is None:
+                return labels, (_checked_logits(stored), [])
             raise ValueError(
                 "losses of features need the teacher in the loop. Received: stored "
                 "logits; give labels alone, so that the teacher is asked."
@@ -241,16 +404,15 @@ class Distiller(keras.Model):
                 "a Distiller without a teacher needs targets (labels, teacher_logits). "
                 "Received: labels only; give it a teacher or stored logits."
             )
-        if targets is None:
+        if labels is None:
             if set(self._soft_weight.values) != {1.0}:
                 raise ValueError(
                     "images without labels can be learned from with soft_weight=1 "
                     f"only. Received: soft_weight={self._soft_weight.values}"
                 )
-            targets = tf.fill([tf.shape(images)[0]], -1)
-        labels = _flat(tf.cast(targets, tf.int32))
-        if self._tapped_teacher is not None:
-            logits, *features = self._tapped_teacher(images, training=False)
+            labels = tf.fill([tf.shape(images)[0]], -1)
+        if self._teacher_extractor is not None:
+            logits, *features = self._teacher_extractor(images, training=False)
             logits, features = tf.nest.map_structure(
                 tf.stop_gradient, (_checked_logits(logits), features)
             )
@@ -262,7 +424,9 @@ class Distiller(keras.Model):
         mean = tf.add_n(outputs) / len(outputs)
         return labels, (tf.stop_gradient(mean), [])
 
-    def _soft_terms(self, labels, teaching, student, step):
+    def _soft_terms(
+        self, labels: Any, teaching: Any, student: Any, step: Any
+    ) -> dict[str, Any]:
         """Each soft loss by its name, times its weight, per example."""
         (teacher_logits, teacher_maps), (logits, maps) = teaching, student
         temperature = self._temperature.at(step)
@@ -278,7 +442,54 @@ class Distiller(keras.Model):
         return terms
 
 
-def _check_pair(teacher, student):
+def _check_model(model: Any, role: str) -> None:
+    if isinstance(model, keras.Model):
+        return
+    if isinstance(model, str | os.PathLike):
+        raise ValueError(
+            f"{role} must be a keras.Model. Received: the path {str(model)!r}; load it "
+            f"first: kdprune.load_model({str(model)!r})"
+        )
+    kind = f"{type(model).__module__}.{type(model).__name__}"
+    hint = ""
+    if kind.startswith("keras."):
+        hint = ", a model of Keras 3; build it with tf_keras"
+    raise ValueError(
+        f"{role} must be a tf_keras (Keras 2) model. Received: {kind}{hint}"
+    )
+
+
+def _classes(model: keras.Model) -> int | None:
+    """How many classes a model tells apart; None if that is not known yet."""
+    shape = getattr(model, "output_shape", None)
+    return shape[-1] if isinstance(shape, tuple) and len(shape) > 1 else None
+
+
+def _warn_if_smaller(teacher: keras.Model, student: keras.Model) -> None:
+    if not (teacher.built and student.built):
+        return
+    sizes = count_parameters(teacher), count_parameters(student)
+    if sizes[0] < sizes[1]:
+        warnings.warn(
+            f"the teacher {teacher.name!r} has {sizes[0]:,} parameters, fewer than the "
+            f"{sizes[1]:,} of the student {student.name!r}: are the two exchanged? "
+            "Distiller(student, teacher)",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _digest(model: keras.Model) -> str:
+    """Tells a model's weights from others; empty if it has none yet."""
+    if not model.built or not model.weights:
+        return ""
+    content = hashlib.sha256()
+    for value in model.get_weights():
+        content.update(np.ascontiguousarray(value).tobytes())
+    return content.hexdigest()
+
+
+def _check_pair(teacher: keras.Model, student: keras.Model) -> None:
     # A subclassed model has no shape before its first call; the loss checks then.
     for what, key in (("classes", "output_shape"), ("images", "input_shape")):
         shapes = [getattr(model, key, None) for model in (teacher, student)]
@@ -294,7 +505,7 @@ def _check_pair(teacher, student):
     _check_apart(teacher, student)
 
 
-def _check_apart(teacher, student):
+def _check_apart(teacher: keras.Model, student: keras.Model) -> None:
     """Refuses weights that both have, and layers whose weights are yet to come."""
     parts, weights = _parts(teacher), _weights(teacher)
     shared = [
@@ -311,13 +522,13 @@ def _check_apart(teacher, student):
         )
 
 
-def _parts(model):
+def _parts(model: keras.Model) -> dict[int, Any]:
     """A model and the layers in it, by identity."""
     parts = (model, *model.submodules)
     return {id(part): part for part in parts if isinstance(part, keras.layers.Layer)}
 
 
-def _weights(model):
+def _weights(model: keras.Model) -> dict[int, Any]:
     """All variables of a model, by identity; a model that is not built has none."""
     return {
         id(variable): variable
@@ -327,52 +538,51 @@ def _weights(model):
     }
 
 
-def _check_logits_out(model):
+def _check_logits_out(model: keras.Model) -> None:
     if ends_in_softmax(model):
         raise ValueError(_without_softmax(f"model {model.name!r}"))
 
 
-def _without_softmax(who):
+def _without_softmax(who: str) -> str:
     return (
         f"expected logits. Received: {who} giving probabilities, whose softmax would "
         "be taken twice; build the model with activation=None in its last layer."
     )
 
 
-def _layers_of(loss, teacher, student):
+def _layers_of(loss: SoftLoss, teacher: keras.Model, student: keras.Model) -> Any:
     """Names of the teacher's and of the student's layers that a loss compares."""
     given = loss.teacher_layers, loss.student_layers
-    return match_taps(teacher, student) if None in given else given
+    return match_feature_layers(teacher, student) if None in given else given
 
 
-def _as_list(outputs):
+def _as_list(outputs: Any) -> list:
     return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
 
 
-def _checked_logits(values):
+def _checked_logits(values: Any) -> Any:
     """In float32, checked for what no graph shows: that they are no probabilities."""
     values = tf.cast(values, tf.float32)
     ones = tf.abs(tf.reduce_sum(values, axis=1) - 1.0) < 1e-2
     probabilities = tf.reduce_all(ones) & tf.reduce_all(values >= 0.0)
     # The logits of a single example may add up to 1 by chance.
     probabilities &= tf.shape(values)[0] > 1
-    check = tf.debugging.Assert(~probabilities, [_PROBABILITIES])
+    check = tf.debugging.Assert(~probabilities, [targets.PROBABILITIES])
     with tf.control_dependencies([check] if check is not None else []):
         return tf.identity(values)
 
 
-def _labelled(labels, logits, sample_weight):
+def _labelled(labels: Any, *others: Any) -> list[Any]:
     """These, of the examples whose label is not missing: metrics see no others."""
-    rows = tf.where(labels >= 0)[:, 0]
-    given = labels, logits, sample_weight
-    return [None if values is None else tf.gather(values, rows) for values in given]
+    known = tf.where(labels >= 0)[:, 0]
+    return [None if v is None else tf.gather(v, known) for v in (labels, *others)]
 
 
-def _flat(values):
+def _flat(values: Any) -> Any:
     return tf.reshape(values, [-1])
 
 
-def _mean(values, weight):
+def _mean(values: Any, weight: Any) -> Any:
     """The mean over the batch; zero of an empty one, as a replica's last may be."""
     if weight is not None:
         values *= tf.cast(_flat(weight), values.dtype)
@@ -380,5 +590,5 @@ def _mean(values, weight):
     return tf.math.divide_no_nan(tf.reduce_sum(values), count)
 
 
-def _float32(values):
+def _float32(values: Any) -> list:
     return [tf.cast(value, tf.float32) for value in values]

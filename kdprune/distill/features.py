@@ -1,7 +1,7 @@
 """Losses between the feature maps of a teacher and a student.
 
 The formulas are functions of one pair of tensors. The layers in `FEATURE_LOSSES`
-apply them to lists of tapped maps, and own what has to be learned for that.
+apply them to lists of such maps, and own what has to be learned for that.
 """
 
 import functools
@@ -164,18 +164,18 @@ class FeatureLoss(keras.layers.Layer):
     with the layer.
 
     Args:
-        teacher_shapes: For each tap, `(batch, height, width, channels)`; only
+        teacher_shapes: For each layer, `(batch, height, width, channels)`; only
             `batch` may be None.
         student_shapes: As many, in the same order.
 
     Raises:
-        ValueError: If the numbers of taps differ or are zero, or if a shape isn't
+        ValueError: If the numbers of layers differ or are zero, or if a shape isn't
             that of a feature map of known size.
 
     Example:
-        >>> teacher_taps, student_taps = match_taps(teacher, student)
-        >>> teacher_maps = tap(teacher, teacher_taps)
-        >>> student_maps = tap(student, student_taps)
+        >>> teacher_layers, student_layers = match_feature_layers(teacher, student)
+        >>> teacher_maps = feature_extractor(teacher, teacher_layers)
+        >>> student_maps = feature_extractor(student, student_layers)
         >>> loss = HintLoss(
         ...     [output.shape for output in teacher_maps.outputs[1:]],
         ...     [output.shape for output in student_maps.outputs[1:]],
@@ -195,20 +195,20 @@ class FeatureLoss(keras.layers.Layer):
         super().__init__(name=name, dtype="float32")
         pairs = _checked(teacher_shapes, student_shapes)
         self._used = slice(-1, None) if self.last_only else slice(None)
-        self._prepare(pairs[self._used])
+        self.prepare(pairs[self._used])
 
     def call(self, teacher_features, student_features):
         pairs = list(zip(teacher_features, student_features, strict=True))
         losses = [
-            self._pair_loss(index, tf.stop_gradient(_float32(teacher)), student)
+            self.pair_loss(index, tf.stop_gradient(_float32(teacher)), student)
             for index, (teacher, student) in enumerate(pairs[self._used])
         ]
         return tf.add_n(losses) / len(losses)
 
-    def _prepare(self, pairs):
+    def prepare(self, pairs):
         """Checks the pairs of shapes, and makes the layers they need, if any."""
 
-    def _pair_loss(self, index, teacher, student):
+    def pair_loss(self, index, teacher, student):
         raise NotImplementedError
 
 
@@ -220,13 +220,13 @@ class HintLoss(FeatureLoss):
     has bigger kernels).
     """
 
-    def _prepare(self, pairs):
+    def prepare(self, pairs):
         self.projectors = [
             _projector(teacher, student, f"projector_{index}")
             for index, (teacher, student) in enumerate(pairs)
         ]
 
-    def _pair_loss(self, index, teacher, student):
+    def pair_loss(self, index, teacher, student):
         return hint_loss(teacher, self.projectors[index](_float32(student)))
 
 
@@ -238,15 +238,15 @@ class AttentionLoss(FeatureLoss):
             attend to, besides the errors of `FeatureLoss`.
     """
 
-    def _prepare(self, pairs):
+    def prepare(self, pairs):
         for shape in (shape for pair in pairs for shape in pair):
             if shape[1] * shape[2] == 1:
                 raise ValueError(
                     "attention needs feature maps of more than one position. "
-                    f"Received: shape {shape}; tap an earlier layer."
+                    f"Received: shape {shape}; take an earlier layer."
                 )
 
-    def _pair_loss(self, index, teacher, student):
+    def pair_loss(self, index, teacher, student):
         return attention_loss(teacher, student)
 
 
@@ -277,7 +277,7 @@ class RelationalLoss(FeatureLoss):
     def check(distance_weight=1.0, angle_weight=2.0):
         check_weights(distance_weight=distance_weight, angle_weight=angle_weight)
 
-    def _pair_loss(self, index, teacher, student):
+    def pair_loss(self, index, teacher, student):
         teacher, student = _embedding(teacher), _embedding(student)
         return relational_loss(teacher, student, *self._weights)
 
@@ -303,12 +303,12 @@ class ContrastiveLoss(FeatureLoss):
     def check(temperature=0.1):
         _check_temperature(temperature)
 
-    def _prepare(self, pairs):
+    def prepare(self, pairs):
         ((teacher, student),) = pairs
         self.teacher_head = _head(teacher, "teacher_head")
         self.student_head = _head(student, "student_head")
 
-    def _pair_loss(self, index, teacher, student):
+    def pair_loss(self, index, teacher, student):
         teacher = self.teacher_head(_embedding(teacher))
         student = self.student_head(_embedding(student))
         return info_nce_loss(teacher, student, self._temperature)
@@ -337,7 +337,7 @@ def _checked(teacher_shapes, student_shapes):
     )
     if len(teachers) != len(students) or not teachers:
         raise ValueError(
-            "a feature loss needs as many taps of the student as of the teacher, at "
+            "a feature loss needs as many layers of the student as of the teacher, at "
             f"least one. Received: {len(teachers)} of the teacher, {len(students)} of "
             "the student"
         )
@@ -346,7 +346,7 @@ def _checked(teacher_shapes, student_shapes):
             raise ValueError(
                 "a feature loss needs maps of known size (batch, height, width, "
                 f"channels). Received: shape {shape}; build the model for one image "
-                "size and tap layers of feature_maps(model)."
+                "size and take layers out of feature_layers(model)."
             )
     return list(zip(teachers, students, strict=True))
 

@@ -7,6 +7,10 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from kdprune.distill.feature_extractor import (
+    feature_extractor,
+    match_feature_layers,
+)
 from kdprune.distill.features import (
     FEATURE_LOSSES,
     AttentionLoss,
@@ -19,7 +23,6 @@ from kdprune.distill.features import (
     info_nce_loss,
     relational_loss,
 )
-from kdprune.distill.taps import match_taps, tap
 from kdprune.prune import prune_magnitude
 from kdprune.quantize import quantize_model
 
@@ -410,12 +413,12 @@ def pruned(model):
         ("hint", quantize_model),
     ],
 )
-def test_training_tapped_models_lowers_the_loss(kind, wrap):
+def test_training_by_feature_maps_lowers_the_loss(kind, wrap):
     keras.utils.set_random_seed(0)
     models = network(6), wrap(network(3))
     images = np.random.default_rng(0).random((16, 8, 8, 3), np.float32)
-    names = match_taps(*models)
-    teacher, student = map(tap, models, names)
+    names = match_feature_layers(*models)
+    teacher, student = map(feature_extractor, models, names)
     shapes = [[x.shape for x in model.outputs[1:]] for model in (teacher, student)]
     loss = FEATURE_LOSSES[kind](*shapes)
     optimizer, values = keras.optimizers.Adam(0.01), []

@@ -385,7 +385,7 @@ HIDDEN = [
 @pytest.mark.parametrize("role", ["teacher", "student"])
 @pytest.mark.parametrize(("kind", "at_once"), HIDDEN)
 def test_a_hidden_softmax_is_found(data, subclassed, role, kind, at_once):
-    pair = {"student": network(), "teacher": network(6, seed=1)}
+    pair = {"student": network(2), "teacher": network(40, seed=1)}
     pair[role] = hidden_softmax(kind, subclassed)
     says = "expected logits.*activation=None"
     if at_once:

@@ -1,15 +1,17 @@
-"""Feature maps, by the names of the layers that give them."""
+"""Feature maps, by the names of the layers whose outputs they are."""
 
-import difflib
+from __future__ import annotations
 
 import tf_keras as keras
+
+from kdprune import _registry
 
 # Their outputs are images still, at most with a rim of zeros around them.
 _NOT_FEATURES = (keras.layers.InputLayer, keras.layers.ZeroPadding2D)
 
 
-def feature_maps(model):
-    """Lists the layers of a model that can be tapped.
+def feature_layers(model):
+    """Lists the layers of a model whose outputs are feature maps.
 
     These are the layers with one output of shape `(batch, height, width,
     channels)`, except inputs and zero padding, which hold no features, and layers
@@ -30,16 +32,16 @@ def feature_maps(model):
     return tuple(_maps(model))
 
 
-def default_taps(model):
+def default_feature_layers(model):
     """Names the last feature map of each resolution, the finest first.
 
     The features of one resolution are a stage of the network; its last map is what
     the next stage builds on (Zagoruyko & Komodakis, 2017, arXiv:1612.03928,
-    section 4, tap the same places). Maps of a single position, such as those of
+    section 4, compare the same places). Maps of a single position, such as those of
     squeeze-and-excitation blocks, are not counted.
 
     Args:
-        model: As for `feature_maps`, built for one image size.
+        model: As for `feature_layers`, built for one image size.
 
     Returns:
         Tuple of layer names, at least one.
@@ -49,30 +51,30 @@ def default_taps(model):
             image size.
 
     Example:
-        >>> default_taps(build_model("resnet8"))
+        >>> default_feature_layers(build_model("resnet8"))
         ('stage1_block1_relu', 'stage2_block1_relu', 'stage3_block1_relu')
     """
     return tuple(_last_maps(model).values())
 
 
-def match_taps(teacher, student):
-    """Pairs the default taps of a teacher with those of a student.
+def match_feature_layers(teacher, student):
+    """Pairs the default layers of a teacher with those of a student.
 
     The last maps of both form a pair, whatever their resolutions are. Before it
     come the other maps of equal resolution. What has no partner is left out.
 
     Args:
-        teacher: As for `default_taps`.
-        student: As for `default_taps`, for images of the same size.
+        teacher: As for `default_feature_layers`.
+        student: As for `default_feature_layers`, for images of the same size.
 
     Returns:
         `(teacher's names, student's names)`, tuples of one length, at least one.
 
     Raises:
-        ValueError: As `default_taps`.
+        ValueError: As `default_feature_layers`.
 
     Example:
-        >>> match_taps(build_model("resnet9"), build_model("resnet8"))
+        >>> match_feature_layers(build_model("resnet9"), build_model("resnet8"))
         (('stage1_relu', 'stage2_relu', 'residual3_add'),
          ('stage1_block1_relu', 'stage2_block1_relu', 'stage3_block1_relu'))
     """
@@ -82,7 +84,7 @@ def match_taps(teacher, student):
     return tuple(zip(*finer, last, strict=True))
 
 
-def tap(model, names):
+def feature_extractor(model, names):
     """Builds a model that gives feature maps beside its outputs.
 
     It shares all layers and weights with `model`: a forward pass of it is one of
@@ -90,8 +92,8 @@ def tap(model, names):
     through it trains `model`.
 
     Args:
-        model: As for `feature_maps`.
-        names: Names of layers, out of `feature_maps(model)`.
+        model: As for `feature_layers`.
+        names: Names of layers, out of `feature_layers(model)`.
 
     Returns:
         A `keras.Model` of the same inputs whose outputs are the list
@@ -102,19 +104,20 @@ def tap(model, names):
             all there are, or if the model has no layer graph.
 
     Example:
-        >>> tapped = tap(student, default_taps(student))
-        >>> logits, *features = tapped(images, training=True)
+        >>> extractor = feature_extractor(student, default_feature_layers(student))
+        >>> logits, *features = extractor(images, training=True)
     """
     if isinstance(names, str) or not names:
         raise ValueError(
-            f"tap needs a list of one layer name or more. Received: {names!r}"
+            "a feature extractor needs a list of one layer name or more. Received: "
+            f"{names!r}"
         )
     maps = _maps(model)
     for name in names:
         if name not in maps:
             raise ValueError(f"{_explain(model, name)}{_candidates(name, maps)}")
     outputs = [*model.outputs, *(maps[name] for name in names)]
-    return keras.Model(model.inputs, outputs, name=f"{model.name}_tapped")
+    return keras.Model(model.inputs, outputs, name=f"{model.name}_features")
 
 
 def _maps(model):
@@ -135,9 +138,9 @@ def _last_maps(model):
         size = tuple(tensor.shape[1:3])
         if None in size:
             raise ValueError(
-                "default taps need a model built for one image size, such as "
+                "default layers need a model built for one image size, such as "
                 f"input_shape=(32, 32, 3). Received: model {model.name!r}, whose "
-                f"layer {name!r} gives {tuple(tensor.shape)}; name the taps."
+                f"layer {name!r} gives {tuple(tensor.shape)}; name the layers."
             )
         if size != (1, 1):
             last[size] = name
@@ -181,11 +184,11 @@ def _check_graph(model):
     name = f"{type(model).__name__} {model.name!r}"
     if isinstance(model, keras.Sequential):
         raise ValueError(
-            "feature maps are tapped in a built model: give it a keras.Input. "
+            "feature maps are taken from a built model: give it a keras.Input. "
             f"Received: {name}, not built"
         )
     raise ValueError(
-        "feature maps are tapped in a layer graph, which a subclassed model hides in "
+        "feature maps are taken from a layer graph, which a subclassed model hides in "
         "its Python code: build it as Functional or Sequential, or use losses on "
         f"logits, which take any model. Received: the subclassed {name}"
     )
@@ -199,14 +202,14 @@ def _explain(model, name):
         if nested is not None:
             return (
                 f"layer {name!r} is inside the model {nested.name!r}, itself a layer "
-                f"of {model.name!r}, and can't be tapped from outside: build the model "
+                f"of {model.name!r}, and out of reach from outside: build the model "
                 "without models inside it."
             )
         return f"model {model.name!r} has no layer {name!r}."
     if len(nodes) > 1:
         return (
             f"layer {name!r} is called {len(nodes)} times in model {model.name!r}, so "
-            "that its name means no single output: tap a layer beside it."
+            "that its name means no single output: take the layer before or after it."
         )
     return (
         f"layer {name!r} of model {model.name!r} gives no feature map (batch, height, "
@@ -228,6 +231,6 @@ def _nested_with(model, name):
 
 
 def _candidates(name, maps):
-    near = difflib.get_close_matches(name, maps, n=1, cutoff=0.5)
-    guess = f" Did you mean {near[0]!r}?" if near else ""
+    near = _registry.nearest(name, maps).removeprefix("; ")
+    guess = f" {near[0].upper()}{near[1:]}" if near else ""
     return f"{guess} Feature maps: {', '.join(maps) or 'none'}."

@@ -5,7 +5,12 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from kdprune.distill.taps import default_taps, feature_maps, match_taps, tap
+from kdprune.distill.feature_extractor import (
+    default_feature_layers,
+    feature_extractor,
+    feature_layers,
+    match_feature_layers,
+)
 from kdprune.models import build_model
 from kdprune.models.precision import cast_model
 from kdprune.prune import prune_magnitude
@@ -61,7 +66,7 @@ class Subclassed(keras.Model):
 @WRAPPED
 def test_feature_maps_come_in_the_order_of_execution(wrap):
     expected = ("conv", "conv_bn", "conv_relu", "deep", "deep_bn", "deep_relu")
-    assert feature_maps(wrap(network())) == expected
+    assert feature_layers(wrap(network())) == expected
 
 
 def test_inputs_padding_and_vectors_are_no_feature_maps():
@@ -70,14 +75,14 @@ def test_inputs_padding_and_vectors_are_no_feature_maps():
     x = layers.Conv2D(4, 3, name="conv")(x)
     x = layers.Flatten(name="flat")(x)
     model = keras.Model(image, layers.Dense(4, name="logits")(x))
-    assert feature_maps(model) == ("conv",)
+    assert feature_layers(model) == ("conv",)
 
 
-def test_a_model_without_feature_maps_has_none_to_tap():
+def test_a_model_without_feature_maps_has_none_to_extract():
     model = keras.Sequential([keras.Input((8,)), layers.Dense(4)], name="mlp")
-    assert feature_maps(model) == ()
+    assert feature_layers(model) == ()
     with pytest.raises(ValueError, match="'mlp' has no feature map .* logits work"):
-        default_taps(model)
+        default_feature_layers(model)
 
 
 @pytest.mark.parametrize(
@@ -97,101 +102,101 @@ def test_a_model_without_feature_maps_has_none_to_tap():
         ),
     ],
 )
-def test_default_taps_are_the_last_maps_of_each_resolution(name, arguments, expected):
-    assert default_taps(build_model(name, **arguments)) == expected
+def test_default_layers_are_the_last_of_each_resolution(name, arguments, expected):
+    assert default_feature_layers(build_model(name, **arguments)) == expected
 
 
 @WRAPPED
-def test_a_wrapped_student_keeps_its_taps(wrap):
-    assert default_taps(wrap(network())) == LAST
+def test_a_wrapped_student_keeps_its_layers(wrap):
+    assert default_feature_layers(wrap(network())) == LAST
 
 
-def test_a_residual_network_keeps_its_taps_when_wrapped():
+def test_a_residual_network_keeps_its_layers_when_wrapped():
     student = build_model("resnet8")
-    assert default_taps(pruned(student)) == RESNET8
-    assert default_taps(quantize_model(student)) == RESNET8
+    assert default_feature_layers(pruned(student)) == RESNET8
+    assert default_feature_layers(quantize_model(student)) == RESNET8
 
 
-def test_default_taps_leave_out_maps_of_a_single_position():
+def test_default_layers_leave_out_maps_of_a_single_position():
     image = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, padding="same", name="conv")(image)
     squeezed = layers.GlobalAveragePooling2D(keepdims=True, name="squeeze")(x)
     squeezed = layers.Conv2D(4, 1, activation="sigmoid", name="excite")(squeezed)
     x = layers.Multiply(name="scale")([x, squeezed])
     model = keras.Model(image, layers.Dense(4)(layers.Flatten()(x)))
-    assert "excite" in feature_maps(model)
-    assert default_taps(model) == ("scale",)
+    assert "excite" in feature_layers(model)
+    assert default_feature_layers(model) == ("scale",)
 
 
-def test_default_taps_are_sorted_by_resolution_not_by_depth():
+def test_default_layers_are_sorted_by_resolution_not_by_depth():
     image = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, 2, padding="same", name="coarse")(image)
     x = layers.UpSampling2D(name="fine")(x)
-    assert default_taps(keras.Model(image, x)) == ("fine", "coarse")
+    assert default_feature_layers(keras.Model(image, x)) == ("fine", "coarse")
 
 
-def test_default_taps_need_an_image_size():
+def test_default_layers_need_an_image_size():
     model = network(size=None)
-    assert "deep_relu" in feature_maps(model)
+    assert "deep_relu" in feature_layers(model)
     with pytest.raises(ValueError, match=r"one image size.*\(None, None, None, 4\)"):
-        default_taps(model)
+        default_feature_layers(model)
 
 
 def test_the_last_maps_are_matched_and_before_them_those_of_equal_resolution():
     teacher, student = build_model("resnet9", width=2), build_model("resnet8")
     expected = ("stage1_relu", "stage2_relu", "residual3_add"), RESNET8
-    assert match_taps(teacher, student) == expected
-    assert match_taps(student, student) == (RESNET8, RESNET8)
+    assert match_feature_layers(teacher, student) == expected
+    assert match_feature_layers(student, student) == (RESNET8, RESNET8)
     # 16 x 16 and 8 x 8 of the student's 16, 8 and 4 are the teacher's too.
-    taught = match_taps(student, build_model("dscnn", width=4))
+    taught = match_feature_layers(student, build_model("dscnn", width=4))
     assert taught == (RESNET8[1:], ("block1_pointwise_relu", "block4_pointwise_relu"))
 
 
 def test_without_equal_resolutions_the_last_maps_are_matched():
-    taught = match_taps(network(), build_model("article_student"))
+    taught = match_feature_layers(network(), build_model("article_student"))
     assert taught == (("deep_relu",), ("conv3",))
 
 
-def test_taps_are_the_outputs_of_the_layers():
+def test_features_are_the_outputs_of_the_layers():
     model, x = network(), images()
-    logits, deep, conv = tap(model, ["deep_relu", "conv"])(x)
+    logits, deep, conv = feature_extractor(model, ["deep_relu", "conv"])(x)
     np.testing.assert_array_equal(logits, model(x))
     np.testing.assert_array_equal(conv, model.get_layer("conv")(x))
     to_deep = keras.Model(model.input, model.get_layer("deep_relu").output)
     np.testing.assert_array_equal(deep, to_deep(x))
 
 
-def test_a_sequential_model_is_tapped():
+def test_a_sequential_model_gives_features():
     model = keras.Sequential(
         [keras.Input((8, 8, 3)), layers.Conv2D(4, 3, name="conv"), layers.Flatten()]
     )
-    flat, conv = tap(model, ["conv"])(images())
+    flat, conv = feature_extractor(model, ["conv"])(images())
     np.testing.assert_array_equal(flat, tf.reshape(conv, [4, -1]))
 
 
-def test_a_model_of_several_outputs_keeps_them_before_the_taps():
+def test_a_model_of_several_outputs_keeps_them_before_the_features():
     base = network()
     second = layers.Dense(2)(base.get_layer("features").output)
     model = keras.Model(base.input, [base.output, second])
-    shapes = [tuple(output.shape) for output in tap(model, LAST).outputs]
+    shapes = [tuple(output.shape) for output in feature_extractor(model, LAST).outputs]
     assert shapes == [(None, 4), (None, 2), (None, 8, 8, 4), (None, 4, 4, 8)]
 
 
 @WRAPPED
-def test_a_tapped_model_shares_layers_and_weights(wrap):
+def test_a_feature_extractor_shares_layers_and_weights(wrap):
     model = wrap(network())
-    tapped = tap(model, LAST)
-    assert {id(v) for v in tapped.variables} == {id(v) for v in model.variables}
-    np.testing.assert_array_equal(tapped(images())[0], model(images()))
-    ours = [id(v) for v in tapped.trainable_variables]
+    extractor = feature_extractor(model, LAST)
+    assert {id(v) for v in extractor.variables} == {id(v) for v in model.variables}
+    np.testing.assert_array_equal(extractor(images())[0], model(images()))
+    ours = [id(v) for v in extractor.trainable_variables]
     assert ours == [id(v) for v in model.trainable_variables]
 
 
 @WRAPPED
 def test_wrapped_features_are_those_of_the_plain_model(wrap):
     model = network()
-    plain = tap(model, LAST)(images())[1:]
-    wrapped = tap(wrap(model), LAST)(images())[1:]
+    plain = feature_extractor(model, LAST)(images())[1:]
+    wrapped = feature_extractor(wrap(model), LAST)(images())[1:]
     for one, two in zip(plain, wrapped, strict=True):
         assert one.shape == two.shape
         # Eight bits tell a map's values apart to 1/255 of its range.
@@ -199,11 +204,11 @@ def test_wrapped_features_are_those_of_the_plain_model(wrap):
 
 
 @WRAPPED
-def test_gradients_of_taps_reach_the_weights_before_them(wrap):
+def test_gradients_of_features_reach_the_weights_before_them(wrap):
     model = wrap(network())
-    tapped = tap(model, ["conv_relu"])
+    extractor = feature_extractor(model, ["conv_relu"])
     with tf.GradientTape() as tape:
-        _, conv = tapped(images(), training=True)
+        _, conv = extractor(images(), training=True)
         loss = tf.reduce_sum(conv**2)
     inner = {getattr(layer, "layer", layer).name: layer for layer in model.layers}
     kernels = [inner[name].trainable_variables[0] for name in ("conv", "deep")]
@@ -214,31 +219,31 @@ def test_gradients_of_taps_reach_the_weights_before_them(wrap):
 
 def test_a_forward_pass_updates_the_statistics_once_and_only_in_training():
     model, other = network(), network()
-    tapped = tap(model, feature_maps(model))
-    tapped(images(), training=True)
+    extractor = feature_extractor(model, feature_layers(model))
+    extractor(images(), training=True)
     other(images(), training=True)
     trained = [variable.numpy() for variable in model.variables]
     for one, two in zip(trained, other.variables, strict=True):
         np.testing.assert_array_equal(one, two)
-    tapped(images(), training=False)
+    extractor(images(), training=False)
     for one, two in zip(trained, model.variables, strict=True):
         np.testing.assert_array_equal(one, two)
 
 
-def test_taps_of_a_mixed_precision_model_come_as_they_are_computed():
-    tapped = tap(cast_model(network(), "mixed_bfloat16"), LAST)
-    assert [x.dtype for x in tapped(images(1))] == [tf.float32] + 2 * [tf.bfloat16]
+def test_features_of_a_mixed_precision_model_come_as_they_are_computed():
+    extractor = feature_extractor(cast_model(network(), "mixed_bfloat16"), LAST)
+    assert [x.dtype for x in extractor(images(1))] == [tf.float32] + 2 * [tf.bfloat16]
 
 
 def test_an_unknown_layer_is_refused_with_the_nearest_and_all_candidates():
     with pytest.raises(ValueError) as error:
-        tap(network(), ["conv_relu", "deep_rleu"])
+        feature_extractor(network(), ["conv_relu", "deep_rleu"])
     assert str(error.value) == (
         "model 'net' has no layer 'deep_rleu'. Did you mean 'deep_relu'? Feature maps: "
         "conv, conv_bn, conv_relu, deep, deep_bn, deep_relu."
     )
     with pytest.raises(ValueError, match="Did you mean 'conv_relu'"):
-        tap(quantized(network()), ["quant_conv_relu"])
+        feature_extractor(quantized(network()), ["quant_conv_relu"])
 
 
 @pytest.mark.parametrize(
@@ -250,13 +255,13 @@ def test_an_unknown_layer_is_refused_with_the_nearest_and_all_candidates():
 )
 def test_a_layer_without_a_feature_map_is_refused(name, says):
     with pytest.raises(ValueError, match=f"'{name}' of model 'net' gives no .*{says}"):
-        tap(network(), [name])
+        feature_extractor(network(), [name])
 
 
 @pytest.mark.parametrize("names", ["conv", [], ()])
 def test_names_must_be_a_list(names):
     with pytest.raises(ValueError, match="a list of one layer name or more. Received"):
-        tap(network(), names)
+        feature_extractor(network(), names)
 
 
 def test_a_layer_called_twice_is_refused():
@@ -264,9 +269,9 @@ def test_a_layer_called_twice_is_refused():
     relu, conv = layers.ReLU(name="relu"), layers.Conv2D(4, 3, name="conv")
     x = layers.Conv2D(4, 3, name="deep")(relu(conv(image)))
     model = keras.Model(image, relu(x))
-    assert feature_maps(model) == ("conv", "deep")
+    assert feature_layers(model) == ("conv", "deep")
     with pytest.raises(ValueError, match="'relu' is called 2 times .* a layer beside"):
-        tap(model, ["relu"])
+        feature_extractor(model, ["relu"])
 
 
 def test_calls_outside_the_model_do_not_count():
@@ -274,7 +279,7 @@ def test_calls_outside_the_model_do_not_count():
     relu, conv = layers.ReLU(name="relu"), layers.Conv2D(4, 3, name="conv")
     x = relu(conv(image))
     relu(x)  # Leads nowhere.
-    assert feature_maps(keras.Model(image, x)) == ("conv", "relu")
+    assert feature_layers(keras.Model(image, x)) == ("conv", "relu")
 
 
 def test_a_nested_model_is_one_layer_and_its_own_are_refused():
@@ -282,15 +287,19 @@ def test_a_nested_model_is_one_layer_and_its_own_are_refused():
     inner = keras.Model(image, layers.Conv2D(4, 3, name="deep")(image), name="body")
     outer = keras.Input((8, 8, 3))
     model = keras.Model(outer, layers.Flatten()(inner(outer)), name="whole")
-    assert feature_maps(model) == ("body",)
-    assert tap(model, ["body"])(images())[1].shape == (4, 6, 6, 4)
+    assert feature_layers(model) == ("body",)
+    assert feature_extractor(model, ["body"])(images())[1].shape == (4, 6, 6, 4)
     with pytest.raises(ValueError, match="'deep' is inside the model 'body', itself"):
-        tap(model, ["deep"])
+        feature_extractor(model, ["deep"])
 
 
 def test_models_without_a_graph_are_refused():
     unbuilt = keras.Sequential([layers.Conv2D(4, 3, name="conv")], name="late")
-    for find in (feature_maps, default_taps, lambda model: tap(model, ["conv"])):
+    for find in (
+        feature_layers,
+        default_feature_layers,
+        lambda model: feature_extractor(model, ["conv"]),
+    ):
         with pytest.raises(ValueError, match="logits, .* the subclassed Subclassed"):
             find(Subclassed())
         with pytest.raises(ValueError, match="keras.Input. Received: Sequential 'late"):
@@ -299,7 +308,7 @@ def test_models_without_a_graph_are_refused():
             find("resnet8")
 
 
-def test_a_sequential_model_built_by_its_first_call_is_tapped():
+def test_a_sequential_model_built_by_its_first_call_gives_features():
     model = keras.Sequential([layers.Conv2D(4, 3, name="conv"), layers.Flatten()])
     model(images())
-    assert tap(model, ["conv"])(images())[1].shape == (4, 6, 6, 4)
+    assert feature_extractor(model, ["conv"])(images())[1].shape == (4, 6, 6, 4)

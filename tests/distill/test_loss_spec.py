@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from kdprune.distill import SoftLoss, as_soft_losses
-from kdprune.distill.objective import Schedule
+from kdprune.distill.schedule import Schedule
 
 TWO_PHASES = [(0, 1), (0.5, 1), (0.5, 0), (1, 0)]
 

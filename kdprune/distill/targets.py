@@ -1,0 +1,256 @@
+"""Targets of `Distiller.fit`: labels in every form, stored logits, and their checks.
+
+Labels are class indices `(batch,)` or `(batch, 1)`, -1 where one is missing, or rows of
+probabilities `(batch, classes)`: one-hot, or mixed as Mixup and CutMix do, all zeros
+where a label is missing. Arrays are checked before training, all of them; what streams
+from a `tf.data.Dataset` is checked batch by batch, as it trains.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+# How far a row of probabilities may be from adding up to 1; bfloat16 has 3 digits.
+_SUM_TOLERANCE = 1e-2
+# What the check within a training step says; `Distiller.fit` puts it in one line.
+PROBABILITIES = "expected logits, got probabilities"
+OUT_OF_RANGE = "expected labels within the classes"
+NO_PROBABILITIES = "expected rows of probabilities"
+
+
+class Labels(NamedTuple):
+    """Labels of a batch in both forms.
+
+    Attributes:
+        indices: int32 `(batch,)`, -1 where a label is missing; of a row of
+            probabilities, the likeliest class.
+        rows: float32 `(batch, classes)` if they came as rows, else None.
+    """
+
+    indices: Any
+    rows: Any = None
+
+    @property
+    def hard(self) -> Any:
+        """What the hard loss compares predictions to; missing ones count as 0."""
+        return tf.maximum(self.indices, 0) if self.rows is None else self.rows
+
+
+def from_lists(given: Any) -> Any:
+    """Labels in a list as an array, and the pair of targets as a tuple."""
+    if not isinstance(given, list) or not given:
+        return given
+    if len(given) == 2 and all(np.ndim(part) for part in given):
+        return tuple(given)
+    return np.asarray(given)
+
+
+def split_targets(targets: Any) -> tuple[Any, Any]:
+    """Labels and stored teacher logits; None for what is not there.
+
+    Raises:
+        ValueError: If there are more than these two.
+    """
+    if not isinstance(targets, tuple | list):
+        return targets, None
+    if len(targets) != 2:
+        raise ValueError(
+            "targets must be labels, or the pair (labels, teacher_logits). Received: "
+            f"{len(targets)} parts"
+        )
+    return targets[0], targets[1]
+
+
+def as_labels(labels: Any, classes: int | None) -> Labels:
+    """Brings a batch's labels to their forms, and checks them as the step runs.
+
+    Args:
+        labels: As told above.
+        classes: The number of logits, if it is known.
+
+    Returns:
+        `Labels`, which can only be used if they are in range.
+
+    Raises:
+        ValueError: If shape or type are those of no labels.
+    """
+    labels = tf.convert_to_tensor(labels)
+    if labels.dtype not in (tf.bool, *_NUMBERS):
+        raise ValueError(
+            f"labels must be class indices or rows of probabilities. Received: "
+            f"{labels.dtype.name}"
+        )
+    rank, width = labels.shape.rank, labels.shape[-1] if labels.shape.rank else None
+    if rank == 2 and width != 1:
+        if None not in (width, classes) and width != classes:
+            raise ValueError(_wrong_width(width, classes))
+        return _from_rows(tf.cast(labels, tf.float32))
+    if rank not in (None, 1, 2):
+        raise ValueError(
+            "labels must be class indices (batch,) or rows of probabilities (batch, "
+            f"classes). Received: shape {labels.shape}"
+        )
+    labels = tf.reshape(labels, [-1])
+    indices = tf.cast(labels, tf.int32)
+    in_range = tf.reduce_all(indices >= -1)
+    if classes is not None:
+        in_range &= tf.reduce_all(indices < classes)
+    if labels.dtype.is_floating:
+        in_range &= tf.reduce_all(tf.cast(indices, labels.dtype) == labels)
+    (indices,) = _checked(in_range, OUT_OF_RANGE, labels, indices)
+    return Labels(indices)
+
+
+def check_arrays(
+    images: Any, targets: Any, classes: int | None, image_shape: Any = None
+) -> None:
+    """Checks what is given to `fit` or `evaluate` as arrays, before anything is run.
+
+    Args:
+        images: Images. What is neither an array, a tensor nor a list passes.
+        targets: Labels, or labels and teacher logits; None passes.
+        classes: The number of logits, if it is known.
+        image_shape: `(height, width, channels)` that the student takes, if it is known.
+
+    Raises:
+        ValueError: If images are none, of another shape or NaN, if labels are not one
+            for each image or out of range, or logits do not fit or are not finite.
+    """
+    if isinstance(images, tf.data.Dataset):
+        spec = images.element_spec
+        spec = spec[0] if isinstance(spec, tuple) else spec
+        if isinstance(spec, tf.TensorSpec) and spec.shape.rank is not None:
+            _check_shape(tuple(spec.shape), image_shape)
+    if not isinstance(images, np.ndarray | tf.Tensor | list):
+        return
+    images = np.asarray(images)
+    if not images.size:
+        raise ValueError(f"expected images. Received: none, shape {images.shape}")
+    _check_shape(images.shape, image_shape)
+    if images.dtype.kind == "f" and not np.isfinite(images.min() + images.max()):
+        raise ValueError("images must be finite. Received: NaN or infinity among them")
+    labels, logits = split_targets(targets)
+    if labels is not None:
+        _check_labels(np.asarray(labels), len(images), classes)
+    if logits is not None:
+        _check_logits(np.asarray(logits), len(images), classes)
+
+
+_NUMBERS = (
+    *(tf.int8, tf.int16, tf.int32, tf.int64, tf.uint8, tf.uint16, tf.uint32, tf.uint64),
+    *(tf.float16, tf.bfloat16, tf.float32, tf.float64),
+)
+
+
+def _from_rows(rows: Any) -> Labels:
+    sums = tf.reduce_sum(rows, axis=1)
+    given = sums > 0.5
+    ones = tf.abs(sums - 1.0) < _SUM_TOLERANCE
+    valid = tf.reduce_all(rows >= 0.0) & tf.reduce_all(ones | tf.equal(sums, 0.0))
+    likeliest = tf.argmax(rows, axis=1, output_type=tf.int32)
+    indices = tf.where(given, likeliest, -1)
+    return Labels(*_checked(valid, NO_PROBABILITIES, sums, indices, rows))
+
+
+def _checked(condition: Any, message: str, shown: Any, *values: Any) -> list[Any]:
+    """The values, which need the condition to be computed."""
+    limits = tf.reduce_min(shown), tf.reduce_max(shown)
+    check = tf.debugging.Assert(condition, [message, *limits])
+    with tf.control_dependencies([check] if check is not None else []):
+        return [tf.identity(value) for value in values]
+
+
+def _check_shape(shape: Any, expected: Any) -> None:
+    # Keras adds an axis of one channel itself.
+    shapes = shape[1:], (*shape[1:], 1)
+    if expected and not any(_fits(each, expected) for each in shapes):
+        hint = "; for a single image use image[None]" if len(shape) == 3 else ""
+        raise ValueError(
+            f"the student takes images of shape (n, {', '.join(map(str, expected))})"
+            f". Received: {shape}{hint}"
+        )
+
+
+def _check_labels(labels: np.ndarray, count: int, classes: int | None) -> None:
+    if labels.dtype.kind not in "biuf":
+        raise ValueError(
+            "labels must be class indices or rows of probabilities. Received: "
+            f"{labels.dtype}; number the classes from 0"
+        )
+    if labels.ndim not in (1, 2) or len(labels) != count:
+        raise ValueError(
+            f"expected a label for each of {count} images: indices ({count},) or rows "
+            f"of probabilities ({count}, {classes or 'classes'}). Received: shape "
+            f"{labels.shape}"
+        )
+    if labels.ndim == 2 and labels.shape[1] != 1:
+        if classes is not None and labels.shape[1] != classes:
+            raise ValueError(_wrong_width(labels.shape[1], classes))
+        sums = labels.sum(axis=1, dtype=np.float64)
+        ones = np.abs(sums - 1.0) < _SUM_TOLERANCE
+        if not ((labels >= 0).all() and (ones | (sums == 0)).all()):
+            raise ValueError(no_probabilities(sums.min(), sums.max()))
+        return
+    low, high = labels.min(), labels.max()
+    whole = labels.dtype.kind != "f" or bool((labels == np.rint(labels)).all())
+    if not (whole and low >= -1 and (classes is None or high < classes)):
+        raise ValueError(out_of_range(low, high, classes))
+
+
+def _check_logits(logits: np.ndarray, count: int, classes: int | None) -> None:
+    expected = f"({count}, {classes or 'classes'})"
+    if logits.dtype.kind != "f" or not _fits(logits.shape, (count, classes)):
+        raise ValueError(
+            f"stored teacher logits must be floats of shape {expected}. Received: "
+            f"{logits.dtype} of shape {logits.shape}"
+        )
+    if not np.isfinite(logits.min() + logits.max()):
+        raise ValueError(
+            "stored teacher logits must be finite. Received: NaN or infinity among them"
+        )
+
+
+def explain(message: str, classes: int | None) -> str | None:
+    """The error, in one line, of a check within a step; None if it is of another."""
+    found = re.search(r"\[(expected [a-z ]+)\] \[(\S+)\] \[(\S+)\]", message)
+    if found is None:
+        return None
+    low, high = float(found[2]), float(found[3])
+    if found[1] == NO_PROBABILITIES:
+        return no_probabilities(low, high)
+    return out_of_range(low, high, classes)
+
+
+def out_of_range(low: Any, high: Any, classes: int | None) -> str:
+    """The error of labels from `low` to `high`."""
+    last = "classes - 1" if classes is None else classes - 1
+    return (
+        f"labels must be whole numbers from 0 to {last}, or -1 where one is missing. "
+        f"Received: labels from {low:g} to {high:g}"
+    )
+
+
+def no_probabilities(low: Any, high: Any) -> str:
+    """The error of rows of labels whose sums are from `low` to `high`."""
+    return (
+        "rows of labels must be probabilities: at least 0, with the sum 1, or all 0 "
+        f"where a label is missing. Received: sums from {low:g} to {high:g}"
+    )
+
+
+def _wrong_width(width: int, classes: int | None) -> str:
+    return (
+        f"the student has {classes} outputs, so that rows of labels have {classes} "
+        f"columns. Received: {width}"
+    )
+
+
+def _fits(shape: Any, expected: Any) -> bool:
+    return len(shape) == len(expected) and all(
+        None in (size, given) or size == given
+        for given, size in zip(shape, expected, strict=True)
+    )

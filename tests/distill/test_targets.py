@@ -1,0 +1,310 @@
+"""Labels in every form, and what ordinary mistakes are answered with."""
+
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from kdprune.distill import Distiller
+from kdprune.training import cross_entropy
+
+layers = keras.layers
+
+
+def network(width=4, classes=4, seed=0):
+    keras.utils.set_random_seed(seed)
+    image = keras.Input((8, 8, 3))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(width, 3)(image)))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(image, layers.Dense(classes, name="logits")(x))
+
+
+def distiller(losses=None, teacher=True, **options):
+    made = Distiller(network(), network(6, seed=1) if teacher else None, losses)
+    made.compile("sgd", **{"soft_weight": 0.5, **options})
+    return made
+
+
+def fit(made, images, targets=None, **options):
+    options = {"batch_size": 16, "shuffle": False, "verbose": 0, **options}
+    return made.fit(images, targets, **options).history
+
+
+def weights(made):
+    return np.concatenate([w.ravel() for w in made.student.get_weights()])
+
+
+def as_is(images, targets, batch=16):
+    return tf.data.Dataset.from_tensor_slices((images, targets)).batch(batch)
+
+
+ROWS = np.eye(4, dtype=np.float32)
+
+
+@pytest.mark.parametrize("losses", [["kl"], ["dkd"]])
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda y: ROWS[y],
+        lambda y: ROWS[y].astype(int),
+        lambda y: keras.utils.to_categorical(y, 4),
+        lambda y: y[:, None],
+        lambda y: y.astype(np.float32),
+        lambda y: y.astype(np.uint8),
+        lambda y: tf.one_hot(y, 4),
+    ],
+    ids=["rows", "whole rows", "categorical", "column", "float", "uint8", "tensor"],
+)
+def test_one_hot_labels_teach_as_indices_do(data, losses, form, streamed):
+    images, labels = data
+    plain, other = distiller(losses), distiller(losses)
+    expected = fit(plain, images, labels, epochs=2, validation_data=data)
+    given = form(labels)
+    if streamed:
+        batches = as_is(images, given)
+        found = other.fit(batches, epochs=2, validation_data=batches, verbose=0).history
+    else:
+        found = fit(other, images, given, epochs=2, validation_data=(images, given))
+    assert set(found) == set(expected)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)
+    np.testing.assert_allclose(weights(other), weights(plain), atol=1e-6)
+    assert other.evaluate(images, given, verbose=0) == pytest.approx(
+        plain.evaluate(images, labels, verbose=0), rel=1e-5
+    )
+
+
+def test_lists_of_labels_are_labels(data):
+    images, labels = data
+    plain, other, pair = distiller(), distiller(), distiller()
+    fit(plain, images, labels)
+    fit(other, images, labels.tolist())
+    np.testing.assert_array_equal(weights(other), weights(plain))
+    stored = pair.teachers[0].predict(images, verbose=0)
+    fit(pair, images, [labels, stored])
+    np.testing.assert_allclose(weights(pair), weights(plain), atol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_mixed_labels_have_the_cross_entropy_of_the_mixture(data, smoothing):
+    images, labels = data
+    rows = 0.7 * ROWS[labels] + 0.3 * ROWS[labels[::-1]]
+    made = distiller(label_smoothing=smoothing)
+    student = keras.models.clone_model(made.student)
+    student.set_weights(made.student.get_weights())
+    logits = student(images, training=True).numpy().astype(np.float64)
+    log = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    target = (1 - smoothing) * rows + smoothing / 4
+    result = made.train_on_batch(images, rows, return_dict=True)
+    expected = -(target * log).sum(axis=1).mean()
+    assert result["hard_loss"] == pytest.approx(expected, rel=1e-5)
+    right = logits.argmax(axis=1) == rows.argmax(axis=1)
+    assert result["accuracy"] == pytest.approx(right.mean())
+
+
+def test_rows_of_zeros_are_missing_labels(data):
+    images, labels = data
+    indices, rows = labels.copy(), ROWS[labels]
+    indices[::3], rows[::3] = -1, 0
+    plain, other = distiller(label_smoothing=0.1), distiller(label_smoothing=0.1)
+    expected, found = fit(plain, images, indices), fit(other, images, rows)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)
+    assert other.evaluate(images, rows, verbose=0) == pytest.approx(
+        plain.evaluate(images, indices, verbose=0), rel=1e-5
+    )
+
+
+def test_rows_of_labels_come_with_stored_logits(data):
+    images, labels = data
+    stored = np.random.default_rng(0).normal(0, 2, (64, 4)).astype(np.float32)
+    plain, other = distiller(teacher=False), distiller(teacher=False)
+    fit(plain, images, (labels, stored))
+    fit(other, images, (ROWS[labels], stored))
+    np.testing.assert_allclose(weights(other), weights(plain), atol=1e-6)
+
+
+def test_cross_entropy_takes_rows():
+    logits = np.random.default_rng(0).normal(0, 2, (8, 4)).astype(np.float32)
+    labels = np.arange(8) % 4
+    for smoothing in (0.0, 0.3):
+        np.testing.assert_allclose(
+            cross_entropy(ROWS[labels], logits, smoothing),
+            cross_entropy(labels, logits, smoothing),
+            rtol=1e-6,
+        )
+    with pytest.raises(ValueError, match=r"shape of the logits.*Received: \(8, 3\)"):
+        cross_entropy(np.ones((8, 3)) / 3, logits)
+    with pytest.raises(ValueError, match="label_smoothing must be in"):
+        cross_entropy(labels, logits, 1.0)
+
+
+STORED = np.zeros((64, 4), np.float32)
+LABELS = np.arange(64) % 4
+
+MISTAKES = {
+    "one class too many": (LABELS + 1, "0 to 3, or -1 .*Received: labels from 1 to 4"),
+    "below -1": (LABELS - 2, "Received: labels from -2 to 1"),
+    "half a class": (LABELS + 0.5, "whole numbers .*from 0.5 to 3.5"),
+    "NaN": (np.where(LABELS, LABELS, np.nan), "whole numbers .*from nan to nan"),
+    "names": (LABELS.astype(str), "class indices or rows .*number the classes from 0"),
+    "five columns": (np.eye(5)[LABELS], "has 4 outputs.*4 columns. Received: 5"),
+    "percent": (100 * ROWS[LABELS], "the sum 1.*Received: sums from 100 to 100"),
+    "logits as labels": (ROWS[LABELS] - 0.25, "rows of labels must be probabilities"),
+    "an image": (np.zeros((64, 8, 8, 3)), "expected a label for each of 64 images"),
+    "too few": (LABELS[:60], r"each of 64 images.*Received: shape \(60,\)"),
+    "three parts": ((LABELS, STORED, STORED), "the pair .*Received: 3 parts"),
+    "logits of others": ((LABELS, STORED[:, :3]), r"of shape \(64, 4\). Received: .*3"),
+    "logits of fewer": ((LABELS, STORED[:60]), r"of shape \(64, 4\). Received: .*60"),
+    "NaN as logits": ((LABELS, STORED * np.nan), "must be finite"),
+    "whole logits": ((LABELS, STORED.astype(int)), "must be floats .*Received: int64"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_targets_that_are_none_are_refused_before_training(data, mistake):
+    targets, message = MISTAKES[mistake]
+    made = distiller(teacher=not isinstance(targets, tuple))
+    before = weights(made)
+    with pytest.raises(ValueError, match=message) as error:
+        fit(made, data[0], targets)
+    assert "\n" not in str(error.value)
+    np.testing.assert_array_equal(weights(made), before)
+    with pytest.raises(ValueError, match=message):
+        made.evaluate(data[0], targets, verbose=0)
+    if not isinstance(targets, tuple):
+        with pytest.raises(ValueError, match=message):
+            fit(made, *data, validation_data=(data[0], targets))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((0, 8, 8, 3), np.float32), "expected images. Received: none"),
+        (np.zeros((64, 9, 8, 3), np.float32), r"\(n, 8, 8, 3\). Received: .64, 9, 8"),
+        (np.zeros((8, 8, 3), np.float32), r"for a single image use image\[None\]"),
+        (np.full((64, 8, 8, 3), np.nan, np.float32), "must be finite"),
+        (np.full((64, 8, 8, 3), np.inf, np.float32), "must be finite"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(images, message):
+    made = distiller()
+    with pytest.raises(ValueError, match=message) as error:
+        fit(made, images, LABELS)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "mistake", ["one class too many", "below -1", "half a class", "NaN", "five columns",
+                "percent", "logits as labels", "names"],
+)  # fmt: skip
+def test_streamed_labels_out_of_range_are_refused_in_one_line(data, mistake):
+    targets, _ = MISTAKES[mistake]
+    made = distiller()
+    says = "labels must be|rows of labels"
+    with pytest.raises(ValueError, match=says) as error:
+        made.fit(as_is(data[0], targets), verbose=0)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=says) as error:
+        made.evaluate(as_is(data[0], targets), verbose=0)
+    assert "\n" not in str(error.value)
+
+
+def failures(data):
+    """What fails, before anything runs, while a step is traced, or as it runs."""
+    images, labels = data
+    stored = np.zeros((64, 5), np.float32) + np.arange(5)
+
+    class Broken(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise RuntimeError("broken")
+
+    return {
+        "labels": lambda made: made.fit(images, labels + 9, verbose=0),
+        "streamed labels": lambda made: made.fit(as_is(images, labels + 9), verbose=0),
+        "streamed images": lambda made: made.fit(
+            as_is(images[:, :5], labels), verbose=0
+        ),
+        "streamed rows": lambda made: made.fit(
+            as_is(images, np.eye(5)[labels]), verbose=0
+        ),
+        "no labels": lambda made: made.fit(images, verbose=0),
+        "stored logits": lambda made: made.fit(
+            as_is(images, (labels, stored)), verbose=0
+        ),
+        "callback": lambda made: made.fit(
+            images, labels, callbacks=[Broken()], verbose=0
+        ),
+        "evaluation": lambda made: made.evaluate(
+            as_is(images, np.eye(5)[labels]), verbose=0
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", ["graph", "subclassed", "hint"])
+@pytest.mark.parametrize("failure", failures((np.zeros((64, 8, 8, 3)), LABELS)))
+def test_a_distiller_is_fitted_after_a_fit_that_failed(data, subclassed, kind, failure):
+    if kind == "subclassed":
+        keras.utils.set_random_seed(0)
+        made = Distiller(subclassed(), subclassed())
+        made.compile("adam")
+    else:
+        made = distiller(["hint"] if kind == "hint" else None)
+        made.compile("adam")
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        failures(data)[failure](made)
+    assert "\n" not in str(error.value)
+    made.compile("adam")
+    first = fit(made, *data, epochs=3)["loss"]
+    assert first[-1] < first[0]
+    with pytest.raises((ValueError, RuntimeError)):
+        failures(data)[failure](made)
+    # Not compiled again, too.
+    again = fit(made, *data, epochs=2)["loss"]
+    assert again[-1] < first[0]
+    assert np.isfinite(made.evaluate(*data, verbose=0)).all()
+
+
+def test_the_weights_after_a_failed_fit_are_those_of_a_training_without_it(data):
+    plain, other = distiller(), distiller()
+    with pytest.raises(ValueError, match="has 4 outputs"):
+        other.fit(as_is(data[0], np.eye(5)[LABELS]), verbose=0)
+    fit(plain, *data, epochs=2)
+    fit(other, *data, epochs=2)
+    np.testing.assert_array_equal(weights(other), weights(plain))
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("model.keras", r"Received: the path 'model.keras'; load it first: kdprune\."),
+        (7, "must be a tf_keras .* Received: builtins.int"),
+        (network, "must be a tf_keras .* Received: builtins.function"),
+    ],
+)
+def test_what_is_no_model_is_refused(role, model, message):
+    pair = {"student": network(), "teacher": network(), role: model}
+    with pytest.raises(ValueError, match=f"{role} must be.*") as error:
+        Distiller(**pair)
+    assert re.search(message, str(error.value))
+
+
+def test_a_model_of_keras_3_is_refused():
+    import keras as keras3
+
+    model = keras3.Sequential([keras3.Input((8, 8, 3)), keras3.layers.Flatten()])
+    with pytest.raises(ValueError, match="a model of Keras 3; build it with tf_keras"):
+        Distiller(model, network())
+
+
+def test_a_teacher_smaller_than_its_student_is_warned_of(recwarn):
+    with pytest.warns(UserWarning, match="fewer than the .* are the two exchanged"):
+        Distiller(network(12), network())
+    recwarn.clear()
+    Distiller(network(), network(seed=1))
+    Distiller(network(), network(12))
+    assert not recwarn
