@@ -1,17 +1,32 @@
-"""Datasets: CIFAR-10, image folders, generated shapes, and NumPy arrays.
+"""Data sets: CIFAR-10, image folders, generated shapes, NumPy arrays, and your own.
 
 Needs NumPy and Pillow only; the `tf.data` side is in `kdprune.data.batches`.
 """
 
+from __future__ import annotations
+
+import functools
 import inspect
 import os
+from collections.abc import Callable
+from typing import Any
 
+from kdprune import _registry
 from kdprune.data import cifar10, folder, shapes
 from kdprune.data.arrays import from_arrays, to_float
 from kdprune.data.dataset import Dataset, Source, Split, join_splits
 from kdprune.data.splits import stratified_sample, stratified_split
 
-DATASETS = {"cifar10": cifar10.load, "folder": folder.load, "shapes": shapes.load}
+Loader = Callable[..., Source]
+
+DATASETS: dict[str, Loader] = {
+    "cifar10": cifar10.load,
+    "folder": folder.load,
+    "shapes": shapes.load,
+}
+
+# What every loader is given, if it takes it; the rest are its own options.
+_GIVEN = ("data_dir", "seed")
 
 __all__ = [
     "DATASETS",
@@ -21,39 +36,80 @@ __all__ = [
     "from_arrays",
     "join_splits",
     "load_dataset",
+    "register_dataset",
     "stratified_sample",
     "stratified_split",
     "to_float",
 ]
 
 
+def register_dataset(
+    name: str, loader: Loader | None = None, *, replace: bool = False
+) -> Any:
+    """Makes a data set known by a name, to `load_dataset` and to recipes.
+
+    A loader reads the training images and returns a `Source`, whose `read_test` reads
+    the test images when they are first asked for, and not before. If it has parameters
+    named `data_dir` and `seed`, it is given those of `load_dataset`; its other
+    parameters are the options of the data set and need defaults or a value in each
+    recipe.
+
+    Args:
+        name: Lower-case letters, digits and underscores.
+        loader: The function; None to use this as a decorator.
+        replace: Whether a data set of this name may be replaced.
+
+    Returns:
+        `loader`, or a decorator.
+
+    Raises:
+        ValueError: If the name is taken or not fit, or the loader not callable.
+
+    Example:
+        >>> @register_dataset("digits")
+        ... def load_digits(*, data_dir=None, split="balanced"):
+        ...     images, labels = read_digits(data_dir, split)
+        ...     return Source(
+        ...         origin="digits",
+        ...         classes=tuple("0123456789"),
+        ...         train=Split(images, labels),
+        ...         read_test=lambda: Split(*read_digits(data_dir, "test")),
+        ...         test_size=10_000,
+        ...     )
+    """
+    if loader is None:
+        return functools.partial(register_dataset, name, replace=replace)
+    return _registry.add(DATASETS, "data set", name, loader, replace)
+
+
 def load_dataset(
-    name: str,
+    name: str | Loader,
     *,
     data_dir: str | os.PathLike | None = None,
     validation: float | int = 0.1,
     calibration: float | int = 500,
     seed: int = 0,
-    **options,
+    **options: Any,
 ) -> Dataset:
-    """Loads a dataset by name and draws its validation and calibration images.
+    """Loads a data set by name and draws its validation and calibration images.
 
     Both are drawn from the training files, stratified and seeded. Validation
     shares no image with training; calibration is part of training. The test
     images are read when `Dataset.test` is first accessed.
 
     Args:
-        name: A name in `DATASETS`.
+        name: A name in `DATASETS`, or a loader (see `register_dataset`).
         data_dir: Where the data is; what it may be is said by each loader.
         validation: Share of the training files to hold out, or their number if
             it is an int. Ignored where the data has a validation set.
         calibration: Share of the training images to calibrate with, or their
             number; a number larger than there are takes them all.
         seed: Seed >= 0 of all draws, and of generated images.
-        **options: Options of the loader.
+        **options: Options of the loader: `path`, `image_size`, `channels`, `test` of
+            "folder"; `train_images`, `test_images`, `image_size` of "shapes".
 
     Returns:
-        The dataset.
+        The data set.
 
     Raises:
         ValueError: If an argument or the data is not as expected.
@@ -64,25 +120,33 @@ def load_dataset(
         >>> dataset.train.images.shape
         (900, 32, 32, 3)
     """
-    if name not in DATASETS:
+    load = name if callable(name) else DATASETS.get(name)
+    if load is None:
         raise ValueError(
-            f"Expected a dataset out of {', '.join(DATASETS)}. Received: {name!r}."
+            f"Expected a data set out of {', '.join(DATASETS)}. Received: {name!r}"
+            f"{_registry.nearest(name, DATASETS)}."
         )
+    called = getattr(name, "__name__", type(name).__name__) if callable(name) else name
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"Expected a whole number >= 0 as seed. Received: {seed!r}.")
-    load = DATASETS[name]
-    known = [
-        option.name
-        for option in inspect.signature(load).parameters.values()
-        if option.name not in ("data_dir", "seed")
-    ]
+    parameters = inspect.signature(load).parameters
+    known = [option for option in parameters if option not in _GIVEN]
     for option in options:
         if option not in known:
+            takes = ", ".join(known) or "none"
             raise ValueError(
-                f"Expected options of dataset {name!r}: {', '.join(known) or 'none'}. "
-                f"Received: {option!r}."
+                f"Expected options of data set {called!r}: {takes}. Received: "
+                f"{option!r}"
+                f"{_registry.nearest(option, [*known, 'validation', 'calibration'])}."
             )
-    source = load(data_dir=data_dir, seed=seed, **options)
+    given = {"data_dir": data_dir, "seed": seed}
+    given = {key: value for key, value in given.items() if key in parameters}
+    source = load(**given, **options)
+    if not isinstance(source, Source):
+        raise ValueError(
+            f"Expected a kdprune.data.Source from the loader of data set {called!r}. "
+            f"Received: {type(source).__name__}."
+        )
     return Dataset(
-        name, source, validation=validation, calibration=calibration, seed=seed
+        called, source, validation=validation, calibration=calibration, seed=seed
     )

@@ -1,31 +1,33 @@
 """Datasets from NumPy arrays, with every pixel and label checked first."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
+from kdprune import images as pixels
 from kdprune.data.dataset import Dataset, Source, Split, check_split
 from kdprune.data.splits import stratified_split
 
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-def to_float(images: np.ndarray) -> np.ndarray:
-    """Turns 8-bit images into what models take: float32 in [0, 1].
+def to_float(images: ArrayLike) -> NDArray[np.float32]:
+    """Gives images to models: float32 in [0, 1].
 
     Args:
-        images: uint8, any shape.
+        images: uint8, or float in [0, 1], shape `(n, height, width, channels)`, n > 0.
 
     Returns:
-        `images / 255`, float32, same shape.
+        float32, same shape: bytes divided by 255. No copy of what is float32 already.
 
     Raises:
-        ValueError: If `images` is not uint8.
+        ValueError: If the shape or the type is another, or a float is NaN, infinite
+            or outside [0, 1].
     """
-    images = np.asarray(images)
-    if images.dtype != np.uint8:
-        raise ValueError(f"Expected uint8 images. Received: {images.dtype}.")
-    return images.astype(np.float32) / np.float32(255)
+    return pixels.as_float(images)
 
 
 def from_arrays(
@@ -45,7 +47,8 @@ def from_arrays(
         images: uint8, or float in [0, 1] (stored as 8 bits), shape
             `(n, height, width, channels)` with 1 or 3 channels, or
             `(n, height, width)`.
-        labels: Whole numbers from 0, shape `(n,)` or `(n, 1)`.
+        labels: Whole numbers from 0, shape `(n,)` or `(n, 1)`, or one-hot rows,
+            shape `(n, classes)`.
         test: The test set as `(images, labels)`, or the share or number of
             images to hold out for it.
         validation: The validation set, in the same ways; a share or number is
@@ -89,48 +92,47 @@ def from_arrays(
 
 def _split(images: np.ndarray, labels: np.ndarray, what: str) -> Split:
     """Checks one set of images and labels and brings it to the common form."""
-    images, labels = np.asarray(images), np.asarray(labels)
+    images = np.asarray(images)
     if images.ndim == 3:
         images = images[..., np.newaxis]
-    if images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size:
+    checked = pixels.as_uint8(images, name=f"{what} images")
+    if checked.shape[3] not in (1, 3):
         raise ValueError(
             f"Expected {what} images of shape (n, height, width, 1 or 3). "
-            f"Received: {images.shape}."
+            f"Received: {checked.shape}."
         )
+    return Split(checked, _indices(np.asarray(labels), len(checked), what))
+
+
+def _indices(labels: np.ndarray, count: int, what: str) -> np.ndarray:
+    """Class indices, int64 `(count,)`, of labels in any form."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-        raise ValueError(
-            f"Expected one whole-number label for each of {len(images)} {what} "
-            f"images. Received: {labels.dtype} of shape {labels.shape}. "
-            "Take argmax(axis=1) of one-hot labels."
-        )
-    return Split(_eight_bit(images, what), labels.astype(np.int64))
-
-
-def _eight_bit(images: np.ndarray, what: str) -> np.ndarray:
-    if images.dtype == np.uint8:
-        return images
-    if images.dtype.kind != "f":
-        raise ValueError(
-            f"Expected {what} images as uint8 or as float in [0, 1]. "
-            f"Received: {images.dtype}. Use images.astype('uint8') if they hold 0..255."
-        )
-    for wrong, fault, fix in (
-        (~np.isfinite(images), "NaN or infinite", "Repair or drop those images"),
-        (
-            (images < 0) | (images > 1),
-            "out of range",
-            "Divide by 255 if they are 0..255",
-        ),
+    if (
+        labels.shape[:1] != (count,)
+        or labels.ndim > 2
+        or labels.dtype.kind not in "biuf"
     ):
-        if wrong.any():
-            first = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise ValueError(
+            f"Expected one label for each of {count} {what} images: whole numbers "
+            f"({count},) or one-hot rows ({count}, classes). "
+            f"Received: {labels.dtype} of shape {labels.shape}."
+        )
+    if labels.ndim == 2:
+        if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()):
             raise ValueError(
-                f"Expected {what} pixels in [0, 1]. Received: {wrong.sum():,} {fault}, "
-                f"the first at {first}: {images[first]}. {fix}."
+                f"Expected one-hot rows as {what} labels, a single 1 in each. "
+                f"Received: values from {labels.min():g} to {labels.max():g}. A data "
+                "set has one class for each image; Distiller.fit takes mixed labels."
             )
-    return np.rint(images * 255).astype(np.uint8)
+        return labels.argmax(axis=1).astype(np.int64)
+    indices = labels.astype(np.int64) if np.isfinite(labels).all() else labels
+    if labels.dtype.kind == "b" or not np.array_equal(indices, labels):
+        raise ValueError(
+            f"Expected whole numbers as {what} labels. Received: {labels.dtype}, from "
+            f"{labels.min()} to {labels.max()}."
+        )
+    return indices
 
 
 def _class_names(classes: Sequence[str] | None, labels: np.ndarray) -> tuple[str, ...]:

@@ -7,13 +7,14 @@ import hashlib
 import io
 import os
 import pickle
-import sys
 import tarfile
 import urllib.request
 from pathlib import Path
 
 import numpy as np
 
+from kdprune import _io
+from kdprune._log import logger, progress
 from kdprune.data import folder
 from kdprune.data.dataset import Source, Split
 
@@ -44,7 +45,7 @@ _ARCHIVES = (
     f"{_BATCHES}-target_archive",
 )
 _FOLDERS = ("", _BATCHES, f"{_BATCHES}-target/{_BATCHES}")
-_WAYS = (
+_PLACES = (
     f"give --data-dir (data_dir) or set KDPRUNE_DATA_DIR to the folder {_BATCHES}, "
     "to the folder that holds it, to cifar-10-python.tar.gz, or to a folder of "
     "images train/<class>/*.png and test/<class>/*.png; "
@@ -97,7 +98,7 @@ def _locate(data_dir: str | os.PathLike | None) -> Path:
             raise FileNotFoundError(
                 f"Expected CIFAR-10. Received: {given}, which "
                 + ("does not hold it" if given.exists() else "does not exist")
-                + f". Please {_WAYS}{_cache()}."
+                + f". Please {_PLACES}{_cache()}."
             )
         return place
     return _find(_cache()) or _download(_cache() / f"{_BATCHES}.tar.gz")
@@ -134,29 +135,25 @@ def _cache() -> Path:
 
 def _download(target: Path) -> Path:
     """Downloads the archive beside `target`, checks it and moves it into place."""
-    print(f"Downloading CIFAR-10 (170 MB) from {URL} to {target}", file=sys.stderr)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+    logger.info("downloading CIFAR-10 (170 MB) from %s to %s", URL, target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with (
+            _io.writing(target) as partial,
             urllib.request.urlopen(URL, timeout=30) as response,
-            partial.open("wb") as file,
         ):
-            total = int(response.headers.get("Content-Length") or 0)
-            while block := response.read(1 << 20):
-                file.write(block)
-                if total and sys.stderr.isatty():
-                    print(f"\r{file.tell() / total:4.0%}", end="", file=sys.stderr)
-        if (received := _md5(partial)) != ARCHIVE_MD5:
-            raise OSError(f"a file with the wrong MD5 {received}")
-        os.replace(partial, target)
+            with partial.open("wb") as file:
+                total = int(response.headers.get("Content-Length") or 0) >> 20
+                blocks = iter(lambda: response.read(1 << 20), b"")
+                for block in progress(blocks, "downloading, MiB", total or None):
+                    file.write(block)
+            if (received := _md5(partial)) != ARCHIVE_MD5:
+                raise OSError(f"a file with the wrong MD5 {received}")
     except OSError as error:
         raise OSError(
             f"Expected CIFAR-10 on this machine or at {URL}. Received: {error}. "
-            f"Please {_WAYS}{_cache()}."
+            f"Please {_PLACES}{_cache()}."
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return target
 
 
@@ -306,10 +303,11 @@ def _image_folder(place: Path) -> Source:
         )
     sizes = (len(source.train) + len(source.validation or ()), source.test_size)
     if sizes != (50_000, 10_000):
-        print(
-            f"{place} holds {sizes[0]:,} training and {sizes[1]:,} test images instead "
-            "of 50,000 and 10,000: its scores are not those of CIFAR-10.",
-            file=sys.stderr,
+        logger.warning(
+            "%s holds %s training and %s test images instead of 50,000 and 10,000: "
+            "its scores are not those of CIFAR-10.",
+            place,
+            *(f"{size:,}" for size in sizes),
         )
     return Source(
         origin="CIFAR-10 (image files)",

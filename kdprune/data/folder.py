@@ -1,15 +1,17 @@
 """Image folders with one subfolder for each class."""
 
+from __future__ import annotations
+
 import os
-import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from kdprune._log import logger, progress
 from kdprune.data.dataset import Source, Split
 from kdprune.data.splits import stratified_split
 
@@ -218,13 +220,16 @@ def read_images(
         ValueError: If an image is unreadable, too large, not of 8 bits, or not of
             the same size as the others; the message names the file.
     """
-    if len(files) > PROGRESS_FROM:
-        print(f"Reading {len(files):,} images ...", file=sys.stderr)
     labels = np.array([label for _, label in files], np.int64)
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         # Pillow only warns of what is refused below.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        decoded = pool.map(lambda file: _read(file[0], channels, resize), files)
+        decoded: Iterable = pool.map(
+            lambda file: _read(file[0], channels, resize), files
+        )
+        if len(files) > PROGRESS_FROM:
+            logger.info("reading %s images", f"{len(files):,}")
+            decoded = progress(decoded, "reading images", len(files))
         for index, pixels in enumerate(decoded):
             if index == 0:
                 size = size or pixels.shape[:2]

@@ -13,11 +13,12 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kdprune._graph import count_parameters, ends_in_softmax
+from kdprune._graph import ends_in_softmax
 from kdprune.distill import targets
 from kdprune.distill.feature_extractor import feature_extractor, match_feature_layers
 from kdprune.distill.loss_spec import SoftLoss, as_soft_losses, plain_line
 from kdprune.distill.schedule import Schedule, Value
+from kdprune.models.counts import count_parameters
 from kdprune.training.losses import cross_entropy
 
 
@@ -364,11 +365,18 @@ class Distiller(keras.Model):
             return None
         unused = ("loss", "loss_weights")
         config = {key: value for key, value in config.items() if key not in unused}
-        return config | keras.saving.serialize_keras_object(self._distilling)
+        config |= keras.saving.serialize_keras_object(self._distilling)
+        # A Keras optimizer leaves out of its config what its weight decay spares.
+        spared = getattr(self.optimizer, "_exclude_from_weight_decay_names", None)
+        return config | {"no_weight_decay": list(spared or ())}
 
     def compile_from_config(self, config: Mapping[str, Any]) -> None:
         """Compiles with what `get_compile_config` gave."""
-        self.compile(**keras.saving.deserialize_keras_object(dict(config)))
+        spared = config.get("no_weight_decay")
+        config = {key: config[key] for key in config if key != "no_weight_decay"}
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if spared:
+            self.optimizer.exclude_from_weight_decay(var_names=spared)
         if self.built and hasattr(self.optimizer, "build"):
             self.optimizer.build(self.trainable_variables)
 

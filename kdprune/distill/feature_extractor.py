@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import tf_keras as keras
 
-from kdprune import _registry
+from kdprune import _graph, _registry
 
 # Their outputs are images still, at most with a rim of zeros around them.
 _NOT_FEATURES = (keras.layers.InputLayer, keras.layers.ZeroPadding2D)
 
 
-def feature_layers(model):
+def feature_layers(model: keras.Model) -> tuple[str, ...]:
     """Lists the layers of a model whose outputs are feature maps.
 
     These are the layers with one output of shape `(batch, height, width,
@@ -32,7 +35,7 @@ def feature_layers(model):
     return tuple(_maps(model))
 
 
-def default_feature_layers(model):
+def default_feature_layers(model: keras.Model) -> tuple[str, ...]:
     """Names the last feature map of each resolution, the finest first.
 
     The features of one resolution are a stage of the network; its last map is what
@@ -57,7 +60,9 @@ def default_feature_layers(model):
     return tuple(_last_maps(model).values())
 
 
-def match_feature_layers(teacher, student):
+def match_feature_layers(
+    teacher: keras.Model, student: keras.Model
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Pairs the default layers of a teacher with those of a student.
 
     The last maps of both form a pair, whatever their resolutions are. Before it
@@ -81,10 +86,11 @@ def match_feature_layers(teacher, student):
     teachers, students = _last_maps(teacher), _last_maps(student)
     last = teachers.popitem()[1], students.popitem()[1]
     finer = [(teachers[size], students[size]) for size in teachers if size in students]
-    return tuple(zip(*finer, last, strict=True))
+    first, second = zip(*finer, last, strict=True)
+    return first, second
 
 
-def feature_extractor(model, names):
+def feature_extractor(model: keras.Model, names: Sequence[str]) -> keras.Model:
     """Builds a model that gives feature maps beside its outputs.
 
     It shares all layers and weights with `model`: a forward pass of it is one of
@@ -120,7 +126,7 @@ def feature_extractor(model, names):
     return keras.Model(model.inputs, outputs, name=f"{model.name}_features")
 
 
-def _maps(model):
+def _maps(model: keras.Model) -> dict[str, Any]:
     """The feature maps by layer name, in the order of execution."""
     return {
         name: nodes[0].outputs
@@ -131,9 +137,9 @@ def _maps(model):
     }
 
 
-def _last_maps(model):
+def _last_maps(model: keras.Model) -> dict[tuple[int, int], str]:
     """`{(height, width): name}` of the last map of each resolution, finest first."""
-    last = {}
+    last: dict[tuple[int, int], str] = {}
     for name, tensor in _maps(model).items():
         size = tuple(tensor.shape[1:3])
         if None in size:
@@ -153,29 +159,20 @@ def _last_maps(model):
     return {size: last[size] for size in finest_first}
 
 
-def _calls(model):
+def _calls(model: keras.Model) -> dict[str, list]:
     """The graph's nodes by the name of their layer, in the order of execution."""
     _check_graph(model)
-    calls = {}
+    calls: dict[str, list] = {}
     for depth in sorted(model._nodes_by_depth, reverse=True):
         for node in model._nodes_by_depth[depth]:
-            layer = _inner(node.layer)
-            if layer is not None:
+            layer = _graph.unwrapped(node.layer)
+            # The layer with which quantization starts wraps nothing.
+            if not _graph.is_tfmot_layer(layer):
                 calls.setdefault(layer.name, []).append(node)
     return calls
 
 
-def _inner(layer):
-    """The layer inside a wrapper of TensorFlow Model Optimization.
-
-    None for the layer with which quantization starts, since it wraps nothing.
-    """
-    module = type(layer).__module__
-    wrapped = module.startswith("tensorflow_model_optimization.")
-    return getattr(layer, "layer", None) if wrapped else layer
-
-
-def _check_graph(model):
+def _check_graph(model: Any) -> None:
     if not isinstance(model, keras.Model):
         kind = f"{type(model).__module__}.{type(model).__name__}"
         raise ValueError(f"expected a tf_keras (Keras 2) model. Received: {kind}")
@@ -194,7 +191,7 @@ def _check_graph(model):
     )
 
 
-def _explain(model, name):
+def _explain(model: keras.Model, name: str) -> str:
     """Says why this is not the name of a feature map."""
     nodes = _calls(model).get(name)
     if nodes is None:
@@ -211,14 +208,15 @@ def _explain(model, name):
             f"layer {name!r} is called {len(nodes)} times in model {model.name!r}, so "
             "that its name means no single output: take the layer before or after it."
         )
+    kind = type(_graph.unwrapped(nodes[0].layer)).__name__
     return (
         f"layer {name!r} of model {model.name!r} gives no feature map (batch, height, "
-        f"width, channels). Received: a {type(_inner(nodes[0].layer)).__name__} of "
-        f"output shape {nodes[0].output_shapes}."
+        f"width, channels). Received: a {kind} of output shape "
+        f"{nodes[0].output_shapes}."
     )
 
 
-def _nested_with(model, name):
+def _nested_with(model: keras.Model, name: str) -> keras.Model | None:
     """The innermost model inside this one that has a layer of that name."""
     for nested in model.layers:
         if isinstance(nested, keras.Model):
@@ -230,7 +228,7 @@ def _nested_with(model, name):
     return None
 
 
-def _candidates(name, maps):
+def _candidates(name: str, maps: Mapping[str, Any]) -> str:
     near = _registry.nearest(name, maps).removeprefix("; ")
     guess = f" {near[0].upper()}{near[1:]}" if near else ""
     return f"{guess} Feature maps: {', '.join(maps) or 'none'}."

@@ -150,16 +150,18 @@ class TestPlaces:
         home.rename(cache)
         self.check(load())
 
-    def test_a_download_into_the_cache(self, archive, monkeypatch, capsys):
+    def test_a_download_into_the_cache(self, archive, monkeypatch, caplog):
         monkeypatch.setattr(cifar10, "URL", archive.as_uri())
+        caplog.set_level("INFO", "kdprune")
         self.check(load())
-        assert capsys.readouterr().err.startswith("Downloading CIFAR-10 (170 MB)")
+        assert caplog.messages[0].startswith("downloading CIFAR-10 (170 MB)")
+        caplog.clear()
         cached = [f.name for f in (archive.parent / "keras" / "datasets").iterdir()]
         assert cached == ["cifar-10-batches-py.tar.gz"]
         self.check(load())
-        assert capsys.readouterr().err == ""
+        assert caplog.messages == []
 
-    def test_images_in_folders(self, home, capsys):
+    def test_images_in_folders(self, home, caplog):
         pixels = pixels_of(0).reshape(COUNT, 32, 32, 3)
         for part in ("train", "test"):
             for i in range(COUNT):
@@ -170,7 +172,7 @@ class TestPlaces:
         assert dataset.classes == cifar10.CLASSES
         assert np.array_equal(np.sort(dataset.test.images, 0), np.sort(pixels, 0))
         assert dataset.description["source"] == "CIFAR-10 (image files)"
-        assert "holds 20 training and 20 test images" in capsys.readouterr().err
+        assert "holds 20 training and 20 test images" in caplog.text
 
     def test_the_test_batch_is_not_opened_before_it_is_asked_for(self, home):
         (home / "cifar-10-batches-py" / "test_batch").write_bytes(b"")

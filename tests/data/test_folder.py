@@ -177,12 +177,13 @@ class TestPixels:
             image.save(file)
         assert np.array_equal(load(flat).train.images, expected)
 
-    def test_progress_is_told_of_big_sets_only(self, flat, capsys, monkeypatch):
+    def test_progress_is_told_of_big_sets_only(self, flat, caplog, monkeypatch):
+        caplog.set_level("INFO", "kdprune")
         load(flat)
-        assert capsys.readouterr().err == ""
+        assert caplog.messages == []
         monkeypatch.setattr(folder, "PROGRESS_FROM", 5)
         load(flat)
-        assert capsys.readouterr().err == "Reading 16 images ...\n"
+        assert caplog.messages == ["reading 16 images"]
 
 
 class TestBadInput:

@@ -94,13 +94,27 @@ class TestSplit:
 
 class TestToFloat:
     def test_bytes_become_unit_floats(self):
-        result = to_float(np.array([0, 51, 255], np.uint8))
+        result = to_float(np.array([0, 51, 255], np.uint8).reshape(1, 1, 1, 3))
         assert result.dtype == np.float32
-        assert result.tolist() == [0, np.float32(0.2), 1]
+        assert result.ravel().tolist() == [0, np.float32(0.2), 1]
 
-    def test_floats_are_refused(self):
-        with pytest.raises(ValueError, match="Expected uint8 images.*float64"):
-            to_float(np.zeros(3))
+    def test_floats_stay_what_they_are(self):
+        images = np.random.default_rng(0).random((2, 4, 4, 3), np.float32)
+        assert to_float(images) is images
+
+    @pytest.mark.parametrize(
+        ("images", "fault"),
+        [
+            (np.zeros((2, 4, 4, 3), int), "array of uint8, or of floats.*int64"),
+            (np.zeros((4, 4, 3)), "for a single image"),
+            (np.full((2, 4, 4, 3), 255.0), "divide pixels by 255"),
+            (np.full((2, 4, 4, 3), np.nan), "nan at"),
+            (np.zeros((0, 4, 4, 3)), "n > 0"),
+        ],
+    )
+    def test_what_are_no_images_is_refused(self, images, fault):
+        with pytest.raises(ValueError, match=fault):
+            to_float(images)
 
 
 class TestFromArrays:
@@ -138,15 +152,31 @@ class TestFromArrays:
         assert dataset.test.images.ravel()[[0, 1, -1]].tolist() == [0, 0, 255]
 
     @pytest.mark.parametrize(
+        "form",
+        [
+            lambda y: np.eye(3)[y],
+            lambda y: np.eye(3, dtype=bool)[y],
+            lambda y: y.astype(np.float32),
+            lambda y: y.tolist(),
+        ],
+        ids=["one-hot", "bool", "float", "list"],
+    )
+    def test_takes_labels_in_every_form(self, form):
+        dataset = from_arrays(images_of(LABELS), form(LABELS))
+        expected = from_arrays(images_of(LABELS), LABELS)
+        assert dataset.description == expected.description
+        assert np.array_equal(dataset.test.labels, expected.test.labels)
+
+    @pytest.mark.parametrize(
         "value, fault",
         [
-            (np.nan, "1 NaN or infinite, the first at .3, 1, 2, 0.: nan"),
-            (np.inf, "1 NaN or infinite, the first at .3, 1, 2, 0.: inf"),
-            (-0.5, "1 out of range, the first at .3, 1, 2, 0.: -0.5"),
-            (255.0, "1 out of range, .*: 255.0. Divide by 255"),
+            (np.nan, "training images must be floats.*: nan at .3, 1, 2, 0."),
+            (np.inf, "training images must be floats.*: inf at .3, 1, 2, 0."),
+            (-0.5, r"training images must be uint8, or floats.* in \[-0.5, 0\]"),
+            (255.0, r"in \[0, 255\]; divide pixels by 255"),
         ],
     )
-    def test_a_bad_pixel_is_counted_and_located(self, value, fault):
+    def test_a_bad_pixel_is_refused(self, value, fault):
         images = np.zeros((100, 4, 4, 3))
         images[3, 1, 2, 0] = value
         with pytest.raises(ValueError, match=fault):
@@ -155,10 +185,22 @@ class TestFromArrays:
     @pytest.mark.parametrize(
         "images, labels, arguments, fault",
         [
-            (images_of(LABELS).astype(int), LABELS, {}, "uint8 or as float .* int64"),
-            (np.zeros((100, 4)), LABELS, {}, "training images of shape .*100, 4"),
+            (
+                images_of(LABELS).astype(int),
+                LABELS,
+                {},
+                "of uint8, or of floats .*int64",
+            ),
+            (np.zeros((100, 4)), LABELS, {}, "training images must have .*100, 4"),
+            (np.zeros((100, 4, 4, 2)), LABELS, {}, "1 or 3.*100, 4, 4, 2"),
+            (np.zeros((0, 4, 4, 3)), LABELS, {}, "training images .* n > 0"),
             (images_of(LABELS), LABELS[:9], {}, "each of 100 training images"),
-            (images_of(LABELS), np.eye(3)[LABELS], {}, "argmax"),
+            (images_of(LABELS), LABELS + 0.5, {}, "whole numbers as training labels"),
+            (images_of(LABELS), LABELS * np.nan, {}, "whole numbers .* from nan"),
+            (images_of(LABELS), LABELS.astype(str), {}, "one label .* <U"),
+            (images_of(LABELS), np.eye(3)[LABELS] * 0.9, {}, "a single 1 in each"),
+            (images_of(LABELS), np.ones((100, 3)), {}, "a single 1 in each"),
+            (images_of(LABELS), np.ones((100, 3, 1)), {}, "one label for each"),
             (images_of(LABELS), LABELS - 1, {}, "labels from 0. Received: -1"),
             (images_of(LABELS), LABELS, {"classes": "ab"}, "0 to 1.*up to 2"),
             (images_of(LABELS), LABELS, {"classes": "abcd"}, "every class.*none of d"),

@@ -270,7 +270,9 @@ def test_a_layer_called_twice_is_refused():
     x = layers.Conv2D(4, 3, name="deep")(relu(conv(image)))
     model = keras.Model(image, relu(x))
     assert feature_layers(model) == ("conv", "deep")
-    with pytest.raises(ValueError, match="'relu' is called 2 times .* a layer beside"):
+    with pytest.raises(
+        ValueError, match="'relu' is called 2 times .* the layer before"
+    ):
         feature_extractor(model, ["relu"])
 
 
