@@ -43,6 +43,8 @@ _PUBLIC = {
     "write_kit": "kdprune.kit",
     "evaluate_model": "kdprune.evaluate",
     "measure_latency": "kdprune.benchmark",
+    "register_loss": "kdprune.distill",
+    "register_dataset": "kdprune.data",
     "register_stage": "kdprune.stages",
 }
 

@@ -71,23 +71,25 @@ def from_arrays(
     """
     train = _split(images, labels, "training")
     if isinstance(test, tuple):
-        test = _split(*test, "test")
+        tested = _split(*test, "test")
     else:
         kept, held_out = stratified_split(train.labels, test, (seed, 2), "test")
-        train, test = train.take(kept), train.take(held_out)
-    given = _split(*validation, "validation") if isinstance(validation, tuple) else None
+        train, tested = train.take(kept), train.take(held_out)
+    given, share = None, 0.1
+    if isinstance(validation, tuple):
+        given = _split(*validation, "validation")
+    else:
+        share = validation
     source = Source(
         origin="NumPy arrays",
         classes=_class_names(classes, train.labels),
         train=train,
-        read_test=lambda: test,
-        test_size=len(test),
+        read_test=lambda: tested,
+        test_size=len(tested),
         validation=given,
     )
-    check_split(test, "test", train.images.shape[1:], source.classes)
-    return Dataset(
-        name, source, validation=validation, calibration=calibration, seed=seed
-    )
+    check_split(tested, "test", train.images.shape[1:], source.classes)
+    return Dataset(name, source, validation=share, calibration=calibration, seed=seed)
 
 
 def _split(images: np.ndarray, labels: np.ndarray, what: str) -> Split:

@@ -5,16 +5,32 @@ sees the batches an uninterrupted one would have seen, and a teacher's logits
 can be stored for exactly the pixels a student will be shown.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
+
+from kdprune.data.dataset import Split
+
+Augment = Mapping[str, Any]
 
 # Streams of random numbers that must not coincide for one (seed, epoch).
 _SHUFFLE, _AUGMENT, _FLIP = 0, 1, 2
 
 
 def training_batches(
-    split, batch_size, *, epochs, seed, start_epoch=0, augment=None, soft_labels=None
-):
+    split: Split,
+    batch_size: int,
+    *,
+    epochs: int,
+    seed: int,
+    start_epoch: int = 0,
+    augment: Augment | None = None,
+    soft_labels: Sequence[Any] | None = None,
+) -> tf.data.Dataset:
     """Batches of all epochs from `start_epoch` on, in one unbroken stream.
 
     Args:
@@ -37,29 +53,30 @@ def training_batches(
         `(images, (labels, teacher_logits))` with `soft_labels`.
 
     Raises:
-        ValueError: If `crop` is not smaller than the images, or `soft_labels` are
-            not of as many images.
+        ValueError: If `batch_size` is no whole number above 0, `crop` is not smaller
+            than the images, or `soft_labels` are not of as many images.
     """
     count = len(split.labels)
+    _check_batch_size(batch_size)
     batch_size = min(batch_size, count)
     store = _Store(split)
     _check_crop(augment, split)
-    views = len(soft_labels) if soft_labels is not None else None
-    if views:
-        if len(soft_labels[0]) != count:
-            raise ValueError(
-                f"expected soft labels of the {count} training images. Received: "
-                f"{len(soft_labels[0])}; store them for this data again."
-            )
-        shape = np.shape(soft_labels[0])
+    stored = () if soft_labels is None else soft_labels
+    views = len(stored)
+    shape: tuple[int, ...] = np.shape(stored[0]) if views else ()
+    if views and (len(shape) != 2 or shape[0] != count):
+        raise ValueError(
+            f"expected soft labels of the {count} training images, (images, classes). "
+            f"Received: shape {shape}; store them for this data again."
+        )
 
-    def logits_of(view):
+    def logits_of(view: Any) -> Any:
         logits = tf.numpy_function(
-            lambda view: np.asarray(soft_labels[view], np.float16), [view], tf.float16
+            lambda view: np.asarray(stored[view], np.float16), [view], tf.float16
         )
         return tf.ensure_shape(logits, shape)
 
-    def epoch_indices(epoch):
+    def epoch_indices(epoch: Any) -> tf.data.Dataset:
         order = tf.random.experimental.stateless_shuffle(
             tf.range(count), seed=_seed(seed, _SHUFFLE, epoch)
         )
@@ -72,7 +89,7 @@ def training_batches(
             batch_size, drop_remainder=True
         )
 
-    def load(rows):
+    def load(rows: dict[str, Any]) -> Any:
         images = store.read(rows, augment or {})
         labels = tf.gather(store.labels, rows["index"])
         if not views:
@@ -87,12 +104,20 @@ def training_batches(
     )
 
 
-def steps_per_epoch(split, batch_size):
+def steps_per_epoch(split: Split, batch_size: int) -> int:
     """Full batches in an epoch of `training_batches`; at least one."""
+    _check_batch_size(batch_size)
     return max(len(split.labels) // batch_size, 1)
 
 
-def view_batches(split, batch_size, *, view, seed, augment=None):
+def view_batches(
+    split: Split,
+    batch_size: int,
+    *,
+    view: int,
+    seed: int,
+    augment: Augment | None = None,
+) -> tf.data.Dataset:
     """One augmentation view of every image, in the split's own order.
 
     The pixels are those `training_batches` shows in an epoch of this view.
@@ -116,13 +141,21 @@ def view_batches(split, batch_size, *, view, seed, augment=None):
     )
 
 
-def evaluation_batches(split, batch_size=500):
+def evaluation_batches(split: Split, batch_size: int = 500) -> tf.data.Dataset:
     """`(images, labels)` of a split in its own order, images float32 in [0, 1]."""
+    _check_batch_size(batch_size)
     data = tf.data.Dataset.from_tensor_slices((split.images, split.labels))
     return data.batch(batch_size).map(lambda x, y: (_to_float(x), y)).prefetch(4)
 
 
-def _check_crop(augment, split):
+def _check_batch_size(batch_size: int) -> None:
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(
+            f"batch_size must be a whole number above 0. Received: {batch_size!r}"
+        )
+
+
+def _check_crop(augment: Augment | None, split: Split) -> None:
     # One reflection reaches no further; beyond it lie other images' pixels.
     smallest = min(split.images.shape[1:3])
     if augment and augment.get("crop", 0) >= smallest:
@@ -132,12 +165,12 @@ def _check_crop(augment, split):
         )
 
 
-def _seed(seed, stream, epoch):
+def _seed(seed: int, stream: int, epoch: Any) -> tf.Tensor:
     """A stateless seed of two int64 for one stream of one epoch."""
     return tf.stack([tf.cast(seed * 8 + stream, tf.int64), tf.cast(epoch, tf.int64)])
 
 
-def _draw(count, view, augment, seed):
+def _draw(count: int, view: Any, augment: Augment, seed: int) -> dict[str, Any]:
     """The random choices of one view, a row for every image of the split."""
     seed = augment.get("seed", seed)
     rows = {}
@@ -165,12 +198,12 @@ class _Store:
     and needs no padded copy.
     """
 
-    def __init__(self, split):
+    def __init__(self, split: Split) -> None:
         _, self.height, self.width, self.channels = split.images.shape
         self.pixels = tf.constant(split.images.reshape(-1, self.channels))
         self.labels = tf.constant(np.asarray(split.labels, np.int64))
 
-    def read(self, rows, augment):
+    def read(self, rows: Mapping[str, Any], augment: Augment) -> tf.Tensor:
         index = rows["index"]
         y = tf.range(self.height)[None, :]
         x = tf.range(self.width)[None, :]
@@ -192,10 +225,10 @@ class _Store:
             )
         return _to_float(images)
 
-    def _square(self, centre, size):
+    def _square(self, centre: Any, size: int) -> tf.Tensor:
         """Which pixels lie in the square to cut out, `(batch, height, width, 1)`."""
 
-        def near(position, length):
+        def near(position: Any, length: int) -> tf.Tensor:
             first = tf.cast(position * (length + 1.0), tf.int32) - size // 2
             offset = tf.range(length)[None, :] - first[:, None]
             return (offset >= 0) & (offset < size)
@@ -204,10 +237,10 @@ class _Store:
         return (rows[:, :, None] & columns[:, None, :])[..., None]
 
 
-def _reflect(index, length):
+def _reflect(index: Any, length: int) -> Any:
     """Mirrors positions outside [0, length) back inside, edges not repeated."""
     return (length - 1) - tf.abs((length - 1) - tf.abs(index))
 
 
-def _to_float(images):
+def _to_float(images: Any) -> tf.Tensor:
     return tf.cast(images, tf.float32) / 255.0

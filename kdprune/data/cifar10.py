@@ -180,8 +180,9 @@ def _read_batches(place: Path, names: tuple[str, ...]) -> Split:
             for member in archive:
                 name = member.name.removeprefix(f"{_BATCHES}/")
                 if member.isfile() and name in names:
-                    content = archive.extractfile(member).read()
-                    members[name] = _parse(content, place / member.name)
+                    content = archive.extractfile(member)
+                    if content is not None:  # A file, as was asked.
+                        members[name] = _parse(content.read(), place / member.name)
                 if len(members) == len(names):
                     break
         batches = [members[name] for name in names]
@@ -232,7 +233,7 @@ class _RawArray:
 
     def __setstate__(self, state):
         _, shape, _, is_fortran, raw = state
-        self.__init__(raw, shape, "F" if is_fortran else "C")
+        self.raw, self.shape, self.order = raw, shape, "F" if is_fortran else "C"
 
     def pixels(self) -> np.ndarray:
         return np.frombuffer(self.raw, np.uint8).reshape(self.shape, order=self.order)

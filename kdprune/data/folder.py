@@ -231,8 +231,9 @@ def read_images(
             logger.info("reading %s images", f"{len(files):,}")
             decoded = progress(decoded, "reading images", len(files))
         for index, pixels in enumerate(decoded):
+            if size is None:
+                size = pixels.shape[:2]
             if index == 0:
-                size = size or pixels.shape[:2]
                 images = np.empty((len(files), *size, channels), np.uint8)
             if pixels.shape[:2] != tuple(size):
                 pool.shutdown(cancel_futures=True)
@@ -248,10 +249,10 @@ def read_images(
 def _read(file: Path, channels: int, resize: tuple[int, int] | None) -> np.ndarray:
     """Decodes one image, uint8 of shape `(height, width, channels)`."""
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
+        with Image.open(file, formats=FORMATS) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            image = ImageOps.exif_transpose(image)
+            image = ImageOps.exif_transpose(opened)
             image.load()
     except Image.DecompressionBombError as error:
         raise ValueError(

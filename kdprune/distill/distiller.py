@@ -83,8 +83,9 @@ class Distiller(keras.Model):
             _check_logits_out(model)
         specs = as_soft_losses(losses)
         classes = _classes(student)
-        for loss in specs if classes else ():
-            loss.validate(classes)
+        if classes is not None:
+            for loss in specs:
+                loss.validate(classes)
         for model in teachers:
             _warn_if_smaller(model, student)
         self.student = student
@@ -102,7 +103,8 @@ class Distiller(keras.Model):
         if len(losses) > 1:
             names += [f"{loss.name}_loss" for loss in losses]
         self._loss_means = {name: keras.metrics.Mean(name) for name in names}
-        self._student_extractor, self._teacher_extractor = self.student, None
+        self._student_extractor: keras.Model = self.student
+        self._teacher_extractor: keras.Model | None = None
         self._feature_slices: list[slice] = []
         # Digests of teachers' weights that are nobody's: what `from_config` drew.
         self._initial: list[str] = []
@@ -126,11 +128,13 @@ class Distiller(keras.Model):
             for all_names, names in zip(layers, pairs, strict=True):
                 all_names.extend(names)
             self._feature_slices.append(slice(start, len(layers[0])))
-        self._teacher_extractor = feature_extractor(teacher, layers[0])
-        self._student_extractor = feature_extractor(self.student, layers[1])
+        extractors = [
+            feature_extractor(model, names)
+            for model, names in zip((teacher, self.student), layers, strict=True)
+        ]
+        self._teacher_extractor, self._student_extractor = extractors
         shapes = [
-            [output.shape for output in model.outputs[1:]]
-            for model in (self._teacher_extractor, self._student_extractor)
+            [output.shape for output in model.outputs[1:]] for model in extractors
         ]
         for loss, part in zip(of_features, self._feature_slices, strict=True):
             given = {"name": loss.name, **loss.arguments}
@@ -199,8 +203,8 @@ class Distiller(keras.Model):
             jit_compile=jit_compile,
         )
         self._distilling = {
-            "temperature": temperature,
-            "soft_weight": soft_weight,
+            "temperature": self._temperature.config,
+            "soft_weight": self._soft_weight.config,
             "steps": steps,
             "label_smoothing": label_smoothing,
         }
@@ -500,7 +504,7 @@ def _digest(model: keras.Model) -> str:
 def _check_pair(teacher: keras.Model, student: keras.Model) -> None:
     # A subclassed model has no shape before its first call; the loss checks then.
     for what, key in (("classes", "output_shape"), ("images", "input_shape")):
-        shapes = [getattr(model, key, None) for model in (teacher, student)]
+        shapes: list[Any] = [getattr(model, key, None) for model in (teacher, student)]
         if any(not isinstance(shape, tuple) for shape in shapes):
             continue
         cut = slice(-1, None) if what == "classes" else slice(1, None)

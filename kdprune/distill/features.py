@@ -4,8 +4,12 @@ The formulas are functions of one pair of tensors. The layers in `FEATURE_LOSSES
 apply them to lists of such maps, and own what has to be learned for that.
 """
 
+from __future__ import annotations
+
 import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,12 +17,16 @@ import tf_keras as keras
 
 from kdprune.distill.losses import check_weights
 
+# `(batch, height, width, channels)`, and those of all maps of a model.
+Shape = tuple[Any, ...]
+Shapes = Sequence[Any]
+
 # Vectors shorter than this have no direction. Their gradient is zero, where that
 # of `x / |x|` would be infinite.
 _SHORTEST = 1e-12
 
 
-def hint_loss(teacher, student):
+def hint_loss(teacher: Any, student: Any) -> tf.Tensor:
     """Measures the mean squared difference of two feature maps.
 
     If the maps differ in height or width, the bigger is averaged over areas down
@@ -49,7 +57,7 @@ def hint_loss(teacher, student):
     return tf.reduce_mean(tf.square(teacher - student), axis=[1, 2, 3])
 
 
-def attention_loss(teacher, student):
+def attention_loss(teacher: Any, student: Any) -> tf.Tensor:
     """Measures how differently two feature maps spread over the image.
 
     The attention map `Q` is the mean over channels of the squared features, as a
@@ -79,7 +87,12 @@ def attention_loss(teacher, student):
     return tf.reduce_sum(tf.square(teacher - student), axis=-1)
 
 
-def relational_loss(teacher, student, distance_weight=1.0, angle_weight=2.0):
+def relational_loss(
+    teacher: Any,
+    student: Any,
+    distance_weight: float = 1.0,
+    angle_weight: float = 2.0,
+) -> tf.Tensor:
     """Measures how differently two networks arrange the examples of a batch.
 
     Compares, by the Huber loss (delta 1), the distance of every two examples, in
@@ -123,8 +136,8 @@ def relational_loss(teacher, student, distance_weight=1.0, angle_weight=2.0):
     return tf.fill([count], loss)
 
 
-def info_nce_loss(teacher, student, temperature=0.1):
-    """Measures how well the teacher's embedding of an image is told by the student's.
+def info_nce_loss(teacher: Any, student: Any, temperature: float = 0.1) -> tf.Tensor:
+    """Measures how well the teacher's embedding of an image is recognised.
 
     The cross-entropy of picking, by cosine similarity to the student's embedding of
     an image, the teacher's embedding of that image out of those of the batch. A
@@ -188,16 +201,18 @@ class FeatureLoss(keras.layers.Layer):
     last_only = False
 
     @staticmethod
-    def check():
+    def check() -> None:
         """Raises `ValueError` for arguments out of range, before anything is made."""
 
-    def __init__(self, teacher_shapes, student_shapes, name=None):
+    def __init__(
+        self, teacher_shapes: Shapes, student_shapes: Shapes, name: str | None = None
+    ) -> None:
         super().__init__(name=name, dtype="float32")
         pairs = _checked(teacher_shapes, student_shapes)
         self._used = slice(-1, None) if self.last_only else slice(None)
         self.prepare(pairs[self._used])
 
-    def call(self, teacher_features, student_features):
+    def call(self, teacher_features: Any, student_features: Any) -> tf.Tensor:
         pairs = list(zip(teacher_features, student_features, strict=True))
         losses = [
             self.pair_loss(index, tf.stop_gradient(_float32(teacher)), student)
@@ -205,10 +220,11 @@ class FeatureLoss(keras.layers.Layer):
         ]
         return tf.add_n(losses) / len(losses)
 
-    def prepare(self, pairs):
+    def prepare(self, pairs: list[tuple[Shape, Shape]]) -> None:
         """Checks the pairs of shapes, and makes the layers they need, if any."""
 
-    def pair_loss(self, index, teacher, student):
+    def pair_loss(self, index: int, teacher: Any, student: Any) -> Any:
+        """The loss of a pair of maps, `(batch,)`; the teacher's comes in float32."""
         raise NotImplementedError
 
 
@@ -220,13 +236,13 @@ class HintLoss(FeatureLoss):
     has bigger kernels).
     """
 
-    def prepare(self, pairs):
+    def prepare(self, pairs: list[tuple[Shape, Shape]]) -> None:
         self.projectors = [
             _projector(teacher, student, f"projector_{index}")
             for index, (teacher, student) in enumerate(pairs)
         ]
 
-    def pair_loss(self, index, teacher, student):
+    def pair_loss(self, index: int, teacher: Any, student: Any) -> Any:
         return hint_loss(teacher, self.projectors[index](_float32(student)))
 
 
@@ -238,7 +254,7 @@ class AttentionLoss(FeatureLoss):
             attend to, besides the errors of `FeatureLoss`.
     """
 
-    def prepare(self, pairs):
+    def prepare(self, pairs: list[tuple[Shape, Shape]]) -> None:
         for shape in (shape for pair in pairs for shape in pair):
             if shape[1] * shape[2] == 1:
                 raise ValueError(
@@ -246,7 +262,7 @@ class AttentionLoss(FeatureLoss):
                     f"Received: shape {shape}; take an earlier layer."
                 )
 
-    def pair_loss(self, index, teacher, student):
+    def pair_loss(self, index: int, teacher: Any, student: Any) -> Any:
         return attention_loss(teacher, student)
 
 
@@ -263,21 +279,21 @@ class RelationalLoss(FeatureLoss):
 
     def __init__(
         self,
-        teacher_shapes,
-        student_shapes,
-        distance_weight=1.0,
-        angle_weight=2.0,
-        name=None,
-    ):
+        teacher_shapes: Shapes,
+        student_shapes: Shapes,
+        distance_weight: float = 1.0,
+        angle_weight: float = 2.0,
+        name: str | None = None,
+    ) -> None:
         self.check(distance_weight, angle_weight)
         super().__init__(teacher_shapes, student_shapes, name)
         self._weights = distance_weight, angle_weight
 
     @staticmethod
-    def check(distance_weight=1.0, angle_weight=2.0):
+    def check(distance_weight: float = 1.0, angle_weight: float = 2.0) -> None:
         check_weights(distance_weight=distance_weight, angle_weight=angle_weight)
 
-    def pair_loss(self, index, teacher, student):
+    def pair_loss(self, index: int, teacher: Any, student: Any) -> Any:
         teacher, student = _embedding(teacher), _embedding(student)
         return relational_loss(teacher, student, *self._weights)
 
@@ -294,27 +310,33 @@ class ContrastiveLoss(FeatureLoss):
 
     last_only = True
 
-    def __init__(self, teacher_shapes, student_shapes, temperature=0.1, name=None):
+    def __init__(
+        self,
+        teacher_shapes: Shapes,
+        student_shapes: Shapes,
+        temperature: float = 0.1,
+        name: str | None = None,
+    ) -> None:
         self.check(temperature)
         super().__init__(teacher_shapes, student_shapes, name)
         self._temperature = temperature
 
     @staticmethod
-    def check(temperature=0.1):
+    def check(temperature: float = 0.1) -> None:
         _check_temperature(temperature)
 
-    def prepare(self, pairs):
+    def prepare(self, pairs: list[tuple[Shape, Shape]]) -> None:
         ((teacher, student),) = pairs
         self.teacher_head = _head(teacher, "teacher_head")
         self.student_head = _head(student, "student_head")
 
-    def pair_loss(self, index, teacher, student):
+    def pair_loss(self, index: int, teacher: Any, student: Any) -> Any:
         teacher = self.teacher_head(_embedding(teacher))
         student = self.student_head(_embedding(student))
         return info_nce_loss(teacher, student, self._temperature)
 
 
-FEATURE_LOSSES = {
+FEATURE_LOSSES: dict[str, type[FeatureLoss]] = {
     "hint": HintLoss,
     "attention": AttentionLoss,
     "relational": RelationalLoss,
@@ -322,14 +344,16 @@ FEATURE_LOSSES = {
 }
 
 
-def _check_temperature(temperature):
+def _check_temperature(temperature: float) -> None:
     if not 0 < temperature < math.inf:
         raise ValueError(
             f"temperature must be a finite number above 0. Received: {temperature}"
         )
 
 
-def _checked(teacher_shapes, student_shapes):
+def _checked(
+    teacher_shapes: Shapes, student_shapes: Shapes
+) -> list[tuple[Shape, Shape]]:
     """Pairs of shapes as tuples."""
     teachers, students = (
         [tuple(shape) for shape in shapes]
@@ -351,39 +375,41 @@ def _checked(teacher_shapes, student_shapes):
     return list(zip(teachers, students, strict=True))
 
 
-def _projector(teacher_shape, student_shape, name):
+def _projector(
+    teacher_shape: Shape, student_shape: Shape, name: str
+) -> keras.layers.Layer:
     if teacher_shape[-1] == student_shape[-1]:
         return keras.layers.Activation("linear", name=name, dtype="float32")
     layer = keras.layers.Conv2D(teacher_shape[-1], 1, name=name, dtype="float32")
     return _built(layer, student_shape)
 
 
-def _head(shape, name):
+def _head(shape: Shape, name: str) -> keras.layers.Layer:
     return _built(keras.layers.Dense(128, name=name, dtype="float32"), shape)
 
 
-def _built(layer, shape):
+def _built(layer: keras.layers.Layer, shape: Shape) -> keras.layers.Layer:
     with tf.name_scope(layer.name):
         layer.build(shape)
     return layer
 
 
-def _float32(features):
+def _float32(features: Any) -> Any:
     return tf.cast(features, tf.float32)
 
 
-def _embedding(features):
+def _embedding(features: Any) -> Any:
     return tf.reduce_mean(_float32(features), axis=[1, 2])
 
 
-def _pooled_alike(*maps):
+def _pooled_alike(*maps: Any) -> list[Any]:
     """Averages maps over areas down to their least height and width."""
     height = min(features.shape[1] for features in maps)
     width = min(features.shape[2] for features in maps)
     return [_pooled(features, height, width) for features in maps]
 
 
-def _pooled(features, height, width):
+def _pooled(features: Any, height: int, width: int) -> Any:
     # `tf.image.resize(method="area")` has no gradient.
     if features.shape[1] != height:
         rows = _area_weights(features.shape[1], height)
@@ -395,7 +421,7 @@ def _pooled(features, height, width):
 
 
 @functools.cache
-def _area_weights(size, target):
+def _area_weights(size: int, target: int) -> np.ndarray:
     """The share that each of `size` cells has in each of `target` <= `size`."""
     edges = np.arange(target + 1)[:, None] * size / target
     cells = np.arange(size)
@@ -403,7 +429,7 @@ def _area_weights(size, target):
     return (overlap.clip(0) * target / size).astype("float32")
 
 
-def _relations(embeddings):
+def _relations(embeddings: Any) -> tuple[Any, Any]:
     """Relative distances (i, j) and cosines (vertex, i, j), `n**2` and `n**3`."""
     differences = embeddings[:, None] - embeddings[None]
     lengths = _length(differences)
@@ -414,17 +440,17 @@ def _relations(embeddings):
     return tf.math.divide_no_nan(lengths, mean), cosines
 
 
-def _huber(error):
+def _huber(error: Any) -> Any:
     size = tf.abs(error)
     return tf.where(size <= 1.0, 0.5 * tf.square(error), size - 0.5)
 
 
-def _unit(vectors):
+def _unit(vectors: Any) -> Any:
     """Vectors of length 1, or 0 where they are too short to have a direction."""
     return tf.math.divide_no_nan(vectors, _length(vectors)[..., None])
 
 
-def _length(vectors):
+def _length(vectors: Any) -> Any:
     squares = tf.reduce_sum(tf.square(vectors), axis=-1)
     long = squares > _SHORTEST**2
     # The inner choice keeps an infinite slope at 0 out of the gradient.

@@ -5,7 +5,11 @@ float32 whatever type comes in, and stay finite, in value and gradient, however 
 apart the logits are. None stops a gradient: that is up to whoever runs the teacher.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -14,7 +18,9 @@ import tensorflow as tf
 _SHORTEST = 1e-3
 
 
-def distillation_loss(teacher_logits, student_logits, temperature=4.0):
+def distillation_loss(
+    teacher_logits: Any, student_logits: Any, temperature: Any = 4.0
+) -> tf.Tensor:
     """Measures how far the student's softened predictions are from the teacher's.
 
     Computes `T**2 * KL(softmax(teacher / T) || softmax(student / T))`. The factor
@@ -42,8 +48,10 @@ def distillation_loss(teacher_logits, student_logits, temperature=4.0):
     return temperature**2 * _divergence(teacher / temperature, student / temperature)
 
 
-def soft_cross_entropy(teacher_logits, student_logits, temperature=1.0):
-    """Measures how surprised the student is by the teacher's soft labels.
+def soft_cross_entropy(
+    teacher_logits: Any, student_logits: Any, temperature: Any = 1.0
+) -> tf.Tensor:
+    """Computes the cross-entropy of the student and the teacher's soft labels.
 
     Computes `-T**2 * sum(softmax(teacher / T) * log(softmax(student / T)))`, the
     articles' `L_CE`. It is `distillation_loss` plus `T**2` times the entropy of the
@@ -60,7 +68,9 @@ def soft_cross_entropy(teacher_logits, student_logits, temperature=1.0):
     return temperature**2 * _cross_entropy(teacher / temperature, student / temperature)
 
 
-def contrastive_loss(teacher_logits, student_logits, temperature=1.0):
+def contrastive_loss(
+    teacher_logits: Any, student_logits: Any, temperature: Any = 1.0
+) -> tf.Tensor:
     """Compares the soft labels with a softmax of the student's probabilities.
 
     Computes `-T**2 * sum(softmax(teacher / T) * log(softmax(p)))`, where
@@ -90,8 +100,11 @@ def contrastive_loss(teacher_logits, student_logits, temperature=1.0):
 
 
 def articles_loss(
-    teacher_logits, student_logits, temperature=1.0, contrastive_weight=1.0
-):
+    teacher_logits: Any,
+    student_logits: Any,
+    temperature: Any = 1.0,
+    contrastive_weight: float = 1.0,
+) -> tf.Tensor:
     """Adds the articles' two terms: `L_CE + contrastive_weight * L_contrastive`.
 
     Source: the articles whose demo `configs/article.yaml` follows. The terms are
@@ -117,8 +130,13 @@ def articles_loss(
 
 
 def dkd_loss(
-    teacher_logits, student_logits, labels, temperature=4.0, alpha=1.0, beta=8.0
-):
+    teacher_logits: Any,
+    student_logits: Any,
+    labels: Any,
+    temperature: Any = 4.0,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+) -> tf.Tensor:
     """Weighs what the teacher says of the true class and of the others apart.
 
     `distillation_loss` is `TCKD + (1 - p) * NCKD`. TCKD is the divergence between
@@ -160,7 +178,13 @@ def dkd_loss(
     return temperature**2 * (alpha * target + beta * others)
 
 
-def dist_loss(teacher_logits, student_logits, temperature=1.0, beta=1.0, gamma=1.0):
+def dist_loss(
+    teacher_logits: Any,
+    student_logits: Any,
+    temperature: Any = 1.0,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+) -> tf.Tensor:
     """Asks the student's probabilities to correlate with the teacher's, no more.
 
     A student much smaller than its teacher cannot reproduce its probabilities, but
@@ -205,7 +229,9 @@ def dist_loss(teacher_logits, student_logits, temperature=1.0, beta=1.0, gamma=1
     return beta * inter + gamma * tf.reduce_mean(intra)
 
 
-def standardized_loss(teacher_logits, student_logits, temperature=2.0):
+def standardized_loss(
+    teacher_logits: Any, student_logits: Any, temperature: Any = 2.0
+) -> tf.Tensor:
     """Is `distillation_loss` between logits standardised for each example.
 
     Each example's logits are shifted and scaled to mean 0 and deviation 1 over the
@@ -239,7 +265,7 @@ def standardized_loss(teacher_logits, student_logits, temperature=2.0):
 
 # What a recipe calls them. `dkd` takes the labels as well. The articles' contrastive
 # term goes by their name, since `contrastive` compares features.
-LOGIT_LOSSES = {
+LOGIT_LOSSES: dict[str, Callable[..., tf.Tensor]] = {
     "kl": distillation_loss,
     "cross_entropy": soft_cross_entropy,
     "articles": articles_loss,
@@ -250,7 +276,9 @@ LOGIT_LOSSES = {
 }
 
 
-def _checked(teacher_logits, student_logits, temperature):
+def _checked(
+    teacher_logits: Any, student_logits: Any, temperature: Any
+) -> tuple[Any, Any, Any]:
     """Returns all three as float32 tensors that fit each other, or raises."""
     temperature = tf.cast(tf.convert_to_tensor(temperature), tf.float32)
     if not temperature.shape.is_compatible_with([]):
@@ -282,7 +310,7 @@ def _checked(teacher_logits, student_logits, temperature):
     return teacher, student, temperature
 
 
-def check_weights(**weights):
+def check_weights(**weights: float) -> None:
     """Raises `ValueError` unless weights are finite, at least 0 and not all 0."""
     for name, weight in weights.items():
         if not 0 <= weight < math.inf:
@@ -296,7 +324,7 @@ def check_weights(**weights):
         )
 
 
-def _known_labels(labels, teacher):
+def _known_labels(labels: Any, teacher: Any) -> Any:
     """Returns int32 `(batch,)`, the teacher's most likely class in place of -1."""
     labels = tf.reshape(tf.cast(labels, tf.int32), [-1])
     if not labels.shape.is_compatible_with(teacher.shape[:1]):
@@ -308,7 +336,7 @@ def _known_labels(labels, teacher):
     return tf.where(labels == -1, likeliest, labels)
 
 
-def _decoupled(logits, labels):
+def _decoupled(logits: Any, labels: Any) -> tuple[Any, Any]:
     """Splits logits into those of "the label or not" and those among the others.
 
     The others are gathered, not masked, so that no infinity enters a gradient.
@@ -323,23 +351,23 @@ def _decoupled(logits, labels):
     return tf.stack([target, tf.reduce_logsumexp(others, axis=1)], axis=1), others
 
 
-def _divergence(teacher, student):
+def _divergence(teacher: Any, student: Any) -> Any:
     """Returns KL(softmax(teacher) || softmax(student)) of each row, in nats."""
     teacher, student = tf.nn.log_softmax(teacher), tf.nn.log_softmax(student)
     return tf.reduce_sum(tf.exp(teacher) * (teacher - student), axis=1)
 
 
-def _cross_entropy(teacher, student):
+def _cross_entropy(teacher: Any, student: Any) -> Any:
     """Returns -sum(softmax(teacher) * log(softmax(student))) of each row, in nats."""
     return -tf.reduce_sum(tf.nn.softmax(teacher) * tf.nn.log_softmax(student), axis=1)
 
 
-def _pearson_distance(teacher, student, axis):
+def _pearson_distance(teacher: Any, student: Any, axis: int) -> Any:
     difference = _unit(teacher, axis) - _unit(student, axis)
     return 0.5 * tf.reduce_sum(difference**2, axis)
 
 
-def _unit(values, axis):
+def _unit(values: Any, axis: int) -> Any:
     """Centres along an axis and scales to length 1; what is constant becomes 0."""
     centred = values - tf.reduce_mean(values, axis, keepdims=True)
     return tf.math.l2_normalize(centred, axis, epsilon=_SHORTEST**2)

@@ -49,6 +49,7 @@ class Schedule:
             )
         self.points: tuple[tuple[float, float], ...] = tuple(map(tuple, points))
         self.steps = steps
+        self._constant = constant
         if not constant and not steps:
             raise ValueError(
                 f"{name} changes over training, whose length is not known: give "
@@ -65,6 +66,11 @@ class Schedule:
     def values(self) -> list[float]:
         """The values at the points."""
         return [value for _, value in self.points]
+
+    @property
+    def config(self) -> float | list[list[float]]:
+        """What it was made of, JSON-able."""
+        return self.values[0] if self._constant else [list(p) for p in self.points]
 
     def at(self, step: Any) -> Any:
         """The value at an optimizer step: a float, or a float32 tensor."""

@@ -1,13 +1,20 @@
 """Soft labels: a teacher's logits, computed once and replayed."""
 
+from __future__ import annotations
+
 import hashlib
 import io
 import json
-import os
-import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import tf_keras as keras
+
+from kdprune import _io
+from kdprune._log import logger
 
 _STORE = "store.json"
 # Parts of a layer's config that change no logits: how weights were drawn and learned,
@@ -16,7 +23,13 @@ _NO_LOGITS = ("name", "trainable", "dtype", "module", "registered_name", "build_
 _NO_LOGITS_ENDINGS = ("_initializer", "_regularizer", "_constraint")
 
 
-def store_key(teachers, split, *, augment=None, seed=0):
+def store_key(
+    teachers: Sequence[keras.Model],
+    split: Any,
+    *,
+    augment: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Names all that determines the logits of a store.
 
     Args:
@@ -29,7 +42,9 @@ def store_key(teachers, split, *, augment=None, seed=0):
     Returns:
         JSON-able dict, for `write_soft_labels` and `load_soft_labels`.
     """
-    content, precisions = hashlib.sha256(), set()
+    _check_models(teachers)
+    content = hashlib.sha256()
+    precisions: set[str | None] = set()
     for teacher in teachers:
         content.update(_architecture(teacher).encode())
         for value in teacher.get_weights():
@@ -37,14 +52,21 @@ def store_key(teachers, split, *, augment=None, seed=0):
         precisions |= {layer.compute_dtype for layer in teacher._flatten_layers()}
     return {
         "teacher": content.hexdigest(),
-        "precision": sorted(precisions - {None}),
-        "images": hashlib.sha256(np.ascontiguousarray(split.images)).hexdigest(),
+        "precision": sorted(filter(None, precisions)),
+        "images": _io.sha256(np.ascontiguousarray(split.images).tobytes()),
         "augmentation": augment,
         "seed": seed,
     }
 
 
-def write_soft_labels(teachers, read_view, folder, *, views, key):
+def write_soft_labels(
+    teachers: keras.Model | Sequence[keras.Model],
+    read_view: Callable[[int], Any],
+    folder: Path,
+    *,
+    views: int,
+    key: Mapping[str, Any],
+) -> None:
     """Stores teachers' logits for augmentation views of every image.
 
     A file per view, each written whole; called again after an interruption, it
@@ -66,9 +88,14 @@ def write_soft_labels(teachers, read_view, folder, *, views, key):
         OSError: If a view can't be written; those before it are kept.
     """
     teachers = list(teachers) if isinstance(teachers, list | tuple) else [teachers]
-    if views < 1:
-        raise ValueError(f"views must be at least 1. Received: {views}")
+    _check_models(teachers)
+    if isinstance(views, bool) or not isinstance(views, int) or views < 1:
+        raise ValueError(f"views must be a whole number above 0. Received: {views!r}")
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if _io.PARTIAL in path.name:
+            path.unlink()  # Of a process that was killed.
     found = _read_store(folder)
     if found:
         _check_key(folder, found, key)
@@ -84,16 +111,18 @@ def write_soft_labels(teachers, read_view, folder, *, views, key):
         np.save(content, logits)
         _write(path, content.getbuffer())
         seconds = time.perf_counter() - started
-        print(f"soft labels: view {view + 1} of {views}, {seconds:.0f} s", flush=True)
+        logger.info("soft labels: view %d of %d, %.0f s", view + 1, views, seconds)
 
 
-def load_soft_labels(folder, key=None):
+def load_soft_labels(
+    folder: str | Path, key: Mapping[str, Any] | None = None
+) -> list[np.ndarray]:
     """Opens what `write_soft_labels` stored.
 
     The logits stay on disk and are read as they are used.
 
     Args:
-        folder: `pathlib.Path` of the store.
+        folder: The folder of the store.
         key: The `store_key` that it must have; None for any.
 
     Returns:
@@ -104,9 +133,10 @@ def load_soft_labels(folder, key=None):
             of other images, another augmentation or seed, or if a view is missing or
             cut short.
     """
+    folder = Path(folder)
     found = _read_store(folder)
     if not found:
-        raise ValueError(f"expected soft labels ({_STORE}, …) in {folder}: none.")
+        raise ValueError(f"no soft labels in {folder}: {_STORE} not found")
     if key is not None:
         _check_key(folder, found, key)
     paths = _paths(folder, found["views"])
@@ -127,7 +157,17 @@ def load_soft_labels(folder, key=None):
     return views
 
 
-def _architecture(model):
+def _check_models(teachers: Sequence[Any]) -> None:
+    """Refuses what is no model, such as a path, or no teacher at all."""
+    wrong = [model for model in teachers if not isinstance(model, keras.Model)]
+    if wrong or not teachers:
+        raise ValueError(
+            "teachers must be keras.Model objects, such as kdprune.load_model gives, "
+            f"at least one. Received: {wrong[0] if wrong else 'none'!r}"
+        )
+
+
+def _architecture(model: keras.Model) -> str:
     """Tells, as text, how a model computes logits from its weights.
 
     Layers go by their numbers, since their names count up within a process: a model
@@ -141,7 +181,7 @@ def _architecture(model):
     return json.dumps([kind, _without_names(config, {})], sort_keys=True)
 
 
-def _without_names(config, numbers):
+def _without_names(config: Any, numbers: Mapping[str, int]) -> Any:
     """A part of a config; `numbers` are those of the layers around it, by name."""
     if isinstance(config, dict):
         inner = config.get("layers")
@@ -164,17 +204,16 @@ def _without_names(config, numbers):
     return config
 
 
-def _is_layer(config):
+def _is_layer(config: Any) -> bool:
     return isinstance(config, dict) and isinstance(config.get("config"), dict)
 
 
-def _mean_logits(teachers, batches):
-    verbose = 1 if sys.stdout.isatty() else 0
-    total = sum(teacher.predict(batches, verbose=verbose) for teacher in teachers)
+def _mean_logits(teachers: Sequence[keras.Model], batches: Any) -> np.ndarray:
+    total = sum(teacher.predict(batches, verbose=0) for teacher in teachers)
     return total / len(teachers)
 
 
-def _checked(logits):
+def _checked(logits: np.ndarray) -> np.ndarray:
     """The logits in half precision, if that holds them.
 
     It moves a logit by 0.05 % at most, far less than the difference between two
@@ -198,21 +237,17 @@ def _checked(logits):
     return stored
 
 
-def _write(path, content):
-    partial = path.with_suffix(".partial")
+def _write(path: Path, content: Any) -> None:
     try:
-        with open(partial, "wb") as file:
-            file.write(content)
-        os.replace(partial, path)
+        _io.write_file(path, content)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OSError(
             f"{path} could not be written: {error.strerror or error}. The views before "
             "it are kept; free some space and run the same command again."
         ) from error
 
 
-def _open(path):
+def _open(path: Path) -> np.ndarray:
     try:
         view = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -228,11 +263,11 @@ def _open(path):
     return view
 
 
-def _paths(folder, views):
+def _paths(folder: Path, views: int) -> list[Path]:
     return [folder / f"view-{view:03d}.npy" for view in range(views)]
 
 
-def _read_store(folder):
+def _read_store(folder: Path) -> dict[str, Any]:
     """What a store says of itself; empty if there is none."""
     path = folder / _STORE
     if not path.exists():
@@ -249,7 +284,7 @@ def _read_store(folder):
     return found
 
 
-def _check_key(folder, found, key):
+def _check_key(folder: Path, found: Mapping[str, Any], key: Mapping[str, Any]) -> None:
     # As JSON has them, where a tuple is a list.
     key = json.loads(json.dumps(key))
     differing = [name for name in key if found.get(name) != key[name]]

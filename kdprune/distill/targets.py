@@ -86,7 +86,7 @@ def as_labels(labels: Any, classes: int | None) -> Labels:
         )
     rank, width = labels.shape.rank, labels.shape[-1] if labels.shape.rank else None
     if rank == 2 and width != 1:
-        if None not in (width, classes) and width != classes:
+        if width is not None and classes is not None and width != classes:
             raise ValueError(_wrong_width(width, classes))
         return _from_rows(tf.cast(labels, tf.float32))
     if rank not in (None, 1, 2):

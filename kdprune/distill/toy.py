@@ -1,18 +1,21 @@
 """Distillation without a network: outputs that descend towards a teacher's."""
 
+from __future__ import annotations
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 
 def fit_outputs(
-    student,
-    teacher,
-    labels=None,
+    student: ArrayLike,
+    teacher: ArrayLike,
+    labels: ArrayLike | None = None,
     *,
-    temperature=1.0,
-    soft_weight=0.5,
-    learning_rate=1.0,
-    steps=100,
-):
+    temperature: float = 1.0,
+    soft_weight: float = 0.5,
+    learning_rate: float = 1.0,
+    steps: int = 100,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Moves a student's outputs towards a teacher's by gradient descent.
 
     The articles' smallest example of distillation, for outputs of shape (3, 2): there
@@ -64,11 +67,11 @@ def fit_outputs(
     """
     outputs = np.array(student, np.float64)
     teacher = np.asarray(teacher, np.float64)
-    _check(outputs, teacher, labels, temperature, soft_weight, learning_rate)
+    _check(outputs, teacher, labels, temperature, soft_weight, learning_rate, steps)
     soft_log = _log_softmax(teacher / temperature)
     one_hot = None if labels is None else np.eye(outputs.shape[1])[np.asarray(labels)]
 
-    def loss_and_gradient():
+    def loss_and_gradient() -> tuple[np.floating, NDArray[np.float64]]:
         log = _log_softmax(outputs / temperature)
         soft = temperature**2 * np.sum(np.exp(soft_log) * (soft_log - log), axis=1)
         soft_gradient = temperature * (np.exp(log) - np.exp(soft_log))
@@ -91,17 +94,29 @@ def fit_outputs(
     return outputs, np.array(losses)
 
 
-def _log_softmax(logits):
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     shifted = logits - logits.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def _check(student, teacher, labels, temperature, soft_weight, learning_rate):
+def _check(
+    student: NDArray[np.float64],
+    teacher: NDArray[np.float64],
+    labels: ArrayLike | None,
+    temperature: float,
+    soft_weight: float,
+    learning_rate: float,
+    steps: int,
+) -> None:
     if student.ndim != 2 or student.shape != teacher.shape:
         raise ValueError(
             "teacher and student must be logits of one shape (examples, classes). "
             f"Received: teacher {teacher.shape}, student {student.shape}"
         )
+    if not (np.isfinite(student).all() and np.isfinite(teacher).all()):
+        raise ValueError("logits must be finite. Received: NaN or infinity among them")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"steps must be a whole number >= 0. Received: {steps!r}")
     if not 0 < temperature < np.inf:
         raise ValueError(
             f"temperature must be a finite number above 0. Received: {temperature}"

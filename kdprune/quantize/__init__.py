@@ -3,7 +3,7 @@
 A QAT model rounds its weights and activations in the forward pass to the values
 that int8 can hold, and learns to live with them. It is a float32 `keras.Model`:
 compile it, fit it, or put it under a `Distiller`, and hand it to
-`kdprune.export.convert_tflite`. Post-training quantization (PTQ) has no Keras
+`kdprune.tflite.convert_tflite`. Post-training quantization (PTQ) has no Keras
 form: there the float model and a conversion plan are the artifact. What either does
 to a tensor can be had for arrays: `quantize_affine`, `dequantize_affine`.
 """

@@ -5,12 +5,24 @@ A real value r is stored as an integer q with `r = scale * (q - zero_point)`.
 Reference: Jacob et al., 2018, https://arxiv.org/abs/1712.05877, section 2.1.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 ROUNDINGS = ("nearest", "truncate")
 
 
-def affine_parameters(low, high, bits=8, signed=True, symmetric=False):
+def affine_parameters(
+    low: float,
+    high: float,
+    bits: int = 8,
+    signed: bool = True,
+    symmetric: bool = False,
+) -> tuple[float, int]:
     """The scale and zero point that spread a range over all integers.
 
     The range is widened to hold 0, which then is an integer exactly: padding and
@@ -54,7 +66,13 @@ def affine_parameters(low, high, bits=8, signed=True, symmetric=False):
     return scale, int(np.clip(np.rint(minimum - low / scale), minimum, maximum))
 
 
-def quantize_affine(values, scale, zero_point=0, bits=8, signed=True):
+def quantize_affine(
+    values: ArrayLike,
+    scale: ArrayLike,
+    zero_point: ArrayLike = 0,
+    bits: int = 8,
+    signed: bool = True,
+) -> NDArray[Any]:
     """Rounds real values to integers; those out of range become the nearest limit.
 
     Args:
@@ -75,7 +93,9 @@ def quantize_affine(values, scale, zero_point=0, bits=8, signed=True):
     return _to_integers(_steps(values, scale), zero_point, bits, signed, np.rint)
 
 
-def dequantize_affine(integers, scale, zero_point=0):
+def dequantize_affine(
+    integers: ArrayLike, scale: ArrayLike, zero_point: ArrayLike = 0
+) -> NDArray[np.float32]:
     """The real values of integers, `scale * (integers - zero_point)`.
 
     Args:
@@ -98,7 +118,9 @@ def dequantize_affine(integers, scale, zero_point=0):
     return (differences * _positive(scale)).astype(np.float32)
 
 
-def quantize_linear(values, scale, bits=8, rounding="nearest"):
+def quantize_linear(
+    values: ArrayLike, scale: ArrayLike, bits: int = 8, rounding: str = "nearest"
+) -> NDArray[Any]:
     """Divides by a scale and rounds: the articles' linear quantization.
 
     The articles' code differs from its own rule in three ways, of which the first
@@ -128,27 +150,33 @@ def quantize_linear(values, scale, bits=8, rounding="nearest"):
     return _to_integers(_steps(values, scale), 0, bits, True, rounded)
 
 
-def _steps(values, scale):
+def _steps(values: ArrayLike, scale: ArrayLike) -> NDArray[np.float64]:
     values = np.asarray(values, np.float64)
     if np.isnan(values).any():
         raise ValueError("expected numbers to quantize. Received: NaN among them")
     return values / _positive(scale)
 
 
-def _to_integers(steps, zero_point, bits, signed, rounded):
+def _to_integers(
+    steps: NDArray[np.float64],
+    zero_point: ArrayLike,
+    bits: int,
+    signed: bool,
+    rounded: Callable[[Any], Any],
+) -> NDArray[Any]:
     minimum, maximum = _limits(bits, signed)
     integers = np.clip(rounded(steps) + np.asarray(zero_point), minimum, maximum)
     return integers.astype(f"{'int' if signed else 'uint'}{bits}")
 
 
-def _positive(scale):
+def _positive(scale: ArrayLike) -> NDArray[np.float64]:
     scale = np.asarray(scale, np.float64)
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         raise ValueError(f"scale must be positive and finite. Received: {scale}")
     return scale
 
 
-def _limits(bits, signed):
+def _limits(bits: int, signed: bool) -> tuple[int, int]:
     if bits not in (8, 16):
         raise ValueError(f"bits must be 8 or 16. Received: {bits!r}")
     info = np.iinfo(f"{'int' if signed else 'uint'}{bits}")

@@ -10,12 +10,16 @@ is the float model and the plan. The plan is written last, and a folder is compl
 when the plan's checksums fit, so that a killed save is never taken for a model.
 """
 
-import contextlib
-import hashlib
-import json
-import os
-import pathlib
+from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tf_keras as keras
+
+from kdprune import _io
 from kdprune.models.io import load_model, save_model
 from kdprune.quantize.qat import quantize_model
 
@@ -25,7 +29,12 @@ _CALIBRATED = ("int8", "uint8", "int16x8")
 _FILES = {"qat": (_BASE, _WEIGHTS), "ptq": (_BASE,)}
 
 
-def save_quantized(model, folder, calibration=None, conversion=None):
+def save_quantized(
+    model: keras.Model,
+    folder: str | os.PathLike,
+    calibration: Mapping[str, Any] | None = None,
+    conversion: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Saves a model and its conversion plan; `load_quantized` reads them back.
 
     Args:
@@ -41,9 +50,14 @@ def save_quantized(model, folder, calibration=None, conversion=None):
         The plan, as written.
 
     Raises:
-        ValueError: If `calibration` is missing where images are needed, or given
-            where none are used: for QAT, float16 and dynamic.
+        ValueError: If `model` is no model, or if `calibration` is missing where images
+            are needed, or given where none are used: for QAT, float16 and dynamic.
     """
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "save_quantized expects a keras.Model, such as quantize_model gives. "
+            f"Received: {model!r}"
+        )
     origin = getattr(model, "quantized_from", None)
     conversion = {"dtypes": ["int8", "uint8"], **(conversion or {})}
     integers = bool(set(conversion["dtypes"]) & set(_CALIBRATED))
@@ -56,11 +70,11 @@ def save_quantized(model, folder, calibration=None, conversion=None):
             f"origin in quantize_model, calibration={calibration}, "
             f"dtypes={conversion['dtypes']}"
         )
-    folder = pathlib.Path(folder)
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _PLAN).unlink(missing_ok=True)
     if origin is None:
-        plan = {"method": "ptq", "calibration": calibration}
+        plan: dict[str, Any] = {"method": "ptq", "calibration": calibration}
         save_model(model, folder / _BASE)
         (folder / _WEIGHTS).unlink(missing_ok=True)
     else:
@@ -70,16 +84,15 @@ def save_quantized(model, folder, calibration=None, conversion=None):
             "preserve_clusters": origin.preserve_clusters,
         }
         save_model(origin.base, folder / _BASE)
-        with _replacing(folder / _WEIGHTS) as path:
+        with _io.writing(folder / _WEIGHTS) as path:
             model.save_weights(path, save_format="h5")
     plan["conversion"] = conversion
-    plan["files"] = {name: _sha256(folder / name) for name in _FILES[plan["method"]]}
-    with _replacing(folder / _PLAN) as path:
-        path.write_text(json.dumps(plan, indent=2) + "\n")
+    plan["files"] = {name: _io.sha256(folder / name) for name in _FILES[plan["method"]]}
+    _io.write_json(folder / _PLAN, plan)
     return plan
 
 
-def load_quantized(folder):
+def load_quantized(folder: str | os.PathLike) -> keras.Model:
     """Loads what `save_quantized` wrote; outputs are bit-equal to the saved model's.
 
     Args:
@@ -92,7 +105,7 @@ def load_quantized(folder):
         FileNotFoundError: If the folder holds no finished artifact.
         ValueError: If its files are not the ones the plan was written for.
     """
-    folder = pathlib.Path(folder)
+    folder = Path(folder)
     plan = read_plan(folder)
     base = load_model(folder / _BASE)
     if plan["method"] == "ptq":
@@ -106,7 +119,7 @@ def load_quantized(folder):
     return model
 
 
-def read_plan(folder):
+def read_plan(folder: str | os.PathLike) -> dict[str, Any]:
     """Reads and checks the plan of an artifact, without loading the model.
 
     Args:
@@ -122,34 +135,24 @@ def read_plan(folder):
         FileNotFoundError: If the folder holds no finished artifact.
         ValueError: If its files are not the ones the plan was written for.
     """
-    path = pathlib.Path(folder) / _PLAN
+    path = Path(folder) / _PLAN
     if not path.exists():
         raise FileNotFoundError(
             f"{folder} holds no quantized model: {_PLAN} is missing, which is written "
             "last; run the quantizing stage again"
         )
-    plan = json.loads(path.read_text())
+    plan = _io.read_json(path)
+    if not isinstance(plan, dict):
+        raise ValueError(f"{path} is no plan: run the quantizing stage again")
     if plan.get("method") not in _FILES:
         raise ValueError(
             f"{path}: method must be one of {', '.join(_FILES)}. "
             f"Received: {plan.get('method')!r}"
         )
     for name in _FILES[plan["method"]]:
-        if _sha256(path.parent / name) != plan.get("files", {}).get(name):
+        if _io.sha256(path.parent / name) != plan.get("files", {}).get(name):
             raise ValueError(
                 f"{path.parent / name} is not the file {_PLAN} was written for: "
                 "run the quantizing stage again"
             )
     return plan
-
-
-def _sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@contextlib.contextmanager
-def _replacing(path):
-    """Yields a path beside `path`, to be written and then moved into its place."""
-    partial = path.with_name(f"{path.name}.partial")
-    yield partial
-    os.replace(partial, path)

@@ -1,8 +1,10 @@
 """Quantizing within an accuracy budget: try, measure, and go on if it cost too much."""
 
+from __future__ import annotations
+
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -39,18 +41,22 @@ class Outcome:
     met: bool
     best: Any
     name: str | None
-    attempts: list
+    attempts: list[dict[str, Any]]
     message: str
 
 
-def meet_budget(attempts, judge, max_drop):
+def meet_budget(
+    attempts: Iterable[Attempt],
+    judge: Callable[[Any], Mapping[str, Any]],
+    max_drop: float,
+) -> Outcome:
     """Makes one attempt after the other until one is proven to be within the budget.
 
     An attempt is within it when the upper 95 % confidence bound of its paired
     accuracy drop is: the measured drop of a file is by chance too low as often as
     too high. That takes images: a file that classifies all of n images as its model
     does has the bound 2.3 / n, so that half a point needs 500 of them (ask
-    `kdprune.export.images_to_prove` before trying what can't succeed); a file that
+    `kdprune.tflite.images_to_prove` before trying what can't succeed); a file that
     classifies 2 % otherwise, right as often as before, needs some 2,200. Each attempt
     is another chance to pass by luck, at most one in twenty; take the accuracy that
     is reported from other images.
@@ -68,7 +74,7 @@ def meet_budget(attempts, judge, max_drop):
         outcome = meet_budget(
             [
                 Attempt("PTQ", convert),
-                Attempt("PTQ, mse ranges", lambda: convert(ranges="mse")),
+                Attempt("PTQ, mse ranges", lambda: convert(range_method="mse")),
                 Attempt("PTQ, corrected", lambda: convert(correct_bias=True)),
                 Attempt("worst in float", lambda: convert(float_layers=worst)),
                 Attempt("QAT", lambda: convert_tflite(train_qat(), "int8")),
@@ -82,7 +88,7 @@ def meet_budget(attempts, judge, max_drop):
         attempts: `Attempt`s, the cheapest first; those after the one that meets the
             budget are not made.
         judge: `judge(made)` measures on validation images and returns a JSON-able
-            dict with `drop` and `drop_bound`, as `kdprune.export.paired_drop` does.
+            dict with `drop` and `drop_bound`, as `kdprune.tflite.paired_drop` does.
         max_drop: Largest accuracy to lose, as a share of images, in (0, 1).
 
     Returns:
@@ -102,7 +108,8 @@ def meet_budget(attempts, judge, max_drop):
             "max_drop is a share of images in (0, 1), 0.005 for half a point. "
             f"Received: {max_drop}"
         )
-    rows, best, name, lowest = [], None, None, float("inf")
+    rows: list[dict[str, Any]] = []
+    best, name, lowest = None, None, float("inf")
     for attempt in attempts:
         made, row = _make(attempt)
         rows.append(row)
@@ -118,10 +125,11 @@ def meet_budget(attempts, judge, max_drop):
     return Outcome(met, best, name, rows, _describe(rows, name, max_drop))
 
 
-def _make(attempt):
+def _make(attempt: Attempt) -> tuple[Any, dict[str, Any]]:
     """What an attempt made, or None, and the first part of its row."""
     started = time.perf_counter()
-    made, row = None, {"name": attempt.name, "met": False}
+    made: Any = None
+    row: dict[str, Any] = {"name": attempt.name, "met": False}
     try:
         made = attempt.make()
     except ValueError as error:
@@ -132,7 +140,7 @@ def _make(attempt):
     return made, row
 
 
-def _describe(rows, name, max_drop):
+def _describe(rows: list[dict[str, Any]], name: str | None, max_drop: float) -> str:
     limit, seconds = 100 * max_drop, sum(row["seconds"] for row in rows)
     tried = f"{len(rows)} attempt(s) in {seconds:.0f} s"
     if name is None:

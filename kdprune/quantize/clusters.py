@@ -1,5 +1,10 @@
 """Weight clustering: each kernel keeps a few distinct values, and compresses well."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
@@ -8,6 +13,7 @@ from tensorflow_model_optimization.python.core.clustering.keras import (
     cluster_wrapper,
 )
 
+from kdprune import _graph, _registry
 from kdprune.models.precision import cast_model
 
 tfmot_cluster = tfmot.clustering.keras
@@ -17,7 +23,12 @@ _MOST_CLUSTERS, _REPEATED = 256, 4
 _NOT_CLUSTERABLE = (keras.layers.DepthwiseConv2D, keras.layers.Conv2DTranspose)
 
 
-def cluster_weights(model, clusters=16, preserve_sparsity=False, exclude=()):
+def cluster_weights(
+    model: keras.Model,
+    clusters: int = 16,
+    preserve_sparsity: bool = False,
+    exclude: Sequence[str] = (),
+) -> keras.Model:
     """Wraps a trained model so that each kernel has a few values, and trains them.
 
     Kernels of Conv2D and Dense layers are clustered, each as a whole; a kernel of no
@@ -47,20 +58,24 @@ def cluster_weights(model, clusters=16, preserve_sparsity=False, exclude=()):
             a zero is to keep its zeros.
     """
     least = 3 if preserve_sparsity else 2
-    if not isinstance(clusters, int) or clusters < least:
+    if isinstance(clusters, bool) or not isinstance(clusters, int) or clusters < least:
         raise ValueError(
-            f"clusters must be an integer >= {least}. Received: {clusters}"
+            f"clusters must be an integer >= {least}. Received: {clusters!r}"
         )
+    if isinstance(exclude, str):
+        raise ValueError(f"exclude must be a list of names. Received: {exclude!r}")
+    _graph.check_float_model(model)
     base = cast_model(model, "float32")
     names = [layer.name for layer in base.layers if _is_clusterable(layer)]
     unknown = [name for name in exclude if name not in names]
     if unknown or not names:
         raise ValueError(
-            f"layers to cluster must be among {', '.join(names) or 'none'}. "
-            f"Received: exclude={list(exclude)}"
+            f"layers to cluster must be among {', '.join(names) or 'none'}. Received: "
+            f"exclude={list(exclude)}"
+            f"{_registry.nearest(unknown[0], names) if unknown else ''}"
         )
 
-    def wrap(layer):
+    def wrap(layer: keras.layers.Layer) -> keras.layers.Layer:
         chosen = layer.name in names and layer.name not in exclude
         if not chosen or layer.count_params() <= clusters:
             return layer
@@ -83,7 +98,7 @@ def cluster_weights(model, clusters=16, preserve_sparsity=False, exclude=()):
     return keras.models.clone_model(base, clone_function=wrap)
 
 
-def strip_clustering(model):
+def strip_clustering(model: keras.Model) -> keras.Model:
     """Removes the clustering wrappers; the clustered weights stay.
 
     Args:
@@ -91,7 +106,11 @@ def strip_clustering(model):
 
     Returns:
         A plain `keras.Model` of the same layers, weights and names.
+
+    Raises:
+        ValueError: If it is no built Functional or Sequential `tf_keras` model.
     """
+    _graph.check_graph_model(model)
     stripped = tfmot_cluster.strip_clustering(model)
     # Rebuilt, since its layers are shared with the wrapped model.
     plain = keras.models.clone_model(stripped)
@@ -99,7 +118,7 @@ def strip_clustering(model):
     return plain
 
 
-def count_clusters(model):
+def count_clusters(model: keras.Model) -> dict[str, int]:
     """The number of distinct values in the kernel of every Conv2D and Dense layer."""
     return {
         layer.name: len(np.unique(layer.kernel.numpy()))
@@ -108,7 +127,7 @@ def count_clusters(model):
     }
 
 
-def clustered_layers(model):
+def clustered_layers(model: keras.Model) -> list[str]:
     """The layers whose kernels have been clustered, as their weights tell.
 
     A kernel that was only trained has as many distinct weights as weights; one that
@@ -132,5 +151,5 @@ def clustered_layers(model):
     return found
 
 
-def _is_clusterable(layer):
+def _is_clusterable(layer: Any) -> bool:
     return isinstance(layer, _CLUSTERABLE) and not isinstance(layer, _NOT_CLUSTERABLE)

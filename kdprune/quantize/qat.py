@@ -1,13 +1,18 @@
 """Wrapping a float model for quantization-aware training, and its ranges."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import re
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
+from numpy.typing import ArrayLike
 from tensorflow_model_optimization.python.core.quantization.keras import (
     quantize_aware_activation,
     quantize_layer,
@@ -16,6 +21,8 @@ from tensorflow_model_optimization.python.core.quantization.keras.default_8bit i
     default_8bit_quantize_registry,
 )
 
+from kdprune import _graph
+from kdprune import images as pixels
 from kdprune.models.precision import cast_model
 from kdprune.quantize.fold import find_obstacles
 from kdprune.quantize.schemes import average_centroid_gradients, new_scheme
@@ -53,8 +60,11 @@ class Origin:
 
 
 def quantize_model(
-    model, preserve_sparsity=False, calibration=None, preserve_clusters=False
-):
+    model: keras.Model,
+    preserve_sparsity: bool = False,
+    calibration: ArrayLike | None = None,
+    preserve_clusters: bool = False,
+) -> keras.Model:
     """Wraps a float model for quantization-aware training.
 
     The input is quantized over the fixed range [0, 1], so that the int8 file takes
@@ -117,7 +127,9 @@ def quantize_model(
     return quantized
 
 
-def calibrate_ranges(model, images, batch_size=100):
+def calibrate_ranges(
+    model: keras.Model, images: ArrayLike, batch_size: int = 100
+) -> None:
     """Sets every range of a QAT model from its weights and from images.
 
     An activation's range becomes the mean of the batches' extremes, what TFMOT's
@@ -132,8 +144,9 @@ def calibrate_ranges(model, images, batch_size=100):
         batch_size: Images whose extremes are taken together.
 
     Raises:
-        ValueError: If `model` is not quantization-aware, or `images` is empty or
-            beyond [0, 1].
+        ValueError: If `model` is not quantization-aware, `batch_size` is no whole
+            number above 0, or `images` are none, NaN, beyond [0, 1] or of another
+            shape than the model's.
     """
     wrappers = [
         layer
@@ -145,38 +158,44 @@ def calibrate_ranges(model, images, batch_size=100):
             "calibrate_ranges expects what quantize_model returns. "
             f"Received: {type(model).__name__}"
         )
-    if not len(images):
-        raise ValueError("calibrate_ranges needs at least one image. Received: none")
-    images = _to_float(images)
+    if (
+        isinstance(batch_size, bool)
+        or not isinstance(batch_size, int)
+        or batch_size < 1
+    ):
+        raise ValueError(
+            f"batch_size must be a whole number above 0. Received: {batch_size!r}"
+        )
+    checked = pixels.as_float(images, model.input_shape[1:], "calibration images")
     for wrapper in wrappers:
         for weight, quantizer, ranges in wrapper._weight_vars:
             quantizer(weight, training=True, weights=ranges)
     with _observing(wrappers) as observer:
-        for start in range(0, len(images), batch_size):
-            model(images[start : start + batch_size], training=False)
+        for start in range(0, len(checked), batch_size):
+            model(checked[start : start + batch_size], training=False)
     observer.assign()
 
 
 class _Observer:
     """Stands in for a quantizer: passes values through, notes their extremes."""
 
-    def __init__(self):
-        self.seen = {}
+    def __init__(self) -> None:
+        self.seen: dict[int, tuple[Any, list[float], list[float]]] = {}
 
-    def __call__(self, inputs, training, weights, **_):
+    def __call__(self, inputs: Any, training: Any, weights: Any, **_: Any) -> Any:
         _, lows, highs = self.seen.setdefault(id(weights), (weights, [], []))
         lows.append(min(0.0, float(tf.reduce_min(inputs))))
         highs.append(max(0.0, float(tf.reduce_max(inputs))))
         return inputs
 
-    def assign(self):
+    def assign(self) -> None:
         for ranges, lows, highs in self.seen.values():
             ranges["min_var"].assign(np.mean(lows))
             ranges["max_var"].assign(np.mean(highs))
 
 
 @contextlib.contextmanager
-def _observing(wrappers):
+def _observing(wrappers: Sequence[Any]) -> Iterator[_Observer]:
     """Puts one observer in the place of all activation quantizers."""
     observer = _Observer()
     outputs = [wrapper._output_quantizers for wrapper in wrappers]
@@ -195,21 +214,8 @@ def _observing(wrappers):
             activation.quantizer = quantizer
 
 
-def _to_float(images):
-    images = np.asarray(images)
-    if images.dtype == np.uint8:
-        return images.astype("float32") / np.float32(255)
-    low, high = images.min(), images.max()
-    if not (low >= 0 and high <= 1):  # Written so that NaN is refused, too.
-        raise ValueError(
-            "calibration images must be uint8, or float in [0, 1]: divide pixels by "
-            f"255. Received: {images.dtype} in [{low:g}, {high:g}]"
-        )
-    return images.astype("float32")
-
-
 @contextlib.contextmanager
-def _float32_policy():
+def _float32_policy() -> Iterator[None]:
     """TFMOT's own layers take the global policy, and fail under mixed ones."""
     policy = keras.mixed_precision.global_policy()
     keras.mixed_precision.set_global_policy("float32")
@@ -219,7 +225,7 @@ def _float32_policy():
         keras.mixed_precision.set_global_policy(policy)
 
 
-def _check_model(model):
+def _check_model(model: Any) -> None:
     if not isinstance(model, keras.Model):
         kind = f"{type(model).__module__}.{type(model).__name__}"
         hint = "; import kdprune before Keras" if kind.startswith("keras.") else ""
@@ -227,7 +233,7 @@ def _check_model(model):
             f"quantize_model expects a tf_keras (Keras 2) model{hint}. Received: {kind}"
         )
     name = f"{type(model).__name__} {model.name!r}"
-    if not isinstance(model, keras.Sequential) and not model._is_graph_network:
+    if not isinstance(model, keras.Sequential) and not _graph.is_graph_model(model):
         raise ValueError(
             "quantize_model needs a layer graph: build the model as Functional or "
             f"Sequential. Received: the subclassed {name}"
@@ -250,7 +256,7 @@ def _check_model(model):
             )
 
 
-def _explain(model, error):
+def _explain(model: keras.Model, error: Exception) -> str:
     """One line for TFMOT's refusal: the layer, its kind, and what to do."""
     named = re.match(r"Layer (\S+?):<class '[\w.]*?(\w+)'> is not", str(error))
     if named:
@@ -269,7 +275,7 @@ def _explain(model, error):
     return f"layer {name!r} ({kind}) can't be trained quantization-aware: {fix}"
 
 
-def _describe_folding(model, name):
+def _describe_folding(model: keras.Model, name: str) -> str:
     """Whether the normalization can be moved into the layers behind it."""
     obstacles = find_obstacles(model)
     if not obstacles:
@@ -287,12 +293,12 @@ _ACTIVATIONS = (
 )
 
 
-def _is_refused(layer):
+def _is_refused(layer: keras.layers.Layer) -> bool:
     if isinstance(layer, keras.layers.BatchNormalization | keras.layers.InputLayer):
         return False
     return not _REGISTRY.supports(layer) or _activation(layer) not in _ACTIVATIONS
 
 
-def _activation(layer):
+def _activation(layer: keras.layers.Layer) -> str:
     activation = getattr(layer, "activation", None) or keras.activations.linear
     return getattr(activation, "__name__", type(activation).__name__)

@@ -1,15 +1,20 @@
 """TFMOT's quantization schemes: plain, keeping zeros, keeping clusters, or both."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import tensorflow_model_optimization as tfmot
 from tensorflow_model_optimization.python.core.clustering.keras import cluster_config
 from tensorflow_model_optimization.python.core.quantization.keras.collab_opts import (
     cluster_preserve,
 )
 
-_combine = tfmot.experimental.combine
+_combine: Any = tfmot.experimental.combine
+_CLUSTER_PRESERVING: Any = _combine.Default8BitClusterPreserveQuantizeScheme
 
 
-def new_scheme(preserve_sparsity, preserve_clusters):
+def new_scheme(preserve_sparsity: bool, preserve_clusters: bool) -> Any:
     """The scheme that `quantize_apply` takes, for one model."""
     if preserve_clusters:
         return _ClusterPreserving(preserve_sparsity)
@@ -18,7 +23,7 @@ def new_scheme(preserve_sparsity, preserve_clusters):
     return tfmot.quantization.keras.default_8bit.Default8BitQuantizeScheme()
 
 
-def average_centroid_gradients(wrapper):
+def average_centroid_gradients(wrapper: Any) -> None:
     """Lets the centroids of a wrapped layer follow their weights' mean gradient.
 
     TFMOT fixes the sum in cluster-preserving training, by which the centroids of
@@ -34,19 +39,20 @@ def average_centroid_gradients(wrapper):
             variables[key].cluster_gradient_aggregation = average
 
 
-class _ClusterPreserving(_combine.Default8BitClusterPreserveQuantizeScheme):
+class _ClusterPreserving(_CLUSTER_PRESERVING):
     """TFMOT's, with quantizers of its own for each layer.
 
     TFMOT's layers share two quantizers, which turn off sparsity preservation for
     good at the first layer without a zero.
     """
 
-    def get_quantize_registry(self):
+    def get_quantize_registry(self) -> Any:
         registry = super().get_quantize_registry()
-        kind, preserve_sparsity = type(registry), self.preserve_sparsity
+        kind: Any = type(registry)
+        preserve_sparsity = self.preserve_sparsity
 
         class Registry(kind):
-            def get_quantize_config(self, layer):
+            def get_quantize_config(self, layer: Any) -> Any:
                 return kind(preserve_sparsity).get_quantize_config(layer)
 
         return Registry(preserve_sparsity)

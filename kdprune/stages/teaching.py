@@ -22,6 +22,8 @@ def check_teaching(settings: Taught, run: Run, node: Node) -> None:
             raise ValueError(f"{key}.{name}: {error}") from error
     try:
         losses = distill.as_soft_losses(fitting.soft_losses_of(settings))
+        for loss in losses:
+            loss.validate(len(run.dataset.classes))
     except ValueError as error:
         raise ValueError(f"{key}.losses: {error}") from error
     if not any(loss.of_features for loss in losses):

@@ -1,12 +1,17 @@
 """One checkpoint that holds all a run needs to go on: written whole or not at all."""
 
-import json
+from __future__ import annotations
+
 import os
 import re
 import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from kdprune import _io
 
 _NAME = re.compile(r"epoch-(\d+)$")
 
@@ -23,11 +28,11 @@ class Checkpoints:
         **trackables: Named objects with variables (model, optimizer) to save.
     """
 
-    def __init__(self, folder, **trackables):
+    def __init__(self, folder: Path, **trackables: Any) -> None:
         self.folder = folder
         self._checkpoint = tf.train.Checkpoint(**trackables)
 
-    def save(self, epoch, state, weights=None):
+    def save(self, epoch: int, state: Any, weights: list | None = None) -> None:
         """Saves after `epoch` epochs.
 
         Args:
@@ -48,7 +53,9 @@ class Checkpoints:
             self._checkpoint.write(str(partial / "variables"))
             if weights is not None:
                 np.savez(partial / "kept.npz", *weights)
-            (partial / "state.json").write_text(json.dumps(state))
+            _io.write_json(partial / "state.json", state)
+            for file in partial.iterdir():
+                _sync(file)
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise OSError(
@@ -62,7 +69,7 @@ class Checkpoints:
             if old != new:
                 shutil.rmtree(old)
 
-    def restore(self):
+    def restore(self) -> tuple[int, Any, list | None] | None:
         """Loads the newest checkpoint into the trackables.
 
         Returns:
@@ -87,25 +94,36 @@ class Checkpoints:
                 f"the checkpoint {newest} is not of this model and optimizer: "
                 f"{reason}. Remove that folder to start again."
             ) from error
-        state = json.loads((newest / "state.json").read_text())
+        state = _io.read_json(newest / "state.json")
+        if state is None:
+            raise ValueError(
+                f"the checkpoint {newest} has no readable state.json. Remove that "
+                "folder to start again."
+            )
         weights = None
         if (newest / "kept.npz").exists():
             with np.load(newest / "kept.npz") as kept:
                 weights = [kept[name] for name in kept.files]
         return _epoch(newest), state, weights
 
-    def _all(self):
+    def _all(self) -> list[Path]:
         if not self.folder.exists():
             return []
         found = [path for path in self.folder.iterdir() if _NAME.search(path.name)]
         return sorted(found, key=_epoch)
 
 
-def _epoch(path):
-    return int(_NAME.search(path.name).group(1))
+def _epoch(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
 
 
-def _first_line(error):
+def _sync(path: Path) -> None:
+    """Has the disk hold what was written, before the folder is moved into place."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _first_line(error: BaseException) -> str:
     """What happened, without TensorFlow's marks of where in its graph."""
     text = re.sub(r"\{\{.*?\}\} *| *\[Op:\w+\]", "", str(error)).strip()
-    return (text or type(error).__name__).splitlines()[0].rstrip(".")
+    return _io.first_line(text or type(error).__name__).rstrip(".")

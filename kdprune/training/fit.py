@@ -1,15 +1,22 @@
 """Fitting a compiled model: validation, selection, early stop, resume."""
 
+from __future__ import annotations
+
 import csv
 import math
-import os
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from kdprune import _io
+from kdprune._log import logger, progress
 from kdprune.training.checkpoints import Checkpoints
 from kdprune.training.optimizers import averaged_weights
 
@@ -19,17 +26,18 @@ class TrainingDiverged(ValueError):
 
 
 def fit(
-    model,
-    batches,
-    validation,
+    model: keras.Model,
+    batches: Callable[[int], Any],
+    validation: Any,
     *,
-    epochs,
-    steps,
-    folder=None,
-    select="last",
-    patience=None,
-    callbacks=(),
-):
+    epochs: int,
+    steps: int,
+    folder: Path | None = None,
+    select: str = "last",
+    patience: int | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    verbose: bool = True,
+) -> list[dict[str, float]]:
     """Trains a compiled model, and goes on where an earlier call was stopped.
 
     After each epoch the model is validated (with its averaged weights, if its
@@ -54,17 +62,30 @@ def fit(
         patience: Stop when that many epochs brought no better validation
             accuracy; None to train all epochs.
         callbacks: More Keras callbacks.
+        verbose: Whether each epoch is told by the logger `kdprune` (level INFO), and
+            its steps by a progress bar where the standard output is a terminal.
 
     Returns:
         The history, a list with one dict per epoch: losses and accuracies as
         fractions, "learning_rate", "seconds".
 
     Raises:
-        ValueError: If `select` is neither, if there is nothing to choose by, or the
-            checkpoint in `folder` is of another model or optimizer.
+        ValueError: If `epochs`, `steps` or `patience` is no whole number above 0, if
+            `select` is neither, if there is nothing to choose by, if the model is not
+            compiled, or the checkpoint in `folder` is of another model or optimizer.
         TrainingDiverged: If the loss is not finite. The last checkpoint stays.
         OSError: If a checkpoint can't be written. The last one stays.
     """
+    for name, number in (("epochs", epochs), ("steps", steps), ("patience", patience)):
+        if number is not None and (not isinstance(number, Integral) or number < 1):
+            raise ValueError(
+                f"{name} must be a whole number above 0. Received: {number!r}"
+            )
+    if getattr(model, "optimizer", None) is None:
+        raise ValueError(
+            "fit needs a compiled model: call model.compile first. Received: "
+            f"{getattr(model, 'name', model)!r}, not compiled"
+        )
     if select not in ("last", "best"):
         raise ValueError(f"select must be 'last' or 'best'. Received: {select!r}")
     if validation is None and (select == "best" or patience):
@@ -75,29 +96,73 @@ def fit(
     keeper = _EpochKeeper(validation, folder, select, patience)
     done = keeper.restore(model)
     if done < epochs and not keeper.out_of_patience():
-        if done:
-            print(f"resuming after epoch {done} of {epochs}", flush=True)
-        logs = [] if folder is None else [_tensorboard(folder)]
-        model.fit(
-            batches(done),
-            epochs=epochs,
-            initial_epoch=done,
-            steps_per_epoch=steps,
-            callbacks=[_StopOnNaN(), keeper, *logs, *callbacks],
-            verbose=1 if sys.stdout.isatty() else 2,
-        )
+        if done and verbose:
+            logger.info("resuming after epoch %d of %d", done, epochs)
+        logs: list = [] if folder is None else [_tensorboard(folder)]
+        shown = _Progress(epochs, steps)
+        if verbose:
+            logs.append(shown)
+        try:
+            model.fit(
+                batches(done),
+                epochs=epochs,
+                initial_epoch=done,
+                steps_per_epoch=steps,
+                callbacks=[_StopOnNaN(), keeper, *logs, *callbacks],
+                verbose=0,
+            )
+        finally:
+            shown.close()
     keeper.finish(model)
     return keeper.history
 
 
-def _tensorboard(folder):
+def _tensorboard(folder: Path) -> keras.callbacks.Callback:
     return keras.callbacks.TensorBoard(str(folder / "logs"), write_graph=False)
+
+
+class _Progress(keras.callbacks.Callback):
+    """Tells of each epoch in a line, and on a terminal of its steps by a bar."""
+
+    def __init__(self, epochs: int, steps: int) -> None:
+        super().__init__()
+        self._epochs, self._steps = epochs, steps
+        self._bar: Iterator | None = None
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._started = time.perf_counter()
+        if sys.stdout.isatty():
+            what = f"epoch {epoch + 1} of {self._epochs}"
+            self._bar = iter(progress(range(self._steps), what))
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._bar is not None:
+            next(self._bar, None)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.close()
+        seconds = time.perf_counter() - self._started
+        values = " - ".join(f"{name}: {value:.4f}" for name, value in logs.items())
+        logger.info(
+            "epoch %d of %d - %.0f s - %.0f ms/step - %s",
+            epoch + 1,
+            self._epochs,
+            seconds,
+            1000 * seconds / self._steps,
+            values,
+        )
+
+    def close(self) -> None:
+        """Takes the bar off the terminal."""
+        if self._bar is not None:
+            self._bar.close()  # type: ignore[attr-defined]
+            self._bar = None
 
 
 class _StopOnNaN(keras.callbacks.Callback):
     """Stops at the first step whose loss is not finite, before it is saved."""
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if math.isfinite(logs["loss"]):
             return
         raise _diverged("loss", logs["loss"], self.model.optimizer)
@@ -106,17 +171,24 @@ class _StopOnNaN(keras.callbacks.Callback):
 class _EpochKeeper(keras.callbacks.Callback):
     """Validates, selects, records and saves at the end of each epoch."""
 
-    def __init__(self, validation, folder, select, patience):
+    def __init__(
+        self,
+        validation: Any,
+        folder: Path | None,
+        select: str,
+        patience: int | None,
+    ) -> None:
         super().__init__()
-        self.history = []
+        self.history: list[dict[str, float]] = []
         self._validation = validation
         self._folder = folder
         self._select = select
         self._patience = patience
-        self._best = None  # Weights at the best epoch, if the best is selected.
-        self._checkpoints = None
+        # Weights at the best epoch, if the best is selected.
+        self._best: list | None = None
+        self._checkpoints: Checkpoints | None = None
 
-    def restore(self, model):
+    def restore(self, model: keras.Model) -> int:
         """Loads the newest checkpoint; returns how many epochs are done."""
         if self._folder is None:
             return 0
@@ -134,15 +206,15 @@ class _EpochKeeper(keras.callbacks.Callback):
         done, self.history, self._best = found
         return done
 
-    def out_of_patience(self):
+    def out_of_patience(self) -> bool:
         if self._patience is None or not self.history:
             return False
         return len(self.history) - 1 - self._best_epoch() >= self._patience
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._started = time.perf_counter()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         optimizer = self.model.optimizer
         # Measured before validation, which is not part of training's speed.
         seconds = time.perf_counter() - self._started
@@ -154,14 +226,14 @@ class _EpochKeeper(keras.callbacks.Callback):
             self.history.append(row)
             if self._select == "best" and self._best_epoch() == epoch:
                 self._best = self.model.get_weights()
-        if self._folder is not None:
+        if self._folder is not None and self._checkpoints is not None:
             # The table first: a run stopped in between writes this epoch again.
             write_history(self._folder / "history.csv", self.history)
             self._checkpoints.save(epoch + 1, self.history, self._best)
         if self.out_of_patience():
             self.model.stop_training = True
 
-    def _validate(self, optimizer):
+    def _validate(self, optimizer: Any) -> dict[str, float]:
         # The last step of an epoch may have ruined the weights unseen.
         if self._validation is None:
             for variable in self.model.trainable_variables:
@@ -173,44 +245,41 @@ class _EpochKeeper(keras.callbacks.Callback):
             raise _diverged("validation loss", values["loss"], optimizer)
         return {f"val_{name}": value for name, value in values.items()}
 
-    def finish(self, model):
+    def finish(self, model: keras.Model) -> None:
         """Leaves the model with the weights that were asked for."""
         if self._best is not None:
             model.set_weights(self._best)
         elif getattr(model.optimizer, "use_ema", False):
             model.optimizer.finalize_variable_values(model.trainable_variables)
 
-    def _best_epoch(self):
+    def _best_epoch(self) -> int:
         accuracies = [row["val_accuracy"] for row in self.history]
         return accuracies.index(max(accuracies))
 
 
-def _random_states(model):
+def _random_states(model: keras.Model) -> list:
     """The generators of Dropout and the like, which Keras keeps from checkpoints."""
     states = [getattr(layer, "_random_generator", None) for layer in model.submodules]
     generators = [getattr(state, "_generator", None) for state in states]
     return [generator for generator in generators if generator is not None]
 
 
-def write_history(path, history):
+def write_history(path: Path, history: Sequence[dict[str, float]]) -> None:
     """Writes one CSV row per epoch, atomically, "epoch" first."""
     names = ["epoch", *(name for name in history[0] if name != "epoch")]
-    partial = path.with_suffix(".partial")
     try:
-        with open(partial, "w", newline="") as file:
+        with _io.writing(path) as partial, open(partial, "w", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(history)
-        os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OSError(
             f"{path} could not be written: {error.strerror}. The last checkpoint is "
             "kept; free some space and run the same command again."
         ) from error
 
 
-def _diverged(what, value, optimizer):
+def _diverged(what: str, value: Any, optimizer: Any) -> TrainingDiverged:
     step = _steps_done(optimizer)
     return TrainingDiverged(
         f"the {what} became {value} at step {step} with learning rate "
@@ -219,11 +288,11 @@ def _diverged(what, value, optimizer):
     )
 
 
-def _steps_done(optimizer):
+def _steps_done(optimizer: Any) -> int:
     return int(keras.backend.get_value(optimizer.iterations))
 
 
-def _learning_rate(optimizer, step):
+def _learning_rate(optimizer: Any, step: int) -> float:
     """The rate used at a step; Keras shows only the next one."""
     rate = optimizer._learning_rate
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):

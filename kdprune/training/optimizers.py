@@ -1,10 +1,16 @@
 """Optimizers and the learning-rate schedule."""
 
+from __future__ import annotations
+
 import contextlib
 import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
+
+from kdprune import _registry
 
 # Weight decay shrinks kernels only: on BatchNorm's scale and shift and on biases
 # it costs accuracy without making the function simpler.
@@ -25,10 +31,12 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
         fall: "linear" or "cosine".
     """
 
-    def __init__(self, peak, steps, warmup=0.2, fall="linear"):
+    def __init__(
+        self, peak: float, steps: int, warmup: float = 0.2, fall: str = "linear"
+    ) -> None:
         self.peak, self.steps, self.warmup, self.fall = peak, steps, warmup, fall
 
-    def __call__(self, step):
+    def __call__(self, step: Any) -> tf.Tensor:
         step = tf.cast(step, tf.float32)
         rise = float(self.warmup * self.steps)
         up = 0.2 + 0.8 * step / max(rise, 1.0)
@@ -36,7 +44,7 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
         down = left if self.fall == "linear" else 0.5 - 0.5 * tf.cos(math.pi * left)
         return self.peak * tf.where(step < rise, up, down)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "peak": self.peak,
             "steps": self.steps,
@@ -46,16 +54,16 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def build_optimizer(
-    name="sgd",
-    learning_rate=0.1,
+    name: str = "sgd",
+    learning_rate: float = 0.1,
     *,
-    steps,
-    schedule="one_cycle",
-    warmup=0.2,
-    momentum=0.9,
-    weight_decay=0.0,
-    ema=None,
-):
+    steps: int,
+    schedule: str = "one_cycle",
+    warmup: float = 0.2,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    ema: float | None = None,
+) -> keras.optimizers.Optimizer:
     """Builds an optimizer with its schedule, decoupled weight decay and EMA.
 
     Args:
@@ -71,10 +79,12 @@ def build_optimizer(
             kept by the optimizer; None for none.
 
     Raises:
-        ValueError: If `name` or `schedule` is not one of these.
+        ValueError: If `name` or `schedule` is not one of these, or a number is out of
+            its range.
     """
     _check_choice("optimizer", name, ("sgd", "adam", "adamw"))
     _check_choice("schedule", schedule, ("one_cycle", "cosine", "constant"))
+    _check_numbers(learning_rate, steps, warmup, momentum, weight_decay, ema)
     rate = learning_rate
     if schedule != "constant":
         fall = "linear" if schedule == "one_cycle" else "cosine"
@@ -97,13 +107,37 @@ def build_optimizer(
     return optimizer
 
 
-def _check_choice(what, value, valid):
+def _check_numbers(
+    learning_rate: float,
+    steps: int,
+    warmup: float,
+    momentum: float,
+    weight_decay: float,
+    ema: float | None,
+) -> None:
+    # Written so that NaN is refused, too.
+    for what, value, fits, range_ in (
+        ("learning_rate", learning_rate, 0 < learning_rate < math.inf, "above 0"),
+        ("steps", steps, 0 < steps < math.inf, "above 0"),
+        ("warmup", warmup, 0 <= warmup < 1, "in [0, 1)"),
+        ("momentum", momentum, 0 <= momentum < 1, "in [0, 1)"),
+        ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "at least 0"),
+        ("ema", ema, ema is None or 0 <= ema < 1, "in (0, 1), or None"),
+    ):
+        if not fits:
+            raise ValueError(f"{what} must be {range_}. Received: {value}")
+
+
+def _check_choice(what: str, value: str, valid: Sequence[str]) -> None:
     if value not in valid:
-        raise ValueError(f"{what} must be one of {', '.join(valid)}. Received: {value}")
+        raise ValueError(
+            f"{what} must be one of {', '.join(valid)}. Received: {value!r}"
+            f"{_registry.nearest(value, valid)}"
+        )
 
 
 @contextlib.contextmanager
-def averaged_weights(model):
+def averaged_weights(model: keras.Model) -> Iterator[None]:
     """Lends a model its optimizer's averaged weights, if it keeps an average."""
     if not getattr(model.optimizer, "use_ema", False):
         yield

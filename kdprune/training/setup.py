@@ -1,5 +1,7 @@
 """What is settled before a model is built: random state, precision, devices."""
 
+from __future__ import annotations
+
 import functools
 import pathlib
 
@@ -9,7 +11,7 @@ import tf_keras as keras
 from kdprune.models.precision import fits_bfloat16
 
 
-def seed_everything(seed):
+def seed_everything(seed: int) -> None:
     """Seeds Python, NumPy and TensorFlow, and forgets earlier models' names.
 
     Layer names and random streams count up within a process; without the reset
@@ -22,7 +24,7 @@ def seed_everything(seed):
     keras.utils.set_random_seed(seed)
 
 
-def resolve_precision(precision="auto", model=None):
+def resolve_precision(precision: str = "auto", model: keras.Model | None = None) -> str:
     """Turns "auto" into the precision policy that is quickest on this machine.
 
     Args:
@@ -46,7 +48,7 @@ def resolve_precision(precision="auto", model=None):
     return "mixed_bfloat16" if native and fits else "float32"
 
 
-def strategy():
+def strategy() -> tf.distribute.Strategy:
     """Mirrors training over all GPUs where there are several, else the default."""
     if len(tf.config.list_logical_devices("GPU")) > 1:
         return _mirrored()
@@ -54,6 +56,6 @@ def strategy():
 
 
 @functools.cache
-def _mirrored():
+def _mirrored() -> tf.distribute.Strategy:
     # Two such strategies in one process mistake each other's messages.
     return tf.distribute.MirroredStrategy()

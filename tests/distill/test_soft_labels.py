@@ -85,7 +85,7 @@ def test_an_interrupted_store_goes_on_with_the_first_missing_view(split, tmp_pat
 
 def test_a_half_written_view_is_not_taken_for_a_whole_one(split, tmp_path):
     (tmp_path / "view-000.partial").write_bytes(b"half")
-    with pytest.raises(ValueError, match="expected soft labels"):
+    with pytest.raises(ValueError, match="no soft labels in"):
         load_soft_labels(tmp_path)
     write_soft_labels(network(split), views_of(split, []), tmp_path, views=1, key={})
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -180,7 +180,9 @@ def test_a_store_that_does_not_say_its_views_is_refused(split, tmp_path, content
 
 
 def test_a_store_of_no_views_is_refused(split, tmp_path):
-    with pytest.raises(ValueError, match="views must be at least 1. Received: 0"):
+    with pytest.raises(
+        ValueError, match="views must be a whole number above 0. Received: 0"
+    ):
         write_soft_labels(network(split), None, tmp_path, views=0, key={})
 
 
@@ -286,3 +288,21 @@ def test_what_cannot_be_logits_is_refused(split, tmp_path, kind):
     with pytest.raises(ValueError, match=message):
         write_soft_labels(changed, views_of(split, []), tmp_path, views=1, key={})
     assert not list(tmp_path.glob("view-*"))
+
+
+@pytest.mark.parametrize("teachers", ["teacher.keras", [], [None], [7]])
+def test_teachers_are_models(split, tmp_path, teachers):
+    with pytest.raises(ValueError, match="teachers must be keras.Model objects"):
+        write_soft_labels(teachers, views_of(split, []), tmp_path, views=1, key={})
+    with pytest.raises(ValueError, match="teachers must be keras.Model objects"):
+        store_key(teachers if isinstance(teachers, list) else [teachers], split)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_of_stores_may_be_strings(split, tmp_path, caplog):
+    caplog.set_level("INFO", "kdprune")
+    teacher, folder = network(split), str(tmp_path / "store")
+    write_soft_labels(teacher, views_of(split, []), folder, views=2, key={})
+    assert len(load_soft_labels(folder)) == 2
+    starts = [message.rpartition(",")[0] for message in caplog.messages]
+    assert starts == ["soft labels: view 1 of 2", "soft labels: view 2 of 2"]

@@ -1,6 +1,7 @@
 """Training selects, stops, resumes and fails as it promises."""
 
 import csv
+import io
 import json
 import resource
 import subprocess
@@ -155,7 +156,8 @@ def test_history_has_a_row_for_each_epoch_here_and_in_the_file(tmp_path):
     assert list((tmp_path / "logs").rglob("events*"))
 
 
-def test_patience_stops_and_a_stopped_run_does_not_go_on(tmp_path, capfd):
+def test_patience_stops_and_a_stopped_run_does_not_go_on(tmp_path, caplog):
+    caplog.set_level("INFO", "kdprune")
     seed_everything(0)
 
     def still():  # Nothing is learnt: the first of equal epochs is the best.
@@ -170,10 +172,10 @@ def test_patience_stops_and_a_stopped_run_does_not_go_on(tmp_path, capfd):
     model = still()
     assert train(model, 6, folder=tmp_path, patience=2) == history
     assert_same(model.get_weights(), weights)
-    assert "resuming" not in capfd.readouterr().out
+    assert "resuming" not in caplog.text
     again = train(still(), 6, folder=tmp_path, patience=3)
     assert [row["epoch"] for row in again] == [1, 2, 3, 4]
-    assert "resuming after epoch 3 of 6" in capfd.readouterr().out
+    assert "resuming after epoch 3 of 6" in caplog.text
 
 
 def plain():
@@ -444,3 +446,61 @@ def test_two_devices_train_to_what_one_device_does(tmp_path):
                 assert second[name] == pytest.approx(first[name], rel=1e-3), name
         np.testing.assert_allclose(two["logits"], one["logits"], atol=1e-3)
         assert one["sparsity"] == two["sparsity"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_each_epoch_is_told_in_a_line(tmp_path, caplog, capfd):
+    caplog.set_level("INFO", "kdprune")
+    seed_everything(0)
+    history = train(compiled(small_model(), sgd(0.1)), 2, folder=tmp_path)
+    assert len(caplog.messages) == 2
+    for row, line in zip(history, caplog.messages, strict=True):
+        assert line.startswith(f"epoch {row['epoch']:.0f} of 2 - ")
+        for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
+            assert f" - {name}: {row[name]:.4f}" in line
+        assert "ms/step" in line
+    caplog.clear()
+    train(compiled(small_model(), sgd(0.1)), 3, folder=tmp_path, verbose=False)
+    assert caplog.messages == []
+    assert capfd.readouterr().out == ""
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_sees_a_bar(monkeypatch, caplog):
+    shown = []
+
+    def bar(items, what, total=None):
+        shown.append(what)
+        yield from items
+
+    caplog.set_level("INFO", "kdprune")
+    monkeypatch.setattr("kdprune.training.fit.progress", bar)
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    seed_everything(0)
+    train(compiled(small_model(), sgd(0.1)), 2)
+    assert shown == ["epoch 1 of 2", "epoch 2 of 2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        ({"epochs": 0}, "epochs must be a whole number above 0. Received: 0"),
+        ({"epochs": 1.5}, "epochs must be a whole number above 0. Received: 1.5"),
+        ({"steps": -1}, "steps must be a whole number above 0. Received: -1"),
+        ({"patience": 0}, "patience must be a whole number above 0. Received: 0"),
+    ],
+)
+def test_numbers_that_are_no_counts_are_refused(arguments, fault):
+    arguments = {"epochs": 1, "steps": STEPS, **arguments}
+    with pytest.raises(ValueError, match=fault):
+        fit(compiled(small_model(), "sgd"), None, None, **arguments)
+
+
+def test_a_model_that_is_not_compiled_is_refused():
+    with pytest.raises(ValueError, match="call model.compile first"):
+        fit(small_model(), None, None, epochs=1, steps=1)
+    with pytest.raises(ValueError, match="call model.compile first.*'model.keras'"):
+        fit("model.keras", None, None, epochs=1, steps=1)
