@@ -93,9 +93,11 @@ def test_names_choose_the_optimizer_and_its_schedule():
 
 
 def test_unknown_names_are_refused_with_the_valid_ones():
-    with pytest.raises(ValueError, match="sgd, adam, adamw. Received: lion"):
+    with pytest.raises(ValueError, match="sgd, adam, adamw. Received: .lion"):
         build_optimizer("lion", 0.1, steps=10)
-    with pytest.raises(ValueError, match="one_cycle, cosine, constant. Received: step"):
+    with pytest.raises(
+        ValueError, match="one_cycle, cosine, constant. Received: .step"
+    ):
         build_optimizer("sgd", 0.1, steps=10, schedule="step")
 
 
@@ -134,3 +136,25 @@ def test_the_weights_come_back_even_after_an_error():
         assert not np.array_equal(model.get_weights()[0], before[0])
         raise KeyError
     np.testing.assert_array_equal(model.get_weights()[0], before[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        ({"name": "sgdd"}, "optimizer must be one of sgd.*'sgdd'; did you mean 'sgd'"),
+        ({"schedule": "cosin"}, "schedule must be one of.*did you mean 'cosine'"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0. Received: 0.0"),
+        (
+            {"learning_rate": float("nan")},
+            "learning_rate must be above 0. Received: nan",
+        ),
+        ({"steps": 0}, "steps must be above 0. Received: 0"),
+        ({"warmup": 1.0}, r"warmup must be in \[0, 1\). Received: 1.0"),
+        ({"momentum": -0.1}, r"momentum must be in \[0, 1\). Received: -0.1"),
+        ({"weight_decay": -1e-4}, "weight_decay must be at least 0. Received: -0.0001"),
+        ({"ema": 1.0}, r"ema must be in \(0, 1\), or None. Received: 1.0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(arguments, fault):
+    with pytest.raises(ValueError, match=fault):
+        build_optimizer(**{"steps": 10, **arguments})
