@@ -95,9 +95,7 @@ def test_names_choose_the_optimizer_and_its_schedule():
 def test_unknown_names_are_refused_with_the_valid_ones():
     with pytest.raises(ValueError, match="sgd, adam, adamw. Received: .lion"):
         build_optimizer("lion", 0.1, steps=10)
-    with pytest.raises(
-        ValueError, match="one_cycle, cosine, constant.*step"
-    ):
+    with pytest.raises(ValueError, match="one_cycle, cosine, constant.*step"):
         build_optimizer("sgd", 0.1, steps=10, schedule="step")
 
 
