@@ -2,8 +2,10 @@
 
 from kdprune.benchmark import measure_latency as measure_latency
 from kdprune.data import load_dataset as load_dataset
+from kdprune.data import register_dataset as register_dataset
 from kdprune.distill import Distiller as Distiller
 from kdprune.distill import distillation_loss as distillation_loss
+from kdprune.distill import register_loss as register_loss
 from kdprune.evaluate import evaluate_model as evaluate_model
 from kdprune.kit import write_kit as write_kit
 from kdprune.models import build_model as build_model
