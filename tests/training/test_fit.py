@@ -477,7 +477,7 @@ def test_a_terminal_sees_a_bar(monkeypatch, caplog):
         yield from items
 
     caplog.set_level("INFO", "kdprune")
-    monkeypatch.setattr("kdprune.training.fit.progress", bar)
+    monkeypatch.setattr(sys.modules[fit.__module__], "progress", bar)
     monkeypatch.setattr(sys, "stdout", Terminal())
     seed_everything(0)
     train(compiled(small_model(), sgd(0.1)), 2)
