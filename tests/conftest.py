@@ -1,12 +1,71 @@
-"""Data and small files that tests share."""
+"""Data and small files that tests share, and the tally of soak tests."""
 
+import dataclasses
+import json
 import os
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import kdprune
 from kdprune.data import load_dataset
+
+_TALLY = pytest.StashKey[dict]()
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("soak", "tests marked soak (`make test-soak`)")
+    group.addoption("--soak-seed", type=int, default=0, help="of all they draw (0)")
+    group.addoption("--soak-rounds", type=int, default=20, help="of each test (20)")
+    group.addoption("--soak-tally", metavar="FILE", help="where the counts are written")
+
+
+def pytest_configure(config):
+    config.stash[_TALLY] = {}
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.option.markexpr:
+        return
+    for item in items:
+        if "soak" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="runs in `make test-soak` alone"))
+
+
+@dataclasses.dataclass
+class Soak:
+    """How often a soak test repeats, from which seed, and what it counted."""
+
+    seed: int
+    rounds: int
+    counts: dict
+
+
+@pytest.fixture
+def soak(request):
+    """A `Soak`; its counts stand in the tally, also those of a test that failed."""
+    option, start = request.config.option, time.monotonic()
+    found = Soak(option.soak_seed, option.soak_rounds, {})
+    yield found
+    found.counts["seconds"] = round(time.monotonic() - start)
+    request.config.stash[_TALLY][request.node.nodeid] = found.counts
+
+
+def pytest_sessionfinish(session, exitstatus):
+    option, tests = session.config.option, session.config.stash[_TALLY]
+    if option.soak_tally and tests:
+        arguments = f"--soak-seed {option.soak_seed} --soak-rounds {option.soak_rounds}"
+        tally = {
+            "command": f'make test-soak ARGS="{arguments}"',
+            "version": kdprune.__version__,
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "passed": int(exitstatus) == 0,
+            "tests": tests,
+        }
+        Path(option.soak_tally).write_text(json.dumps(tally, indent=2) + "\n")
 
 
 @pytest.fixture(scope="session")

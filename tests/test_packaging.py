@@ -24,7 +24,7 @@ SCRIPTS = sorted(
     # Programs of their own, not stages.
     if not path.name.startswith(("bench_", "gather_", "plot_methods"))
 )
-PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+PYTHONS = ("3.11", "3.12", "3.13")
 
 needs_cli = pytest.mark.skipif(
     not (ROOT / "kdprune" / "cli").exists(), reason="kdprune/cli is not there"
@@ -182,5 +182,5 @@ def test_make_says_which_interpreters_it_looked_for(tmp_path):
     )
     assert run.returncode != 0
     message = run.stderr.splitlines()[0]
-    assert message.startswith("kdprune needs Python 3.10 to 3.13")
+    assert message.startswith("kdprune needs Python 3.11 to 3.13")
     assert "looked for: no-such-python false" in message

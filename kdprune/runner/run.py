@@ -12,7 +12,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any
 
 from kdprune import _io, records
@@ -106,7 +106,7 @@ class Run:
         fingerprint = self._fingerprint(node)
         folder = self._prepare(node, fingerprint)
         logger.info("\n== %s (%s) ==", node.name, node.kind)
-        started, clock = datetime.now(timezone.utc), time.perf_counter()
+        started, clock = datetime.now(UTC), time.perf_counter()
         from kdprune import training
 
         # Names and random streams count up within a process: a stage must not

@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,16 +144,49 @@ def test_killed_in_every_stage_it_ends_bit_equal(recipe, uninterrupted, tmp_path
     for stage in STAGES:
         kill_in(stage, recipe, tmp_path)
     finish(recipe, tmp_path)
-    compared = 0
-    for path in sorted(uninterrupted.rglob("*")):
-        other = tmp_path / path.relative_to(uninterrupted)
-        if path.name in ARTIFACTS or path.suffix in (".npy", ".tflite"):
-            assert same_content(path, other), path.relative_to(uninterrupted)
-            compared += 1
+    compared = assert_same_run(uninterrupted, tmp_path)
     # Models, stored logits, files for the runtime, the two at the top and the kit's.
     assert compared >= 6 + 3 + 3 + 4 + 2 + 2
-    assert accuracies(tmp_path) == accuracies(uninterrupted)
-    assert not list(tmp_path.rglob("*partial*")), "half-written files were left"
+
+
+@pytest.mark.soak
+def test_killed_at_random_moments_it_ends_bit_equal(
+    recipe, uninterrupted, tmp_path, soak
+):
+    """Up to five kills a round, anywhere in the time that a whole run takes."""
+    soak.counts |= {"rounds": 0, "kills": 0, "compared": 0}
+    begun = time.monotonic()
+    finish(recipe, tmp_path / "timed")
+    whole = time.monotonic() - begun
+    for number in range(soak.rounds):
+        draw = random.Random(soak.seed + number)
+        output = tmp_path / f"round-{number}"
+        for _ in range(draw.randint(1, 5)):
+            process = start(recipe, output)
+            try:
+                process.communicate(timeout=draw.uniform(0, whole))
+                break  # It ended before it was to be killed.
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.communicate()
+                soak.counts["kills"] += 1
+        finish(recipe, output)
+        soak.counts["compared"] += assert_same_run(uninterrupted, output)
+        soak.counts["rounds"] += 1
+        shutil.rmtree(output)
+
+
+def assert_same_run(expected, got):
+    """Every model, store and file of a run is that of another; returns how many."""
+    compared = 0
+    for path in sorted(expected.rglob("*")):
+        if path.name in ARTIFACTS or path.suffix in (".npy", ".tflite"):
+            other = got / path.relative_to(expected)
+            assert same_content(path, other), path.relative_to(expected)
+            compared += 1
+    assert accuracies(got) == accuracies(expected)
+    assert not list(got.rglob("*partial*")), "half-written files were left"
+    return compared
 
 
 def same_content(path, other):

@@ -84,3 +84,19 @@ def test_random_damage_never_crashes_the_process(tflites, tmp_path, kind):
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert 30 < int(result.stdout) <= 150
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["float32", "float16", "int8", "uint8"])
+def test_more_random_damage_never_crashes_the_process(tflites, tmp_path, kind, soak):
+    root = Path(__file__).resolve().parents[2]
+    soak.counts |= {"damaged": 0, "refused": 0}
+    for seed in range(soak.seed + 1, soak.seed + 1 + soak.rounds):
+        command = [sys.executable, "-c", ATTACK, str(tflites[kind])]
+        command += [str(tmp_path / "damaged.tflite"), str(seed), "500"]
+        result = subprocess.run(
+            command, cwd=root, capture_output=True, text=True, timeout=600
+        )
+        assert result.returncode == 0, f"seed {seed}: {result.stderr[-2000:]}"
+        soak.counts["damaged"] += 500
+        soak.counts["refused"] += int(result.stdout)
