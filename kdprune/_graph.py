@@ -186,17 +186,16 @@ def _from_output(model, output=0):
 
 # --- Making a model anew ---
 
-Layer = keras.layers.Layer
-
 
 def rebuild(
     model: keras.Model,
     *,
-    config: Callable[[Layer], Mapping[str, Any] | None] | None = None,
-    replace: Callable[[Layer], Layer | None] | None = None,
-    insert: Callable[[Layer], Layer | None] | None = None,
+    config: Callable[[keras.layers.Layer], Mapping[str, Any] | None] | None = None,
+    replace: Callable[[keras.layers.Layer], keras.layers.Layer | None] | None = None,
+    insert: Callable[[keras.layers.Layer], keras.layers.Layer | None] | None = None,
     bypass: Mapping[Any, Any] | None = None,
-    weights: Callable[[Layer, Layer], Sequence | None] | None = None,
+    weights: Callable[[keras.layers.Layer, keras.layers.Layer], Sequence | None]
+    | None = None,
 ) -> keras.Model:
     """Makes a model anew, with some of its layers changed and its weights carried over.
 
@@ -232,16 +231,21 @@ def rebuild(
         ...         if isinstance(layer, keras.layers.Conv2D) else None)
     """
     check_graph_model(model)
-    changes = (change or _nothing for change in (config, replace, insert, weights))
-    return _Rebuilder(*changes, bypass or {}).rebuilt(model)
+    return _Rebuilder(
+        config or _nothing,
+        replace or _nothing,
+        insert or _nothing,
+        bypass or {},
+        weights or _nothing,
+    ).rebuilt(model)
 
 
-def _nothing(*_: Layer) -> None:
+def _nothing(*_: keras.layers.Layer) -> None:
     return None
 
 
 class _Rebuilder:
-    def __init__(self, config, replace, insert, weights, bypass):
+    def __init__(self, config, replace, insert, bypass, weights):
         self.config = config
         self.replace = replace
         self.insert = insert
@@ -249,7 +253,7 @@ class _Rebuilder:
         self.bypass = {id(node): tensor for node, tensor in bypass.items()}
         # `{id(layer): (layer, its copy, what follows it)}` of all nested models: a
         # layer may be shared with one of them.
-        self.made = {}
+        self.made: dict[int, tuple[Any, Any, Any]] = {}
 
     def rebuilt(self, model):
         copy = self._model(model)

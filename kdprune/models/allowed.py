@@ -6,6 +6,10 @@ out on purpose: Lambda, TFSMLayer, the text layers (they open files named in the
 configuration), and everything that calls methods by name.
 """
 
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
 import tf_keras as keras
 
 # The package name kdprune's own layers are registered under.
@@ -68,16 +72,16 @@ _WHY = {
 }
 
 
-def _modules():
+def _modules() -> dict[str, set[str | None]]:
     """Maps every allowed class name to the modules that may stand beside it."""
     tf_op = "tf_keras.src.layers.core.tf_op_layer"
-    modules = {
+    modules: dict[str, set[str | None]] = {
         "Functional": {"tf_keras.src.engine.functional", "keras.engine.functional"},
         "TFOpLambda": {tf_op},
         "SlicingOpLambda": {tf_op},
         "LayerScale": {"tf_keras.src.applications.convnext"},
     }
-    modules.update((name, {None}) for name in _NOTATION)
+    modules |= {name: {None} for name in _NOTATION}
     spaces = {
         "layers": _LAYERS,
         "initializers": _INITIALIZERS,
@@ -101,7 +105,7 @@ def _modules():
 _MODULES = _modules()
 
 
-def check_config(config, source):
+def check_config(config: Any, source: object) -> None:
     """Refuses a model configuration that holds anything but plain layers.
 
     Args:
@@ -124,14 +128,14 @@ def check_config(config, source):
             pending.extend((value, owner) for value in item)
 
 
-def _name(item):
+def _name(item: dict) -> str | None:
     inner = item.get("config")
     name = inner.get("name") if isinstance(inner, dict) else None
     name = name or item.get("name")
     return f"layer {name[:60]!r}" if "class_name" in item and _is_text(name) else None
 
 
-def _problem(item):
+def _problem(item: dict) -> str | None:
     """Says what is wrong with one dictionary of a configuration, if anything."""
     if "class_name" in item:
         problem = _class_problem(item)
@@ -146,7 +150,7 @@ def _problem(item):
     return None
 
 
-def _class_problem(item):
+def _class_problem(item: dict) -> str | None:
     name, module = item["class_name"], item.get("module")
     registered = item.get("registered_name")
     if not _is_text(name) or not all(
@@ -182,7 +186,7 @@ def _class_problem(item):
     return None
 
 
-def _own_class(name):
+def _own_class(name: str) -> type | None:
     """The class of ours that is registered under a name, or None."""
     if not name.startswith(OWN_PACKAGE):
         return None
@@ -190,9 +194,9 @@ def _own_class(name):
     return found if isinstance(found, type) else None
 
 
-def _is_text(value):
+def _is_text(value: object) -> TypeGuard[str]:
     return isinstance(value, str)
 
 
-def _quote(module, name):
+def _quote(module: str | None, name: str) -> str:
     return repr(f"{module}.{name}"[:80] if module else name[:80])

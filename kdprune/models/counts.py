@@ -1,5 +1,7 @@
 """What a model costs: multiplications and parameters, layer by layer."""
 
+from __future__ import annotations
+
 import math
 from collections import Counter
 
@@ -30,7 +32,7 @@ _NO_KERNELS = (
 )
 
 
-def count_macs(model):
+def count_macs(model: keras.Model) -> int:
     """Counts the multiply-accumulate operations of one image's forward pass.
 
     Convolutions (grouped, depthwise, separable, transposed) and dense layers
@@ -55,7 +57,7 @@ def count_macs(model):
     return sum(layer_macs(model).values())
 
 
-def layer_macs(model):
+def layer_macs(model: keras.Model) -> dict[str, int]:
     """Counts the multiplications of every layer that has any.
 
     Args:
@@ -65,12 +67,12 @@ def layer_macs(model):
         `{layer name: MACs}` in the order of execution. Wrapped layers go by
         their own name, layers of nested models by `"nested/layer"`.
     """
-    macs = Counter()
+    macs: Counter[str] = Counter()
     _add_macs(model, "", macs)
     return dict(macs)
 
 
-def count_parameters(model):
+def count_parameters(model: keras.Model) -> int:
     """Counts weights as `model.count_params()` does, each shared one once.
 
     The bookkeeping variables of pruning and quantization wrappers (masks,
@@ -81,7 +83,7 @@ def count_parameters(model):
     return sum(math.prod(weight.shape) for weight in model_weights(model))
 
 
-def model_weights(model):
+def model_weights(model: keras.Model) -> list:
     """Lists a model's distinct weights without the wrappers' bookkeeping."""
     wrappers = (layer for _, layer in named_layers(model) if is_tfmot_layer(layer))
     bookkeeping = {id(w) for wrapper in wrappers for w in _own(wrapper)}
@@ -89,7 +91,7 @@ def model_weights(model):
     return list(weights.values())
 
 
-def kernels(layer):
+def kernels(layer: keras.layers.Layer) -> tuple:
     """Returns the weights a layer multiplies with, or `()` if it has none."""
     found = next((k for k in _KERNELS if isinstance(layer, k[0])), None)
     return tuple(getattr(layer, name) for name in found[1]) if found else ()

@@ -6,6 +6,8 @@ allow-list (`kdprune.models.allowed`), and only that checked text reaches Keras;
 the weights are read as plain numbers.
 """
 
+from __future__ import annotations
+
 import copy
 import io
 import json
@@ -13,14 +15,17 @@ import os
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from kdprune._io import first_line, write_file
 from kdprune.intake import build_keras3, load_keras3_weights
 from kdprune.models.allowed import check_config
 
@@ -49,7 +54,7 @@ _DAMAGE = (
 )
 
 
-def save_model(model, path, half=False):
+def save_model(model: keras.Model, path: str | os.PathLike, half: bool = False) -> None:
     """Saves a model as float32 `.keras`, atomically.
 
     The file holds the architecture and the weights, without optimizer or losses.
@@ -79,16 +84,14 @@ def save_model(model, path, half=False):
     plain = _build(_float32(_config(model)), "this model cannot be saved")
     plain.set_weights([np.asarray(w, np.float32) for w in model.get_weights()])
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as folder:
+    with tempfile.TemporaryDirectory(prefix="kdprune-") as folder:
         raw = Path(folder) / "model.keras"
         plain.save(raw)
-        finished = Path(folder) / "finished.keras"
-        _write_reproducibly(raw, finished, half)
-        os.replace(finished, path)
-    _sync_folder(path.parent)
+        content = _reproducible(raw, half)
+    write_file(path, content)
 
 
-def _config(model):
+def _config(model: keras.Model) -> dict[str, Any]:
     """A model's config without how it was compiled: a loss may be any function."""
     models = (m for m in (model, *model.submodules) if isinstance(m, keras.Model))
     compiled = [m for m in models if m._is_compiled]
@@ -101,7 +104,7 @@ def _config(model):
             one._is_compiled = True
 
 
-def load_model(path):
+def load_model(path: str | os.PathLike) -> keras.Model:
     """Loads a `.keras` or `.h5` file of tf_keras or Keras 3, running none of its code.
 
     A Keras 3 model is rebuilt in tf_keras, layer by layer, and given its weights; it
@@ -132,7 +135,7 @@ def load_model(path):
     return readers[path.suffix](path)
 
 
-def _load_keras(path):
+def _load_keras(path: Path) -> keras.Model:
     with tempfile.TemporaryDirectory(prefix="kdprune-") as folder:
         weights = Path(folder) / "model.weights.h5"
         with _explained(path, "is not a complete .keras file"):
@@ -148,7 +151,7 @@ def _load_keras(path):
         return _assemble(config, weights, path)
 
 
-def _load_h5(path):
+def _load_h5(path: Path) -> keras.Model:
     with _explained(path, "is not a complete .h5 file"), h5py.File(path) as file:
         version = _text(file.attrs.get("keras_version"))
         text = _text(file.attrs.get("model_config"))
@@ -165,7 +168,7 @@ def _load_h5(path):
     return _assemble(config, path, path)
 
 
-def _rebuild_keras_3(config, weights, path):
+def _rebuild_keras_3(config: dict[str, Any], weights: Path, path: Path) -> keras.Model:
     """The tf_keras model that computes what a Keras 3 file describes."""
     with _explained(path, "its weights cannot be read"):
         numbers = _count_numbers(weights)
@@ -176,7 +179,7 @@ def _rebuild_keras_3(config, weights, path):
     return model
 
 
-def _assemble(config, weights, path):
+def _assemble(config: dict[str, Any], weights: Path, path: Path) -> keras.Model:
     """Builds the model of a parsed `config` and fills it from `weights`."""
     with _explained(path, "its weights cannot be read"):
         numbers = _count_numbers(weights)
@@ -186,7 +189,9 @@ def _assemble(config, weights, path):
     return model
 
 
-def _build(config, source, numbers=None):
+def _build(
+    config: dict[str, Any], source: object, numbers: int | None = None
+) -> keras.Model:
     """Builds a model from its configuration once that has been checked.
 
     Args:
@@ -207,7 +212,7 @@ def _build(config, source, numbers=None):
     return model
 
 
-def _without_compilation(config):
+def _without_compilation(config: Any) -> Any:
     """Drops losses, metrics and optimizers, of nested models too."""
     if isinstance(config, dict):
         return {
@@ -221,7 +226,7 @@ def _without_compilation(config):
 
 
 @contextmanager
-def _at_most(numbers):
+def _at_most(numbers: int | None) -> Iterator[None]:
     """Refuses to create variables of more elements in total than `numbers`."""
     if numbers is None:
         yield
@@ -239,7 +244,7 @@ def _at_most(numbers):
         yield
 
 
-def _count_numbers(path):
+def _count_numbers(path: Path) -> int:
     """Counts the numbers in an HDF5 file; refuses links out of it and bombs."""
     count = size = 0
 
@@ -265,7 +270,7 @@ def _count_numbers(path):
     return count
 
 
-def _float32(config):
+def _float32(config: dict[str, Any]) -> dict[str, Any]:
     """The same configuration with every layer computing in float32."""
     config = copy.deepcopy(config)
     pending = [config]
@@ -285,8 +290,8 @@ def _float32(config):
     return config
 
 
-def _write_reproducibly(source, target, half):
-    """Copies a `.keras` archive without the dates in it, flushed to disk."""
+def _reproducible(source: Path, half: bool) -> bytes:
+    """The content of a `.keras` archive without the dates in it."""
     with zipfile.ZipFile(source) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     metadata = json.loads(members[_METADATA])
@@ -294,15 +299,14 @@ def _write_reproducibly(source, target, half):
     members[_METADATA] = json.dumps(metadata).encode()
     if half:
         members[_WEIGHTS] = _halved(members[_WEIGHTS])
-    with open(target, "wb") as file:
-        with zipfile.ZipFile(file, "w") as archive:
-            for name, content in members.items():
-                archive.writestr(zipfile.ZipInfo(name), content)
-        file.flush()
-        os.fsync(file.fileno())
+    finished = io.BytesIO()
+    with zipfile.ZipFile(finished, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return finished.getvalue()
 
 
-def _halved(content):
+def _halved(content: bytes) -> bytes:
     """The same HDF5 file with its float32 arrays as float16."""
     halved = io.BytesIO()
     with h5py.File(io.BytesIO(content)) as old, h5py.File(halved, "w") as new:
@@ -321,16 +325,7 @@ def _halved(content):
     return halved.getvalue()
 
 
-def _sync_folder(folder):
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _member(archive, name, limit):
+def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     """Reads one member, at most `limit` bytes whatever its header claims."""
     buffer = io.BytesIO()
     with archive.open(name) as file:
@@ -341,7 +336,7 @@ def _member(archive, name, limit):
     return buffer.getvalue()
 
 
-def _parse(text):
+def _parse(text: str | bytes) -> dict[str, Any]:
     try:
         config = json.loads(text)
     except RecursionError as error:
@@ -351,16 +346,16 @@ def _parse(text):
     return config
 
 
-def _text(value):
+def _text(value: Any) -> Any:
     return value.decode("utf-8") if isinstance(value, bytes) else value
 
 
-def _is_keras_3(version):
+def _is_keras_3(version: object) -> bool:
     return str(version).startswith("3")
 
 
 @contextmanager
-def _explained(source, problem, whole=False):
+def _explained(source: object, problem: str, whole: bool = False) -> Iterator[None]:
     """Turns the many errors of damaged content into one line that names it.
 
     `whole` keeps a message that may name many things at full length.
@@ -368,7 +363,5 @@ def _explained(source, problem, whole=False):
     try:
         yield
     except _DAMAGE as error:
-        detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if not whole:
-            detail = detail[:200]
+        detail = first_line(error, limit=10_000 if whole else 200)
         raise ValueError(f"{source}: {problem} ({detail})") from error

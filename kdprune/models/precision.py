@@ -1,5 +1,7 @@
 """The precision a model computes in, as a property of that model."""
 
+from __future__ import annotations
+
 import math
 
 import tf_keras as keras
@@ -11,7 +13,7 @@ from kdprune._io import first_line
 _LANES = 16
 
 
-def cast_model(model, policy):
+def cast_model(model: keras.Model, policy: str) -> keras.Model:
     """Rebuilds a model under another precision policy, weights carried over.
 
     Variables stay float32; only what layers compute in changes. Output layers
@@ -50,7 +52,7 @@ def cast_model(model, policy):
         ) from error
 
 
-def fits_bfloat16(model):
+def fits_bfloat16(model: keras.Model) -> bool:
     """Whether a processor's bfloat16 kernels are made for a model's convolutions.
 
     They take 16 channels at a time. A convolution of another number of filters, such
@@ -78,7 +80,7 @@ def _convolutions(model):
 def _policies(model, policy, keep_outputs):
     """`{id(layer): policy}`; the outputs of a model may be those of a nested one."""
     outputs = {id(layer) for layer in _output_layers(model)} if keep_outputs else ()
-    policies = {}
+    policies: dict[int, str] = {}
     for layer in model.layers:
         is_output = id(layer) in outputs
         if is_graph_model(layer):

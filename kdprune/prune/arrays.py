@@ -1,15 +1,20 @@
 """The rule of pruning on an array: small weights are zeroed, or taken out."""
 
+from __future__ import annotations
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def prune_weights(weights, threshold, remove=False):
+def prune_weights(
+    weights: ArrayLike, threshold: float, remove: bool = False
+) -> np.ndarray:
     """Zeroes the weights with `|w| < threshold`, or deletes them.
 
     A weight as large as the threshold stays. Zeros change neither the shape nor
     the size of the array; what they save is bytes after compression. To do the same
     to a model, and keep the zeros while it learns, see `weight_masks` and
-    `hold_masks`.
+    `apply_masks`.
 
     Args:
         weights: Numbers, an array of any shape or nested lists; not changed.

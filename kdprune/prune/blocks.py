@@ -1,7 +1,11 @@
 """Block pruning: residual blocks that a model can do without are removed whole."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -27,9 +31,9 @@ class Block:
     """
 
     name: str
-    layers: tuple
-    entry: object
-    end: object
+    layers: tuple[str, ...]
+    entry: Any
+    end: Any
     branch: tuple
 
 
@@ -45,35 +49,35 @@ class BlockPlan:
     """
 
     model: keras.Model
-    blocks: tuple
-    scores: tuple
+    blocks: tuple[Block, ...]
+    scores: tuple[float, ...]
     count: int
 
     @cached_property
-    def pruned(self):
+    def pruned(self) -> keras.Model:
         """The smaller model, built once."""
         return remove_blocks(self.model, [b.name for b in self.blocks[: self.count]])
 
     @property
-    def macs(self):
+    def macs(self) -> tuple[int, int]:
         """The multiplications before and after."""
         return count_macs(self.model), count_macs(self.pruned)
 
     @property
-    def parameters(self):
+    def parameters(self) -> tuple[int, int]:
         """The parameters before and after."""
         return count_parameters(self.model), count_parameters(self.pruned)
 
     @property
-    def memory(self):
+    def memory(self) -> tuple[int, int]:
         """Peak activation memory in bytes (int8), before and after."""
         return peak_activations(self.model), peak_activations(self.pruned)
 
-    def apply(self):
+    def apply(self) -> keras.Model:
         """Returns the smaller model."""
         return self.pruned
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = []
         for place, block in enumerate(self.blocks):
             what = "removed" if place < self.count else "kept"
@@ -89,7 +93,7 @@ class BlockPlan:
         return "\n".join(lines)
 
 
-def find_blocks(model):
+def find_blocks(model: keras.Model) -> list[Block]:
     """Finds the residual blocks whose removal keeps all shapes.
 
     A block is an addition of a tensor and of what is computed from that tensor
@@ -118,8 +122,8 @@ def find_blocks(model):
     return found
 
 
-def remove_blocks(model, names):
-    """Builds the model anew without some residual blocks, weights carried over.
+def remove_blocks(model: keras.Model, names: Iterable[str]) -> keras.Model:
+    """Builds the model again without some residual blocks, weights carried over.
 
     Args:
         model: A built Functional model; left as it is.
@@ -132,6 +136,7 @@ def remove_blocks(model, names):
     Raises:
         ValueError: If there is no such block.
     """
+    names = list(names)
     blocks = {block.name: block for block in find_blocks(model)}
     unknown = sorted(set(names) - set(blocks))
     if unknown:
@@ -143,7 +148,9 @@ def remove_blocks(model, names):
     return rebuild(model, bypass={block.end: block.entry for block in chosen})
 
 
-def angular_distances(model, blocks, data):
+def angular_distances(
+    model: keras.Model, blocks: Sequence[Block], data: Any
+) -> np.ndarray:
     """Measures how much each block turns its input, as a fraction of pi.
 
     Reference: Gromov et al., 2024, https://arxiv.org/abs/2403.17887, section 3.2.
@@ -166,7 +173,12 @@ def angular_distances(model, blocks, data):
     return totals / count
 
 
-def losses_without(model, blocks, data, loss):
+def losses_without(
+    model: keras.Model,
+    blocks: Sequence[Block],
+    data: Any,
+    loss: Callable[[keras.Model], float],
+) -> np.ndarray:
     """Measures what the model loses without each block.
 
     Args:
@@ -186,7 +198,12 @@ def losses_without(model, blocks, data, loss):
     return np.array(losses)
 
 
-def plan_blocks(model, count, data, loss=None):
+def plan_blocks(
+    model: keras.Model,
+    count: int,
+    data: Any,
+    loss: Callable[[keras.Model], float] | None = None,
+) -> BlockPlan:
     """Plans which residual blocks to remove.
 
     Args:

@@ -185,7 +185,7 @@ class MaskConstraint(keras.constraints.Constraint):
         return tf.where(self.mask, weight, tf.zeros_like(weight))
 
     def get_config(self) -> dict[str, Any]:
-        bits = base64.b64encode(np.packbits(self.mask)).decode("ascii")
+        bits = base64.b64encode(np.packbits(self.mask).tobytes()).decode("ascii")
         return {"shape": list(self.mask.shape), "bits": bits}
 
     @classmethod

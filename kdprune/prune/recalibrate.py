@@ -1,5 +1,9 @@
 """Batch normalization statistics of a model whose weights or channels changed."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
@@ -8,8 +12,8 @@ from kdprune._graph import check_float_model
 from kdprune.prune.inference import batches, run_layers
 
 
-def recalibrate_batch_norm(model, data):
-    """Measures batch normalization's means and variances anew, in place.
+def recalibrate_batch_norm(model: keras.Model, data: Any) -> None:
+    """Recalibrates batch normalization's means and variances, in place.
 
     After channels or blocks are removed, the features that reach a normalization
     layer are not those whose statistics it holds, which costs more accuracy than
@@ -22,7 +26,7 @@ def recalibrate_batch_norm(model, data):
 
     Args:
         model: A built Functional or Sequential model.
-        data: Images as the model takes them: an array, a pair
+        data: Images, uint8 or floats in [0, 1]: an array, a pair
             `(images, labels)`, or an iterable of batches. A few hundred are
             enough.
 
@@ -33,14 +37,14 @@ def recalibrate_batch_norm(model, data):
     found = _normalizations(model)
     if not found:
         return
-    totals = {name: None for name in found}
+    totals: dict[str, tuple] = {}
     step = tf.function(lambda images: _moments(model, images), reduce_retracing=True)
     for images, _ in batches(data):
         for key, (count, mean, variance) in step(images).items():
             new = tuple(np.asarray(x, np.float64) for x in (count, mean, variance))
-            totals[key] = new if totals[key] is None else _merged(totals[key], new)
+            totals[key] = _merged(totals[key], new) if key in totals else new
     for key, layer in found.items():
-        if totals[key] is not None:
+        if key in totals:
             _, mean, variance = totals[key]
             layer.moving_mean.assign(mean.astype(layer.moving_mean.dtype.name))
             layer.moving_variance.assign(variance.astype(layer.moving_mean.dtype.name))
@@ -48,7 +52,7 @@ def recalibrate_batch_norm(model, data):
 
 def _moments(model, images):
     """`{key: (count, mean, variance)}` of the input of every normalization."""
-    seen = {}
+    seen: dict[str, tuple] = {}
 
     def call_layer(layer, args, kwargs):
         if not isinstance(layer, keras.layers.BatchNormalization):

@@ -224,7 +224,7 @@ class Member:
 
     Attributes:
         record: The layer.
-        weight: Its weight, or `None` for the layer's input tensor.
+        weight: Its weight.
         axis: The axis of the weight.
         index: Positions on the axis, shape `(channels of the group, m)`: one
             channel of the group is m places here (after a Flatten, in a grouped
@@ -232,7 +232,7 @@ class Member:
     """
 
     record: LayerRecord
-    weight: WeightAxes | None
+    weight: WeightAxes
     axis: int
     index: np.ndarray
 
@@ -247,6 +247,19 @@ class Member:
 
 
 @dataclass(frozen=True)
+class InputMember:
+    """Where the channels of a group stand in the input of a layer that uses them.
+
+    Attributes:
+        record: The layer.
+        index: Positions on the channel axis, shape `(channels of the group, m)`.
+    """
+
+    record: LayerRecord
+    index: np.ndarray
+
+
+@dataclass(frozen=True)
 class Group:
     """Channels that can be removed one by one, each from all of these layers.
 
@@ -257,7 +270,7 @@ class Group:
         makers: `Member`s whose filters make the channels.
         users: `Member`s for the kernels that multiply them.
         scales: `Member`s for the factors of batch normalizations.
-        inputs: `Member`s for the input tensors of the layers that use them.
+        inputs: `InputMember`s for the inputs of the layers that use them.
         weights: `Member`s for every axis of a weight that loses them.
     """
 
@@ -266,7 +279,7 @@ class Group:
     makers: tuple[Member, ...]
     users: tuple[Member, ...]
     scales: tuple[Member, ...]
-    inputs: tuple[Member, ...]
+    inputs: tuple[InputMember, ...]
     weights: tuple[Member, ...]
 
     @property
@@ -323,9 +336,9 @@ def find_groups(graph: ChannelGraph) -> list[Group]:
     for root in sorted(places):
         alike[tuple(places[root])].append(root)
     groups = []
-    for signature, roots in alike.items():
+    for signature, channels in alike.items():
         touched = [slots[number] for number, _ in signature]
-        group = _group(np.array(roots), touched)
+        group = _group(np.array(channels), touched)
         if group is not None:
             groups.append(group)
     order = {path: number for number, path in enumerate(_paths(graph))}
@@ -344,11 +357,12 @@ def _tell_apart(groups: list[Group]) -> list[Group]:
     return found
 
 
-def _group(roots, slots):
-    members = [
-        Member(slot.record, slot.weight, slot.axis, slot.index(roots)) for slot in slots
+def _group(roots: Ids, slots: list[_Slot]) -> Group | None:
+    weights = [
+        Member(slot.record, slot.weight, slot.axis, slot.index(roots))
+        for slot in slots
+        if slot.weight is not None
     ]
-    weights = [m for m in members if m.weight is not None]
     makers = tuple(m for m in weights if m.weight.makes == m.axis)
     if not makers:
         return None
@@ -358,7 +372,11 @@ def _group(roots, slots):
         makers=makers,
         users=tuple(m for m in weights if m.weight.uses == m.axis),
         scales=tuple(m for m in weights if m.weight.scales),
-        inputs=tuple(m for m in members if m.weight is None),
+        inputs=tuple(
+            InputMember(slot.record, slot.index(roots))
+            for slot in slots
+            if slot.weight is None
+        ),
         weights=tuple(weights),
     )
 

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from kdprune._registry import add, nearest
 from kdprune.prune.channels.graph import ChannelGraph
-from kdprune.prune.channels.groups import Group, Member
+from kdprune.prune.channels.groups import Group, InputMember, Member
 from kdprune.prune.inference import batches, label_loss, run_layers
 
 # One number for each channel of a group.
@@ -246,11 +246,11 @@ class ChannelStatistics:
         _, taylor = self._gradients[_variable(member)]
         return taylor[member.index].sum(axis=1)
 
-    def activation_rate(self, member: Member) -> Scores:
+    def activation_rate(self, member: InputMember) -> Scores:
         """The share of a layer's inputs that are not zero, `(channels,)`."""
         return self._activations[id(member.record.layer)][0][member.index].mean(axis=1)
 
-    def activation_mean(self, member: Member) -> Scores:
+    def activation_mean(self, member: InputMember) -> Scores:
         """The mean size of a layer's inputs, `(channels,)`."""
         return self._activations[id(member.record.layer)][1][member.index].mean(axis=1)
 
@@ -284,7 +284,7 @@ class ChannelStatistics:
 
         @tf.function(reduce_retracing=True)
         def step(images):
-            seen = {}
+            seen: dict[int, list] = {}
 
             def call_layer(layer, args, kwargs):
                 if any(layer is one for one in layers):
