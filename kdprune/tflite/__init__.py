@@ -13,6 +13,7 @@ from kdprune.tflite.inspection import float_layers_of, inspect_tflite
 from kdprune.tflite.interpreter import open_interpreter
 from kdprune.tflite.layers import sensitive_layers
 from kdprune.tflite.sizes import describe_file
+from kdprune.tflite.slim import Slimmed, slim_tflite
 
 __all__ = [
     "check_tflite",
@@ -26,7 +27,9 @@ __all__ = [
     "open_interpreter",
     "paired_drop",
     "read_tflite",
+    "Slimmed",
     "sensitive_layers",
+    "slim_tflite",
     "write_file",
     "xnnpack_leaves",
 ]

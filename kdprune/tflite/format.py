@@ -8,9 +8,11 @@ point outside of it, ends as one line instead of a crash.
 from __future__ import annotations
 
 import copy
+import io
 import math
 import os
 import struct
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -288,6 +290,55 @@ def extract_ops(file: File, cuts: Iterable[Cut]) -> list[bytes]:
     return [_extract_op(model, data, cut) for cut in cuts]
 
 
+def share_content(file: File) -> bytes:
+    """Writes a file in which equal content stands once, and without debug names.
+
+    Vectors, strings and tables that are equal are stored once (of a per-channel
+    tensor's zero points, all 0, each copy takes 8 bytes a channel), so are constants;
+    activations share the empty buffer. Names of tensors other than inputs and outputs
+    go, and so do ranges that calibration noted beside a scale. Operators, constants,
+    quantization, signatures and metadata, an archive of labels behind the end
+    included, stay what they are.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The new content; not smaller than the old one in every case.
+
+    Raises:
+        ValueError: If the file is damaged, or holds constants after its tree, as
+            those of more than 2 GB do.
+    """
+    model = _read_tree(file)
+    if any(buffer.offset > 1 for buffer in model.buffers):
+        raise ValueError(
+            f"{prefix(file)}holds its constants behind its graph, as files of more "
+            "than 2 GB do; such a file is not rewritten"
+        )
+    _share_buffers(model)
+    for graph in model.subgraphs:
+        ends = {*graph.inputs, *graph.outputs}
+        for index, tensor in enumerate(graph.tensors):
+            if index not in ends:
+                tensor.name = None
+            noted = tensor.quantization
+            if noted is not None:
+                if noted.scale is not None and len(noted.scale):
+                    noted.min = noted.max = None
+                if all(v is None for v in (noted.scale, noted.min, noted.details)):
+                    tensor.quantization = None
+                else:
+                    tensor.quantization = _SharedTable(noted)
+        for op in graph.operators:
+            if op.builtinOptions is not None:
+                op.builtinOptions = _SharedTable(op.builtinOptions)
+    model.buffers = [_AlignedBuffer(buffer.data) for buffer in model.buffers]
+    builder = _SharingBuilder(1 << 16)
+    builder.Finish(model.Pack(builder), _IDENTIFIER)
+    return _append_archive(bytes(builder.Output()), read_content(file))
+
+
 def one_relu() -> bytes:
     """A file that next to nothing is computed by: the ReLU of one float."""
     relu = schema.BuiltinOperator.RELU
@@ -392,6 +443,92 @@ class _AlignedBuffer(schema.BufferT):
         if place is not None:
             schema.BufferAddData(builder, place)
         return schema.BufferEnd(builder)
+
+
+def _share_buffers(model: Any) -> None:
+    """Keeps one of each buffer, in the same order; the first is the empty one."""
+    first: dict[bytes, int] = {b"": 0}
+    kept, places = [schema.BufferT()], {}
+    for number, buffer in enumerate(model.buffers):
+        data = buffer.data
+        content = b"" if data is None else np.asarray(data, np.uint8).tobytes()
+        if content not in first:
+            first[content] = len(kept)
+            kept.append(buffer)
+        places[number] = first[content]
+    variable = {
+        tensor.buffer
+        for graph in model.subgraphs
+        for tensor in graph.tensors
+        if tensor.isVariable
+    }
+    if any(places[number] for number in variable):
+        return  # State that starts with values of its own: not to be shared.
+    model.buffers = kept
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            tensor.buffer = places[tensor.buffer]
+    for entry in model.metadata or []:
+        entry.buffer = places[entry.buffer]
+
+
+def _append_archive(content: bytes, original: bytes) -> bytes:
+    """Appends what the original has behind its end: an archive of labels."""
+    if not zipfile.is_zipfile(io.BytesIO(original)):
+        return content
+    file = io.BytesIO(content)
+    with (
+        zipfile.ZipFile(io.BytesIO(original)) as old,
+        zipfile.ZipFile(file, "a") as new,
+    ):
+        for member in old.infolist():
+            new.writestr(member, old.read(member), member.compress_type)
+    return file.getvalue()
+
+
+class _SharingBuilder(flatbuffers.Builder):
+    """Stores equal vectors, strings and tables once."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.stored: dict[Any, int] = {}
+
+    def CreateNumpyVector(self, x: NDArray) -> int:
+        return self._once((x.dtype.str, x.tobytes()), super().CreateNumpyVector, x)
+
+    def CreateString(self, s: Any, *rest: Any) -> int:
+        text = s.encode() if isinstance(s, str) else bytes(s)
+        return self._once((str, text), super().CreateString, s, *rest)
+
+    def _once(self, key: Any, create: Callable[..., int], *arguments: Any) -> int:
+        if key not in self.stored:
+            self.stored[key] = create(*arguments)
+        return self.stored[key]
+
+
+class _SharedTable:
+    """A table of the schema that is written once for all that are equal."""
+
+    def __init__(self, table: Any) -> None:
+        self.table = table
+
+    def Pack(self, builder: _SharingBuilder) -> int:
+        key = _content_of(self.table)
+        if key not in builder.stored:
+            builder.stored[key] = self.table.Pack(builder)
+        return builder.stored[key]
+
+
+def _content_of(value: Any) -> Any:
+    """A table's fields as something that can be compared and hashed."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.tobytes()
+    if isinstance(value, list | tuple):
+        return tuple(map(_content_of, value))
+    if hasattr(value, "Pack"):
+        fields = sorted(vars(value).items())
+        return type(value).__name__, tuple((k, _content_of(v)) for k, v in fields)
+    return value
 
 
 def _held(model: Any, tensor: Any, data: bytes) -> NDArray | None:
