@@ -40,6 +40,7 @@ _PUBLIC = {
     "convert_tflite": "kdprune.tflite",
     "check_tflite": "kdprune.tflite",
     "inspect_tflite": "kdprune.tflite",
+    "slim_tflite": "kdprune.tflite",
     "write_kit": "kdprune.kit",
     "evaluate_model": "kdprune.evaluate",
     "measure_latency": "kdprune.benchmark",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import kdprune
 from kdprune import _log
-from kdprune.cli import bench, measure, recipes
+from kdprune.cli import bench, measure, recipes, slim
 from kdprune.cli.options import add_debug
 from kdprune.runner.errors import explain
 
@@ -22,6 +22,7 @@ _DESCRIPTION = """Makes image classifiers small: distills, prunes, quantizes, pr
   kdprune evaluate model.tflite --dataset cifar10 --data-dir DIR
   kdprune compare a.tflite b.tflite --dataset cifar10 --data-dir DIR
   kdprune bench a.tflite b.tflite --profile
+  kdprune slim model.tflite
 
 `kdprune COMMAND --help` tells more of a command.
 """
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     recipes.add_run(commands)
     measure.add_evaluate(commands)
     measure.add_compare(commands)
+    slim.add_slim(commands)
     bench_parser = commands.add_parser(
         "bench",
         help="measure how long one image takes, here or on a phone",
