@@ -29,5 +29,6 @@ from kdprune.stages import register_stage as register_stage
 from kdprune.tflite import check_tflite as check_tflite
 from kdprune.tflite import convert_tflite as convert_tflite
 from kdprune.tflite import inspect_tflite as inspect_tflite
+from kdprune.tflite import slim_tflite as slim_tflite
 
 __version__: str
