@@ -245,6 +245,8 @@ def test_every_key_of_every_stage_kind_is_in_the_reference():
         for name, field in cls.model_fields.items():
             if name not in ("kind", "seed"):
                 assert f"| `{field.alias or name}` |" in section, (kind, name)
+                # The text below a field in its class.
+                assert field.description, (kind, name)
 
 
 def anchors(page):

@@ -6,6 +6,6 @@ from kdprune.stages.base import Started
 
 
 class Train(Started):
-    """Trains a model on labels alone: a teacher, the baseline, or one further."""
+    """Trains a model on labels alone: a teacher, a baseline, or a model further."""
 
     kind: Literal["train"]
