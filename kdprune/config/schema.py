@@ -18,34 +18,32 @@ Module = Annotated[
 
 
 class Data(Settings):
-    """Which images, and how they are split.
-
-    `dataset` is a name of `data.DATASETS`, to which plugins add; `options` are what
-    the loader of such a data set takes beside the keys that are here.
-    """
+    """Which images, and how they are split."""
 
     dataset: str
-    """`cifar10`, `folder`, `shapes` (generated), or what a plugin has registered."""
+    """`cifar10`, `folder`, `shapes`, or one that a plugin registered; see
+    [Data](data.md)."""
     validation: Share = 0.1
-    """Share of the training files that choices are made on."""
+    """Share of the training images that is held out for choices. Unused where the
+    data has validation images."""
     calibration: Count = 500
-    """Number of training images that set the ranges of int8 activations."""
+    """Training images that quantization takes ranges of activations from."""
     seed: Seed = 0
     """Seed of the splits, and of generated images."""
     path: str | None = None
-    """Where the images of `folder` are."""
+    """`folder`: where the images are, relative to `--data-dir` if that is given."""
     image_size: tuple[Count, Count] | Count | None = None
-    """Images of `folder` are resized to it: pixels, or [height, width]."""
+    """Size that images are resized to: `[height, width]`, or one number for both."""
     channels: Literal[1, 3] | None = None
-    """Images of `folder` are read as gray (1) or in colour (3)."""
+    """`folder`: 3 for RGB, 1 for gray."""
     test: Share | None = None
-    """Share of the files of `folder` that are test images, where none are set apart."""
+    """`folder`: share of the images held out as test set where there is no `test/`."""
     train_images: Count | None = None
-    """Number of generated training images."""
+    """`shapes`: training images to generate."""
     test_images: Count | None = None
-    """Number of generated test images."""
+    """`shapes`: test images to generate."""
     options: dict[str, Any] = {}
-    """What the loader of a registered data set takes."""
+    """More arguments of the data set's loader."""
 
     @pydantic.field_validator("dataset")
     @classmethod
@@ -66,36 +64,32 @@ class Data(Settings):
 
 
 class Recipe(Settings):
-    """All that determines a run; see `configs/` for examples.
-
-    `baseline` is the stage that others are held against; `flagship` the quantize
-    stage whose int8 and uint8 files are copied to the run's top, and `save_models`
-    the models that are saved there in half precision, all named beforehand. A stage
-    in `seeds` is run with only the first so many seeds of the matrix, and so is what
-    builds on it. `plugins` are modules that are imported before the recipe is
-    checked, and register what it names.
-    """
+    """All that determines a run; see `configs/` for examples."""
 
     name: Name
-    """Names the run; its folder is runs/NAME."""
+    """The run's name, and that of its folder: `runs/NAME`."""
     plugins: tuple[Module, ...] = ()
-    """Modules to import first; they register losses, kinds of stages and the like."""
+    """Python modules to import first: they [register](extending.md) what the recipe
+    names."""
     seed: Seed = 1
-    """Seed of all stages that have none of their own."""
+    """Seed of every stage that has none of its own."""
     data: Data
-    """The images."""
+    """The images, and how they are split."""
     baseline: Name | None = None
-    """The stage that others are compared with."""
+    """The stage that others are compared with in the report."""
     flagship: Name | None = None
-    """The quantize stage whose files are copied to the top of the run."""
+    """The quantize stage whose int8 and uint8 files are copied to the run's root."""
     save_models: tuple[Name, ...] = ()
-    """Stages whose models are saved at the top of the run."""
+    """Stages whose models are copied to the run's root as `NAME.keras`, weights in
+    half precision."""
     seeds: dict[Name, Count] = {}
-    """Stages that are run with only the first so many seeds of the matrix."""
+    """Stages that run with only the first so many seeds of the matrix, and what
+    builds on them."""
     matrix: dict[str, Annotated[list[Any], pydantic.Field(min_length=1)]] = {}
-    """Keys with several values each; the run is made with each combination."""
+    """Values of `seed` or of keys such as `stages.student.temperature`: every
+    combination is run. See [Studies](studies.md)."""
     stages: dict[Name, Stage] = pydantic.Field(min_length=1)
-    """The stages by name."""
+    """The stages by name; each has a `kind`."""
 
     omit_if_default = ("plugins",)
     renamed = {"keep": "save_models"}

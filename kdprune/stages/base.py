@@ -178,7 +178,7 @@ class Stage(Settings):
     plans: ClassVar[tuple[str, ...]] = ()
 
     seed: Seed | None = None
-    """A seed of its own; the recipe's by default."""
+    """Seed of this stage; the recipe's if left out."""
 
     def execute(self, run: Run, node: Node, folder: pathlib.Path) -> Result:
         """Does what the stage is for; writes inside its folder only.
@@ -269,7 +269,7 @@ class Trains(Stage):
     in_float32: ClassVar[bool] = False
 
     training: Training = Training()
-    """How the model is fitted."""
+    """How it trains."""
 
     def trains(self) -> bool:
         """Whether it trains with these settings."""
@@ -300,9 +300,9 @@ class Started(Trains):
     gives = FLOAT_MODEL
 
     model: Model | None = None
-    """A new model."""
+    """A new model to train."""
     from_: Name | None = pydantic.Field(default=None, alias="from")
-    """A stage whose model is trained further."""
+    """A stage whose model is trained further. Give this or `model`."""
 
     @pydantic.model_validator(mode="after")
     def _one_start(self) -> Started:
@@ -342,15 +342,17 @@ class Taught(Trains):
     accepts = {"teacher": (FLOAT_MODEL,), "soft_labels": (SOFT_LABELS,)}
 
     teacher: Name | tuple[Name, ...] | None = None
-    """Stages whose models teach live; of several, the logits are averaged."""
+    """Stages whose models teach in the loop; several teach by the mean of their
+    logits."""
     soft_labels: Name | None = None
-    """A stage with stored logits of a teacher, in place of `teacher`."""
+    """A `soft_labels` stage, whose cached logits teach instead."""
     losses: tuple[SoftLoss, ...] = ()
-    """What is learnt from the teacher; `kl` by default."""
+    """What is learned from the teacher; `kl` if empty."""
     temperature: Positive | tuple[tuple[Place, Positive], ...] = 4.0
-    """Softening of both distributions; points (share of training, value) move it."""
+    """Temperature of the losses of logits: a number, or points between which it
+    moves in straight lines."""
     soft_weight: Weight | tuple[tuple[Place, Weight], ...] = 0.9
-    """Weight of the teacher against the labels; points (share, value) move it."""
+    """Weight of the teacher's losses; the labels' is 1 - this. A number or points."""
 
     @pydantic.model_validator(mode="after")
     def _one_teacher(self) -> Taught:
@@ -388,7 +390,7 @@ class Compressed(Taught):
     gives = FLOAT_MODEL
 
     from_: Name = pydantic.Field(alias="from")
-    """The stage whose model is taken."""
+    """The stage whose model it starts from."""
 
 
 # The kinds of stages by name, in the order of registration.

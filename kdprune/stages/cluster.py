@@ -16,13 +16,13 @@ class Cluster(Compressed):
 
     kind: Literal["cluster"]
     clusters: Annotated[int, pydantic.Field(ge=2, le=256, strict=True)] = 16
-    """Distinct values of each kernel."""
+    """Distinct weights in each kernel."""
     preserve_sparsity: bool | Literal["auto"] = "auto"
-    """Whether zeros stay zero; `auto` looks whether there are many."""
+    """Keep zero weights at zero; `auto` does where the model is pruned."""
     exclude: tuple[str, ...] = ()
-    """Layers that are left as they are."""
+    """Names of layers to leave alone."""
     training: Training
-    """How the shared weights are trained."""
+    """How the clustered weights train."""
 
     role = "quantize"
     keeps_layers = True

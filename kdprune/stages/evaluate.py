@@ -31,13 +31,13 @@ class Evaluate(Stage):
 
     kind: Literal["evaluate"]
     from_: Names = pydantic.Field(alias="from")
-    """Stages whose models and files are measured."""
+    """Stages with models, and export stages with files."""
     latency: bool = True
     """Whether files are timed."""
     threads: Count = 1
-    """Threads of one call."""
+    """Threads of the interpreter."""
     resolver: Literal["xnnpack", "builtin", "reference"] = "xnnpack"
-    """The runtime's kernels."""
+    """The runtime's kernels; phones use XNNPACK."""
 
     accepts = {"from": (FLOAT_MODEL, FILES)}
     gives = MEASUREMENTS

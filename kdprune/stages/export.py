@@ -30,11 +30,13 @@ class Export(Stage):
 
     kind: Literal["export"]
     from_: Names = pydantic.Field(alias="from")
-    """Stages whose models are written."""
+    """The stages whose models become files."""
     max_disagreement: Share = 0.05
-    """Share of the validation images on which file and model may disagree."""
+    """Share of validation images on which a file may predict another class than its
+    Keras model."""
     max_drop: Share = 0.01
-    """Accuracy that a file may lose against its model, as a share of 1."""
+    """Accuracy that a file may lose, as a share of images: it is refused if it
+    surely loses more."""
 
     accepts = {"from": (FLOAT_MODEL, QUANTIZED_MODEL)}
     gives = FILES

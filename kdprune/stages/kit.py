@@ -21,15 +21,15 @@ _SHAPES, _SHAPES_SIZE = 20, 32
 
 
 class Kit(Stage):
-    """Writes the flagship's ship kit: a folder for those who build it in."""
+    """Writes the flagship's ship kit: the folder that an app or a device needs."""
 
     kind: Literal["kit"]
     from_: Name = pydantic.Field(alias="from")
     """The evaluate stage."""
     name: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
-    """The model's name, and the folder's."""
+    """The kit's name, and that of its folder."""
     version: str = "1"
-    """The model's version."""
+    """The model's version, for the metadata and the card."""
 
     accepts = {"from": (MEASUREMENTS,)}
     role = "export"

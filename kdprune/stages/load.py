@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class Load(Stage):
-    """Takes a model that is trained already, e.g. a given teacher."""
+    """Takes a trained model from a file."""
 
     kind: Literal["load"]
     file: str
-    """Path of a saved Keras model."""
+    """The model, a `.keras` or `.h5` file of Keras 3 or tf_keras."""
 
     gives = FLOAT_MODEL
 

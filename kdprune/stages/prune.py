@@ -15,33 +15,37 @@ if TYPE_CHECKING:
 
 
 class Prune(Compressed):
-    """Zeroes weights: the smallest while training goes on, or any at once before it."""
+    """Zeroes weights (unstructured sparsity): while training, or in one shot."""
 
     kind: Literal["prune"]
     sparsity: Share | None = None
-    """Share of the weights that become zero."""
+    """Share of weights that become zero. Give this, `relative_threshold` or
+    `threshold`."""
     relative_threshold: Ratio | None = None
-    """Weights below this share of the largest of their layer become zero."""
+    """Weights below this share of their layer's largest become zero."""
     threshold: Positive | None = None
-    """Weights whose score is below it become zero."""
+    """Weights that score below this become zero."""
     criterion: Literal["magnitude", "gradient", "taylor", "activation"] = "magnitude"
-    """What scores a weight."""
+    """What scores a weight; all but `magnitude` need `schedule: one_shot`."""
     allocation: Literal["uniform", "lamp"] = "uniform"
-    """How the sparsity is allocated to the layers: alike, or by LAMP scores."""
+    """`uniform`: the same sparsity in each layer. `lamp`: allocated per layer by
+    the LAMP score."""
     pattern: str | None = None
-    """Zeros in a pattern, such as `2:4` (two of every four)."""
+    """`"2:4"`: two of four weights stay. `"4x1"`: blocks of weights become zero
+    (dense layers)."""
     schedule: Literal["polynomial", "constant", "one_shot"] = "polynomial"
-    """How the sparsity rises; `one_shot` prunes at once, before training."""
+    """`polynomial`: rises from `begin` to `end`. `constant`: all at `begin`.
+    `one_shot`: before training."""
     begin: Share = 0.0
-    """Share of the training after which pruning starts."""
+    """Share of the training after which weights start to become zero."""
     end: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 0.5
-    """Share of the training after which the sparsity is reached."""
+    """Share of the training at which the sparsity is reached."""
     frequency: Count = 50
-    """Steps between two prunings."""
+    """Steps between two updates of the masks."""
     exclude: tuple[str, ...] = ()
-    """Layers that are left whole."""
+    """Names of layers to leave alone."""
     training: Training
-    """How the weights that are left recover."""
+    """How the weights that are left train meanwhile and after."""
 
     omit_if_default = ("allocation",)
     renamed = {"by": "criterion", "beta": "relative_threshold"}

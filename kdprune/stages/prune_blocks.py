@@ -10,16 +10,16 @@ from kdprune.stages.settings import Count, Training
 
 
 class PruneBlocks(Compressed):
-    """Removes residual blocks, and trains what is left to recover."""
+    """Removes residual blocks, and trains the smaller model to recover."""
 
     kind: Literal["prune_blocks"]
     count: Count
-    """How many blocks to remove."""
+    """Residual blocks to remove."""
     rank: Literal["loss", "angle"] = "loss"
-    """What ranks the blocks: the loss without each, or how little it turns its
-    input."""
+    """By the cross-entropy that the removal costs on validation images, or by the
+    angle between a block's input and output."""
     training: Training
-    """How what is left recovers."""
+    """How the smaller model recovers."""
 
     role = "prune"
     plans = ("from",)

@@ -19,27 +19,31 @@ _TARGETS = ("ratio", "target_macs", "target_parameters", "target_bytes", "thresh
 
 
 class PruneChannels(Compressed, RanksChannels):
-    """Removes channels, and trains what is left to recover."""
+    """Removes channels, and trains the smaller model to recover."""
 
     kind: Literal["prune_channels"]
     ratio: Ratio | None = None
-    """Share of the channels to remove."""
+    """Share of channels to remove. Give one of `ratio`, the three targets and
+    `threshold`."""
     target_macs: Count | None = None
-    """Most multiply-accumulates of an image."""
+    """Upper bound of MACs."""
     target_parameters: Count | None = None
-    """Most parameters."""
+    """Upper bound of parameters."""
     target_bytes: Count | None = None
-    """Most bytes of the int8 file."""
+    """Upper bound of the int8 file's bytes."""
     threshold: Positive | None = None
-    """Channels whose score is below it are removed."""
+    """Channels that score below this are removed."""
     scope: Literal["global", "per_cost", "local"] = "global"
-    """Whether channels compete across layers, by what they save, or in a layer."""
+    """`global`: the least important of the network; `per_cost`: the least important
+    for each MAC or parameter saved; `local`: the same share of each group."""
     sensitivity: Name | None = None
-    """A sensitivity stage of the same model that weighs the groups."""
+    """A `sensitivity` stage of the same model, by which groups are weighed against
+    each other."""
     steps: Count = 1
-    """In how many steps channels are removed, with training after each."""
+    """Steps in which the target is approached, each followed by all epochs of
+    `training`."""
     training: Training
-    """How what is left recovers after each step."""
+    """How the smaller model recovers."""
 
     accepts = {
         "from": Compressed.accepts["from"],

@@ -26,24 +26,26 @@ _CALIBRATED = ("int8", "uint8", "int16x8")
 
 
 class Quantize(Compressed):
-    """Prepares a model for fewer bits: after training, or by training with them."""
+    """Quantizes a model: after training, or by quantization-aware training."""
 
     kind: Literal["quantize"]
     method: Literal["ptq", "qat", "auto", "float16", "dynamic", "int16x8"] = "ptq"
-    """After training (`ptq`, `float16`, `dynamic`, `int16x8`), by training
-    (`qat`), or the cheapest that meets `max_drop` (`auto`)."""
+    """See [Quantization](quantization.md)."""
     calibration: Count | None = None
-    """Number of calibration images of a draw of its own; those of `data` by default."""
+    """Images of a calibration draw of its own, by this stage's seed; the data's if
+    left out."""
     range_method: Literal["minmax", "percentile", "mse"] = "minmax"
-    """How ranges are set from the calibration images."""
+    """`ptq`: `minmax` spans the observed range, `percentile` leaves out the outer
+    0.01 %, `mse` clips to the least squared error."""
     correct_bias: bool = False
-    """Whether biases are corrected for the error of the weights."""
+    """`ptq`: take each channel's mean error off its bias."""
     max_drop: Ratio | None = None
-    """Accuracy that `auto` may lose, as a share of 1."""
+    """`auto`: accuracy that may be lost, as a share of images."""
     preserve_sparsity: bool | Literal["auto"] = "auto"
-    """Whether zeros stay zero in training; `auto` looks whether there are many."""
+    """`qat`: keep zero weights at zero; `auto` does where the model is pruned."""
     preserve_clusters: bool | Literal["auto"] = "auto"
-    """Whether shared weights stay shared in training; `auto` looks for them."""
+    """`qat`: keep each kernel's distinct weights; `auto` does where the model is
+    clustered."""
 
     renamed = {"ranges": "range_method"}
     gives = QUANTIZED_MODEL

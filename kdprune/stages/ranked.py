@@ -14,11 +14,11 @@ class RanksChannels(Stage):
     """A stage that ranks channels by an importance."""
 
     importance: str | Importance = "l2"
-    """What ranks the channels: a registered name, or a name with options."""
+    """The [criterion](pruning.md#channels) by which channels are ranked."""
     round_to: Count = 8
-    """Layers keep a multiple of so many channels."""
+    """Channels are left in multiples of this."""
     ignore: tuple[str, ...] = ()
-    """Layers that keep all their channels."""
+    """Names or patterns of layers whose channels are all kept."""
 
     @property
     def importance_name(self) -> str:

@@ -17,7 +17,7 @@ class Report(Stage):
 
     kind: Literal["report"]
     from_: Name | tuple[Name, ...] = pydantic.Field(alias="from")
-    """The evaluate stage, and sensitivity stages."""
+    """The evaluate stage, and sensitivity stages to show."""
 
     accepts = {"from": (MEASUREMENTS, SENSITIVITY)}
     role = "report"

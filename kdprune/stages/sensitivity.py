@@ -24,7 +24,7 @@ class Sensitivity(RanksChannels):
     from_: Name = pydantic.Field(alias="from")
     """The stage whose model is measured."""
     ratios: tuple[Ratio, ...] = pydantic.Field(default=(0.25, 0.5, 0.75), min_length=1)
-    """Shares of the channels of a group that are removed."""
+    """Shares of each group's channels that are removed in turn."""
 
     accepts = {"from": (base.FLOAT_MODEL,)}
     gives = base.SENSITIVITY

@@ -69,52 +69,57 @@ class Settings(pydantic.BaseModel):
 
 
 class Augment(Settings):
-    """Random changes of the training images; see `data.batches`."""
+    """Random changes of the training images."""
 
     crop: Annotated[int, pydantic.Field(ge=0)] = 4
-    """Pixels of padding (mirrored) of which a random crop is taken."""
+    """Pad by this many pixels (by reflection) and crop a random window of the
+    image's size."""
     flip: bool | Literal["alternating"] = True
-    """Whether to mirror at random; `alternating` mirrors each image in every
-    second epoch."""
+    """Mirror half of the images at random; `alternating` mirrors each in every
+    other epoch."""
     cutout: Annotated[int, pydantic.Field(ge=0)] = 0
-    """Side of a gray square at a random place, in pixels; 0 for none."""
+    """Side in pixels of a square that is filled with gray; 0 for none."""
 
 
 class Training(Settings):
-    """How a stage fits its model; see `training.fit` and `build_optimizer`."""
+    """How a stage trains its model."""
 
     epochs: Count = 10
     """Passes over the training images."""
     batch_size: Count = 128
-    """Images of a step."""
+    """Images in a step."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    """`sgd` is with Nesterov momentum and decoupled weight decay."""
+    """`sgd` has Nesterov momentum."""
     learning_rate: Positive = 0.1
-    """The largest of the schedule."""
+    """The peak of the schedule, or the constant rate."""
     schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
-    """How the learning rate moves over the steps."""
+    """`one_cycle` rises, then falls linearly to zero; `cosine` falls along a cosine."""
     warmup: Share = 0.2
     """Share of the steps in which the learning rate rises."""
     momentum: Share = 0.9
-    """Of `sgd`."""
+    """Momentum of `sgd`."""
     weight_decay: Annotated[float, pydantic.Field(ge=0.0)] = 0.0
-    """Decoupled: a step multiplies kernels by 1 - learning rate x weight decay."""
+    """Decoupled: each step multiplies kernels by 1 - learning rate × this.
+    BatchNorm and biases are excluded."""
     label_smoothing: Share = 0.0
-    """Share of the label that is spread over all classes."""
+    """Share of the target that is spread evenly over all classes."""
     ema: Annotated[float, pydantic.Field(gt=0.0, lt=1.0)] | None = None
-    """Decay of an exponential average of the weights, which is what is kept."""
+    """Momentum of an exponential moving average of the weights; – for none."""
     select: Literal["last", "best"] = "last"
-    """The epoch whose weights are kept: the last, or the best on validation."""
+    """Whose weights are kept: those of the last epoch, or of the best by validation
+    accuracy."""
     patience: Count | None = None
-    """Epochs without improvement on validation after which training stops."""
+    """Stop when that many epochs brought no better validation accuracy."""
     precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
-    """What the model computes in; `auto` chooses by processor and widths."""
+    """`auto` is bfloat16 where the processor or GPU is faster with it, else float32."""
     augment: Augment | None = None
-    """Random changes of the images; none by default."""
+    """Random changes of the images; none without it."""
     images: Literal["train", "train+validation"] = "train"
-    """Whether validation images are trained on as well."""
+    """`train+validation` trains on the validation images, too, and cannot choose an
+    epoch."""
     bn_l1: Positive | None = None
-    """Network Slimming: weight of the L1 norm of the scales of batch normalization."""
+    """Weight of an L1 penalty on the scales of batch normalization (network
+    slimming), for `importance: bn_scale` later."""
 
     omit_if_default = ("bn_l1",)
     renamed = {"slimming": "bn_l1"}
@@ -132,18 +137,18 @@ class Training(Settings):
 class Model(Settings):
     """A factory's name and its arguments, a saved model's path, or a stage's layers.
 
-    `architecture_of` names a stage whose model's layers are taken with new weights:
-    what a pruned shape is worth when it is trained from scratch.
+    `architecture_of` is for training a pruned architecture from scratch.
     """
 
     model_config = pydantic.ConfigDict(extra="allow", frozen=True)
 
     name: str | None = None
-    """A factory, such as `resnet8`; its arguments stand beside it."""
+    """A network: `resnet8`, `resnet`, …, or one that a plugin registered; its
+    arguments stand beside it."""
     file: str | None = None
-    """Path of a saved model, which is trained further."""
+    """A saved model, `.keras` or `.h5` of Keras 3 or tf_keras."""
     architecture_of: Name | None = None
-    """A stage whose layers are taken with new weights."""
+    """A stage whose model's layers are taken, with new weights."""
 
     renamed = {"like": "architecture_of"}
 
@@ -173,11 +178,12 @@ class Importance(Settings):
     """A criterion that ranks channels, and how the layers' scores become one."""
 
     name: str
-    """A registered importance, such as `l1` or `taylor`."""
+    """`l1`, `l2`, `fpgm`, `bn_scale`, `taylor`, `gradient`, `activation_rate`,
+    `activation_mean`, `random`, or one that a plugin registered."""
     reduction: Literal["mean", "max", "sum"] | None = None
     """How the scores of the layers of a group become one."""
     normalize: Literal["mean", "max", "none"] | None = None
-    """What the scores of each layer are divided by."""
+    """What a layer's scores are divided by, so that layers can be compared."""
 
     @pydantic.model_validator(mode="after")
     def _has_scores(self) -> Importance:
@@ -200,13 +206,14 @@ class SoftLoss(Settings):
     model_config = pydantic.ConfigDict(extra="allow", frozen=True)
 
     name: str
-    """A registered loss, such as `kl`, `dkd` or `hint`."""
+    """The [loss](distillation.md#losses), or one that a plugin registered."""
     weight: Positive = 1.0
-    """Factor of the loss."""
+    """Its weight in the sum of losses."""
     teacher_layers: tuple[str, ...] | None = None
-    """Layers of the teacher whose feature maps are compared."""
+    """Losses of features: the teacher's layers to compare; the last of each
+    resolution if left out."""
     student_layers: tuple[str, ...] | None = None
-    """Layers of the student that they are compared with."""
+    """The student's layers, one for each of the teacher's."""
 
 
 def names(value: str | Iterable[str] | None) -> list[str]:

@@ -16,11 +16,11 @@ class SoftLabels(Stage):
 
     kind: Literal["soft_labels"]
     teacher: Name | tuple[Name, ...]
-    """Stages whose models are asked; of several, the logits are averaged."""
+    """The stages whose logits are stored; of several the mean."""
     views: Count = 1
-    """How many augmented views of each image are stored."""
+    """Augmented versions of each image to store logits of."""
     augment: Augment | None = None
-    """How views differ; needed for more than one."""
+    """The augmentation of the views, which students are trained on."""
     precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
     """What the teacher computes in."""
 
