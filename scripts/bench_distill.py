@@ -1,6 +1,6 @@
 """Measures what learning from a teacher costs, against training the student alone.
 
-All train the same resnet8 with the same batches, in turns (a b c d a b c d), so that
+All train the same resnet8 with the same batches, interleaved (a b c d a b c d), so that
 a change of the machine's load meets all:
 
     a  the student alone, on labels
@@ -40,7 +40,7 @@ def main():
     )
     parser.add_argument("--images", type=int, default=5120, help="an epoch (5120)")
     parser.add_argument("--batch", type=int, default=128, help="a step (128)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each (3)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each (3)")
     parser.add_argument("--views", type=int, default=8, help="of the store (8)")
     parser.add_argument("--json", metavar="OUT", help="write the figures to a file")
     options = parser.parse_args()
@@ -188,9 +188,9 @@ def as_keras3(model):
             made = kind.from_config(accepted)(given if len(given) > 1 else given[0])
         tensors[id(layer.output)] = made
     first, last = (tensors[id(end[0])] for end in (model.inputs, model.outputs))
-    twin = keras3.Model(first, last)
-    twin.set_weights(model.get_weights())
-    return twin
+    copy = keras3.Model(first, last)
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def _timed(model, *arguments, **options):

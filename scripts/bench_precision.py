@@ -1,6 +1,6 @@
 """Measures a training step in float32 and in bfloat16, for nets of several widths.
 
-The two are timed in turns on one batch. A processor's bfloat16 kernels take 16
+The two are timed interleaved on one batch. A processor's bfloat16 kernels take 16
 channels at a time: nets of other widths, such as channel pruning leaves, can be slower
 in bfloat16 than in float32, and `precision: auto` leaves them in float32.
 
@@ -81,7 +81,7 @@ def _widths(text):
 
 
 def _measure(model, batch, steps):
-    """Median seconds of a training step by precision, the two in turns."""
+    """Median seconds of a training step by precision, the two interleaved."""
     random = np.random.default_rng(0)
     images = random.random((batch, 32, 32, 3), np.float32)
     labels = random.integers(0, 10, batch)

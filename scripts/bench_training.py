@@ -1,7 +1,7 @@
 """Measures kdprune's training speed against a plain float32 `model.fit`.
 
-All train the same model on the same generated images with the same batch, in turns
-(A B C A B C), so that a change of the machine's load meets all: ours with
+All train the same model on the same generated images with the same batch,
+interleaved (A B C A B C), so that a change of the machine's load meets all: ours with
 augmentation (crop, flip, cutout), ours without, and arrays fed to `fit`.
 
 Usage:
@@ -34,7 +34,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each (3)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each (3)")
     parser.add_argument("--json", metavar="OUT", help="write the figures to a file")
     options = parser.parse_args()
     precision = training.resolve_precision("auto")

@@ -99,7 +99,7 @@ def load_dataset(
 
     Args:
         name: A name in `DATASETS`, or a loader (see `register_dataset`).
-        data_dir: Where the data is; what it may be is said by each loader.
+        data_dir: Where the data is; see each loader for what it may be.
         validation: Share of the training files to hold out, or their number if
             it is an int. Ignored where the data has a validation set.
         calibration: Share of the training images to calibrate with, or their

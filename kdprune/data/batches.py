@@ -56,8 +56,8 @@ def training_batches(
         ValueError: If `batch_size` is no whole number above 0, `crop` is not smaller
             than the images, or `soft_labels` are not of as many images.
     """
+    _check(split, batch_size)
     count = len(split.labels)
-    _check_batch_size(batch_size)
     batch_size = min(batch_size, count)
     store = _Store(split)
     _check_crop(augment, split)
@@ -105,8 +105,19 @@ def training_batches(
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """Full batches in an epoch of `training_batches`; at least one."""
-    _check_batch_size(batch_size)
+    """Counts the full batches in an epoch of `training_batches`.
+
+    Args:
+        split: As for `training_batches`.
+        batch_size: Images per batch.
+
+    Returns:
+        The number of steps, at least 1.
+
+    Raises:
+        ValueError: If `batch_size` is no whole number above 0.
+    """
+    _check(split, batch_size)
     return max(len(split.labels) // batch_size, 1)
 
 
@@ -122,10 +133,18 @@ def view_batches(
 
     The pixels are those `training_batches` shows in an epoch of this view.
 
+    Args:
+        split: As for `training_batches`.
+        batch_size: Images per batch.
+        view: Number of the view, from 0.
+        seed: Of the augmentation, unless `augment` has its own.
+        augment: As for `training_batches`.
+
     Returns:
         A `tf.data.Dataset` of images, float32 in [0, 1]; the last batch may be
         smaller.
     """
+    _check(split, batch_size)
     store = _Store(split)
     _check_crop(augment, split)
     draws = _draw(len(split.labels), tf.constant(view, tf.int64), augment or {}, seed)
@@ -142,13 +161,30 @@ def view_batches(
 
 
 def evaluation_batches(split: Split, batch_size: int = 500) -> tf.data.Dataset:
-    """`(images, labels)` of a split in its own order, images float32 in [0, 1]."""
-    _check_batch_size(batch_size)
+    """Batches of a split in its own order, without augmentation.
+
+    Args:
+        split: Images uint8 `(n, height, width, channels)` and labels `(n,)`.
+        batch_size: Images per batch; the last one may be smaller.
+
+    Returns:
+        A `tf.data.Dataset` of `(images, labels)`, images float32 in [0, 1].
+
+    Raises:
+        ValueError: If `batch_size` is no whole number above 0.
+    """
+    _check(split, batch_size)
     data = tf.data.Dataset.from_tensor_slices((split.images, split.labels))
     return data.batch(batch_size).map(lambda x, y: (_to_float(x), y)).prefetch(4)
 
 
-def _check_batch_size(batch_size: int) -> None:
+def _check(split: Split, batch_size: int) -> None:
+    for part in ("images", "labels"):
+        if not hasattr(split, part):
+            raise ValueError(
+                "expected a kdprune.data.Split, such as dataset.train. Received: "
+                f"{type(split).__name__}"
+            )
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(
             f"batch_size must be a whole number above 0. Received: {batch_size!r}"

@@ -1,6 +1,6 @@
 """Generated images of ten shapes: a dataset that needs no download.
 
-Made to be learnt in minutes and still to tell models apart: shapes turn, shrink
+Learnt in minutes, and hard enough to rank models: shapes turn, shrink
 and move, on cluttered ground, among fragments of the other shapes, in colours
 that are sometimes hardly different from what is behind them.
 """

@@ -52,8 +52,8 @@ class Distiller(keras.Model):
         ValueError: If one of them is no `tf_keras` model; if teacher and student
             differ in classes or images, share weights or layers that are yet to be
             built, or give probabilities; if a loss is not valid, or needs a teacher
-            or layers that are not there. What only the first batch shows of models
-            without a graph is said in `fit`.
+            or layers that are not there. For models without
+            a graph, some of this is found by the first batch of `fit` only.
 
     Warns:
         UserWarning: If a teacher is smaller than the student: they may be exchanged.
@@ -253,7 +253,7 @@ class Distiller(keras.Model):
 
     @contextlib.contextmanager
     def _plain_errors(self) -> Iterator[None]:
-        """Puts into one line what TensorFlow says of an error in a step."""
+        """Raises an error within a step as one line, without TensorFlow's traceback."""
         try:
             yield
         except BaseException as error:
@@ -370,17 +370,17 @@ class Distiller(keras.Model):
         unused = ("loss", "loss_weights")
         config = {key: value for key, value in config.items() if key not in unused}
         config |= keras.saving.serialize_keras_object(self._distilling)
-        # A Keras optimizer leaves out of its config what its weight decay spares.
-        spared = getattr(self.optimizer, "_exclude_from_weight_decay_names", None)
-        return config | {"no_weight_decay": list(spared or ())}
+        # Keras leaves out of an optimizer's config what weight decay exempts.
+        exempt = getattr(self.optimizer, "_exclude_from_weight_decay_names", None)
+        return config | {"no_weight_decay": list(exempt or ())}
 
     def compile_from_config(self, config: Mapping[str, Any]) -> None:
         """Compiles with what `get_compile_config` gave."""
-        spared = config.get("no_weight_decay")
+        exempt = config.get("no_weight_decay")
         config = {key: config[key] for key in config if key != "no_weight_decay"}
         self.compile(**keras.saving.deserialize_keras_object(config))
-        if spared:
-            self.optimizer.exclude_from_weight_decay(var_names=spared)
+        if exempt:
+            self.optimizer.exclude_from_weight_decay(var_names=exempt)
         if self.built and hasattr(self.optimizer, "build"):
             self.optimizer.build(self.trainable_variables)
 
@@ -472,7 +472,7 @@ def _check_model(model: Any, role: str) -> None:
 
 
 def _classes(model: keras.Model) -> int | None:
-    """How many classes a model tells apart; None if that is not known yet."""
+    """The number of outputs; None if it is not known yet."""
     shape = getattr(model, "output_shape", None)
     return shape[-1] if isinstance(shape, tuple) and len(shape) > 1 else None
 

@@ -44,9 +44,9 @@ def hint_loss(teacher: Any, student: Any) -> tf.Tensor:
         Loss per example, float32, shape `(batch,)`.
 
     Raises:
-        ValueError: If the numbers of channels differ.
+        ValueError: If these are no maps of one batch, or the channels differ.
     """
-    teacher, student = _float32(teacher), _float32(student)
+    teacher, student = _ranked(4, teacher, student)
     if teacher.shape[-1] != student.shape[-1]:
         raise ValueError(
             "hints need as many channels of the student as of the teacher: project "
@@ -75,10 +75,13 @@ def attention_loss(teacher: Any, student: Any) -> tf.Tensor:
 
     Returns:
         Loss per example, float32, shape `(batch,)`.
+
+    Raises:
+        ValueError: If these are no maps of one batch.
     """
     maps = (
-        tf.reduce_mean(tf.square(_float32(features)), axis=-1, keepdims=True)
-        for features in (teacher, student)
+        tf.reduce_mean(tf.square(features), axis=-1, keepdims=True)
+        for features in _ranked(4, teacher, student)
     )
     teacher, student = (
         _unit(tf.reshape(pooled, [-1, pooled.shape[1] * pooled.shape[2]]))
@@ -117,11 +120,13 @@ def relational_loss(
         The batch's loss once for each example, float32, shape `(batch,)`.
 
     Raises:
-        ValueError: If a weight is negative or not finite, or both are 0.
+        ValueError: If a weight is negative or not finite, both are 0, or these are no
+            embeddings of one batch.
     """
     check_weights(distance_weight=distance_weight, angle_weight=angle_weight)
-    teacher_distances, teacher_cosines = _relations(_float32(teacher))
-    student_distances, student_cosines = _relations(_float32(student))
+    teacher, student = _ranked(2, teacher, student)
+    teacher_distances, teacher_cosines = _relations(teacher)
+    student_distances, student_cosines = _relations(student)
     count = tf.shape(student)[0]
     size = tf.cast(count, tf.float32)
     # An example's distance to itself is zero in both, and so is the cosine where
@@ -157,10 +162,17 @@ def info_nce_loss(teacher: Any, student: Any, temperature: float = 0.1) -> tf.Te
         Loss per example in nats, float32, shape `(batch,)`; `log(batch)` by chance.
 
     Raises:
-        ValueError: If `temperature` is not positive.
+        ValueError: If `temperature` is not positive, or these are no embeddings of one
+            shape.
     """
     _check_temperature(temperature)
-    teacher, student = _unit(_float32(teacher)), _unit(_float32(student))
+    teacher, student = _ranked(2, teacher, student)
+    if not teacher.shape.is_compatible_with(student.shape):
+        raise ValueError(
+            "embeddings of teacher and student must have one shape (batch, width). "
+            f"Received: teacher {teacher.shape}, student {student.shape}"
+        )
+    teacher, student = _unit(teacher), _unit(student)
     scores = tf.matmul(student, teacher, transpose_b=True) / temperature
     return -tf.linalg.diag_part(tf.nn.log_softmax(scores))
 
@@ -392,6 +404,20 @@ def _built(layer: keras.layers.Layer, shape: Shape) -> keras.layers.Layer:
     with tf.name_scope(layer.name):
         layer.build(shape)
     return layer
+
+
+def _ranked(rank: int, *features: Any) -> list[Any]:
+    """Features in float32, checked to be maps (rank 4) or embeddings (rank 2)."""
+    values = [_float32(value) for value in features]
+    shapes = [value.shape for value in values]
+    batches = {shape[0] for shape in shapes if shape.rank} - {None}
+    if any(shape.rank not in (None, rank) for shape in shapes) or len(batches) > 1:
+        axes = "height, width, channels" if rank == 4 else "width"
+        raise ValueError(
+            f"teacher and student must give features (batch, {axes}) of one batch. "
+            f"Received: teacher {shapes[0]}, student {shapes[1]}"
+        )
+    return values
 
 
 def _float32(features: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Loss specs: by which losses a student learns from its teacher, how weighted."""
+"""Loss specs: the losses between a student and its teacher, with their weights."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def register_loss(
 @keras.saving.register_keras_serializable("kdprune")
 @dataclasses.dataclass(frozen=True)
 class SoftLoss:
-    """One of the losses by which a student learns from its teacher.
+    """One of the losses between a student and its teacher.
 
     A Keras loss object compares predictions: `y_true` is the teacher's
     `softmax(logits / T)`, and `y_pred` the student's, or its `logits / T` if the loss
@@ -345,7 +345,7 @@ def as_soft_losses(losses: Iterable[Any] | None) -> tuple[SoftLoss, ...]:
 
 
 def plain_line(error: BaseException) -> str:
-    """What an error says, in one line, without TensorFlow's traceback."""
+    """An error's message in one line, without TensorFlow's traceback."""
     text = str(error)
     # AutoGraph puts tracebacks before the message of an error in traced code.
     if text.startswith("in user code"):

@@ -108,7 +108,7 @@ def articles_loss(
     """Adds the articles' two terms: `L_CE + contrastive_weight * L_contrastive`.
 
     Source: the articles whose demo `configs/article.yaml` follows. The terms are
-    `soft_cross_entropy` and `contrastive_loss`, which says what there is to know.
+    `soft_cross_entropy` and `contrastive_loss`; see there.
 
     Args:
         teacher_logits: Unnormalised scores, shape `(batch, classes)`.
@@ -137,12 +137,12 @@ def dkd_loss(
     alpha: float = 1.0,
     beta: float = 8.0,
 ) -> tf.Tensor:
-    """Weighs what the teacher says of the true class and of the others apart.
+    """Weights the divergence on the true class and among the other classes separately.
 
     `distillation_loss` is `TCKD + (1 - p) * NCKD`. TCKD is the divergence between
     the two-way predictions "the true class or not", NCKD the one between the
     predictions among the other classes, and p the teacher's probability of the true
-    class: where the teacher is sure, what it says of the other classes is lost. Here
+    class: where the teacher is sure, its ranking of the other classes is lost. Here
     they are `T**2 * (alpha * TCKD + beta * NCKD)`. The weights that suit depend on
     the teacher; the paper ramps the loss up over the first epochs.
 
@@ -185,12 +185,12 @@ def dist_loss(
     beta: float = 1.0,
     gamma: float = 1.0,
 ) -> tf.Tensor:
-    """Asks the student's probabilities to correlate with the teacher's, no more.
+    """Measures how little the student's probabilities correlate with the teacher's.
 
-    A student much smaller than its teacher cannot reproduce its probabilities, but
-    their relations. Computes `beta * inter + gamma * intra` of the Pearson distances
-    `1 - correlation`: inter compares an example's probabilities over the classes,
-    intra a class's probabilities over the batch, averaged over the classes.
+    A student much smaller than its teacher cannot reproduce its probabilities, but can
+    reproduce their relations. Computes `beta * inter + gamma * intra` of the Pearson
+    distances `1 - correlation`: inter compares an example's probabilities over the
+    classes, intra a class's probabilities over the batch, averaged over the classes.
 
     The distance is computed as half the squared distance of the two centred vectors
     of length 1, which is the same, is exactly zero where the probabilities agree,
@@ -232,7 +232,7 @@ def dist_loss(
 def standardized_loss(
     teacher_logits: Any, student_logits: Any, temperature: Any = 2.0
 ) -> tf.Tensor:
-    """Is `distillation_loss` between logits standardised for each example.
+    """Computes `distillation_loss` of logits standardised for each example.
 
     Each example's logits are shifted and scaled to mean 0 and deviation 1 over the
     classes, so that a small student need not reproduce the size of its teacher's

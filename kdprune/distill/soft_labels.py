@@ -18,7 +18,7 @@ from kdprune._log import logger
 
 _STORE = "store.json"
 # Parts of a layer's config that change no logits: how weights were drawn and learned,
-# and what Keras calls things. The precision is told apart from the rest.
+# and what Keras calls things. The precision has its own entry.
 _NO_LOGITS = ("name", "trainable", "dtype", "module", "registered_name", "build_config")
 _NO_LOGITS_ENDINGS = ("_initializer", "_regularizer", "_constraint")
 
@@ -140,7 +140,7 @@ def load_soft_labels(
     if key is not None:
         _check_key(folder, found, key)
     paths = _paths(folder, found["views"])
-    # Views are told by their place: with one missing, the next would take it.
+    # Views are numbered by position: with one missing, the next would take its place.
     there = sum(path.exists() for path in paths)
     if there < len(paths):
         raise ValueError(
@@ -168,7 +168,7 @@ def _check_models(teachers: Sequence[Any]) -> None:
 
 
 def _architecture(model: keras.Model) -> str:
-    """Tells, as text, how a model computes logits from its weights.
+    """Describes, as text, how a model computes logits from its weights.
 
     Layers go by their numbers, since their names count up within a process: a model
     that is built twice is the same.
@@ -253,7 +253,7 @@ def _open(path: Path) -> np.ndarray:
     except (ValueError, EOFError) as error:
         raise ValueError(
             f"{path}: expected a whole view of soft labels, got a file that is cut "
-            f"short or none of ours ({error}); remove it and store it again"
+            f"short or of another program ({error}); remove it and store it again"
         ) from error
     if view.ndim != 2 or view.dtype != np.float16:
         raise ValueError(
@@ -268,7 +268,7 @@ def _paths(folder: Path, views: int) -> list[Path]:
 
 
 def _read_store(folder: Path) -> dict[str, Any]:
-    """What a store says of itself; empty if there is none."""
+    """The content of a store's description; empty if there is none."""
     path = folder / _STORE
     if not path.exists():
         return {}

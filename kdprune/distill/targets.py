@@ -16,7 +16,7 @@ import tensorflow as tf
 
 # How far a row of probabilities may be from adding up to 1; bfloat16 has 3 digits.
 _SUM_TOLERANCE = 1e-2
-# What the check within a training step says; `Distiller.fit` puts it in one line.
+# Messages of the checks within a training step; `explain` makes errors of them.
 PROBABILITIES = "expected logits, got probabilities"
 OUT_OF_RANGE = "expected labels within the classes"
 NO_PROBABILITIES = "expected rows of probabilities"
@@ -69,7 +69,7 @@ def as_labels(labels: Any, classes: int | None) -> Labels:
     """Brings a batch's labels to their forms, and checks them as the step runs.
 
     Args:
-        labels: As told above.
+        labels: In one of the forms above.
         classes: The number of logits, if it is known.
 
     Returns:

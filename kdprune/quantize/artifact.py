@@ -44,7 +44,7 @@ def save_quantized(
         calibration: PTQ to integers only, and needed there: JSON-able account of the
             calibration images, such as `{"images": 500, "seed": 0}`.
         conversion: How the files are to be made: `dtypes`, names of `convert_tflite`
-            (int8 and uint8 unless said), and more arguments of it.
+            (int8 and uint8 by default), and more arguments of it.
 
     Returns:
         The plan, as written.

@@ -10,13 +10,13 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """One way to quantize.
+    """A quantization method to try.
 
     Attributes:
         name: What the record calls it.
         make: Takes nothing and returns the quantized model in whatever form `judge`
-            takes, such as a `.tflite` file's content; raises `ValueError` if this
-            way is not open to the model.
+            takes, such as a `.tflite` file's content; raises `ValueError` if the
+            method does not apply to the model.
     """
 
     name: str

@@ -132,7 +132,7 @@ def clustered_layers(model: keras.Model) -> list[str]:
 
     A kernel that was only trained has as many distinct weights as weights; one that
     was clustered has at most 256 (what a recipe allows), each of them many times.
-    Zeros say nothing, since pruning makes as many. Small kernels say nothing either,
+    Zeros are not counted, since pruning makes as many, nor are small kernels,
     nor do those of one value, such as a filter that averages.
 
     Args:

@@ -76,7 +76,7 @@ def quantize_model(
     model's activations are (see `calibrate_ranges`).
 
     Training moves every weight, and with it away from what pruning and clustering
-    have made of it, unless told to keep that: PQAT, CQAT, and both, PCQAT.
+    have made of it, unless that is to be preserved: PQAT, CQAT, and both, PCQAT.
 
     Reference: Jacob et al., 2018, https://arxiv.org/abs/1712.05877; keeping zeros
     and clusters: TFMOT's collaborative optimization.

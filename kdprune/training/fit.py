@@ -62,8 +62,8 @@ def fit(
         patience: Stop when that many epochs brought no better validation
             accuracy; None to train all epochs.
         callbacks: More Keras callbacks.
-        verbose: Whether each epoch is told by the logger `kdprune` (level INFO), and
-            its steps by a progress bar where the standard output is a terminal.
+        verbose: Whether to log a line for each epoch (logger `kdprune`, level INFO),
+            and to show a progress bar where the standard output is a terminal.
 
     Returns:
         The history, a list with one dict per epoch: losses and accuracies as
@@ -122,7 +122,7 @@ def _tensorboard(folder: Path) -> keras.callbacks.Callback:
 
 
 class _Progress(keras.callbacks.Callback):
-    """Tells of each epoch in a line, and on a terminal of its steps by a bar."""
+    """Logs a line for each epoch; on a terminal, a progress bar shows its steps."""
 
     def __init__(self, epochs: int, steps: int) -> None:
         super().__init__()

@@ -74,7 +74,7 @@ def build_optimizer(
         warmup: Share of the steps in which the rate rises; unused if constant.
         momentum: Of SGD.
         weight_decay: Decoupled: each step multiplies kernels by
-            `1 - learning_rate * weight_decay`. BatchNorm and biases are spared.
+            `1 - learning_rate * weight_decay`. BatchNorm and biases are exempt.
         ema: Momentum in (0, 1) of an exponential moving average of the weights,
             kept by the optimizer; None for none.
 

@@ -282,3 +282,22 @@ def test_evaluation_batches_keep_the_splits_order_and_its_rest(split):
     images, labels = gathered(evaluation_batches(split, 16))
     np.testing.assert_array_equal(labels, split.labels)
     np.testing.assert_array_equal(images, split.images / np.float32(255))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda split, size: training_batches(split, size, epochs=1, seed=0),
+        lambda split, size: view_batches(split, size, view=0, seed=0),
+        evaluation_batches,
+        steps_per_epoch,
+    ],
+    ids=["training", "view", "evaluation", "steps"],
+)
+def test_what_is_no_split_or_no_size_is_refused(read):
+    images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.arange(4)
+    with pytest.raises(ValueError, match="such as dataset.train. Received: tuple"):
+        read((images, labels), 2)
+    for size in (0, -1, 2.5, None):
+        with pytest.raises(ValueError, match="batch_size must be a whole number"):
+            read(Split(images, labels), size)

@@ -466,3 +466,21 @@ def test_the_losses_go_by_these_names():
         "contrastive": ContrastiveLoss,
     }
     assert all(issubclass(loss, FeatureLoss) for loss in FEATURE_LOSSES.values())
+
+
+@pytest.mark.parametrize(
+    ("loss", "teacher", "student", "says"),
+    [
+        (hint_loss, (2, 4), (2, 4), r"\(batch, height, width, channels\).*\(2, 4\)"),
+        (attention_loss, (2, 4, 4), (2, 4, 4), r"\(batch, height, width, channels\)"),
+        (attention_loss, (2, 4, 4, 3), (3, 4, 4, 3), "of one batch"),
+        (relational_loss, (2, 4, 4, 3), (2, 4, 4, 3), r"\(batch, width\)"),
+        (relational_loss, (2, 4), (3, 4), "of one batch"),
+        (info_nce_loss, (2,), (2,), r"\(batch, width\)"),
+        (info_nce_loss, (2, 4), (2, 5), r"one shape \(batch, width\)"),
+    ],
+)
+def test_features_of_another_rank_or_batch_are_refused(loss, teacher, student, says):
+    with pytest.raises(ValueError, match=says) as error:
+        loss(np.zeros(teacher, np.float32), np.zeros(student, np.float32))
+    assert "\n" not in str(error.value)
