@@ -222,10 +222,14 @@ class Distiller(keras.Model):
         Raises:
             ValueError: If images or targets do not fit: arrays are checked before
                 training, other data as it comes. The Distiller can be fitted again.
+
+        Warns:
+            UserWarning: If images are bytes and no model scales them.
         """
         self._check_teachers_are_trained()
-        y = targets.from_lists(y)
+        x, y = self._as_array(x), targets.from_lists(y)
         self._check_arrays(x, y)
+        _warn_of_bytes(x, (self.student, *self.teachers))
         given = options.get("validation_data")
         if isinstance(given, tuple | list) and len(given) >= 2:
             self._check_arrays(*given[:2])
@@ -240,11 +244,16 @@ class Distiller(keras.Model):
         Raises:
             ValueError: As `fit`.
         """
-        y = targets.from_lists(y)
+        x, y = self._as_array(x), targets.from_lists(y)
         if "_use_cached_eval_dataset" not in options:  # As `fit` does each epoch.
             self._check_arrays(x, y)
         with self._plain_errors():
             return super().evaluate(x, y, *arguments, **options)
+
+    def _as_array(self, images: Any) -> Any:
+        """A list of images as an array, which Keras takes for a list of inputs."""
+        single = isinstance(getattr(self.student, "input_shape", None), tuple)
+        return np.asarray(images) if single and isinstance(images, list) else images
 
     def _check_arrays(self, images: Any, labels: Any) -> None:
         shape = getattr(self.student, "input_shape", None)
@@ -489,6 +498,22 @@ def _warn_if_smaller(teacher: keras.Model, student: keras.Model) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def _warn_of_bytes(images: Any, models: Sequence[keras.Model]) -> None:
+    scales = keras.layers.Rescaling, keras.layers.Normalization
+    layers = [layer for model in models for layer in _parts(model).values()]
+    if getattr(images, "dtype", None) != np.uint8 or any(
+        isinstance(layer, scales) for layer in layers
+    ):
+        return
+    warnings.warn(
+        "images are uint8, which these models get as numbers from 0 to 255. If they "
+        "take pixels in [0, 1], as those of kdprune do, give "
+        "kdprune.data.to_float(images)",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 def _digest(model: keras.Model) -> str:

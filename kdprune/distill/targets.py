@@ -111,7 +111,7 @@ def check_arrays(
     """Checks what is given to `fit` or `evaluate` as arrays, before anything is run.
 
     Args:
-        images: Images. What is neither an array, a tensor nor a list passes.
+        images: Images. What is neither an array nor a tensor passes.
         targets: Labels, or labels and teacher logits; None passes.
         classes: The number of logits, if it is known.
         image_shape: `(height, width, channels)` that the student takes, if it is known.
@@ -125,9 +125,11 @@ def check_arrays(
         spec = spec[0] if isinstance(spec, tuple) else spec
         if isinstance(spec, tf.TensorSpec) and spec.shape.rank is not None:
             _check_shape(tuple(spec.shape), image_shape)
-    if not isinstance(images, np.ndarray | tf.Tensor | list):
+    if not isinstance(images, np.ndarray | tf.Tensor):
         return
     images = np.asarray(images)
+    if images.dtype.kind in "OSU":
+        raise ValueError(f"images must be numbers. Received: {images.dtype}")
     if not images.size:
         raise ValueError(f"expected images. Received: none, shape {images.shape}")
     _check_shape(images.shape, image_shape)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from kdprune import data, distill, prune, quantize, training
 from kdprune._graph import ends_in_softmax
+from kdprune._log import logger
 from kdprune.data import batches
 from kdprune.models import (
     build_model,
@@ -346,9 +349,10 @@ class _Fitting:
         )
         if self.teaching.present:
             taught = cast(Taught, self.stage)
-            distiller = distill.Distiller(
-                model, self.teaching.teachers, soft_losses_of(self.stage)
-            )
+            with _warnings_logged():  # Of a teacher smaller than its student.
+                distiller = distill.Distiller(
+                    model, self.teaching.teachers, soft_losses_of(self.stage)
+                )
             distiller.compile(
                 optimizer,
                 temperature=taught.temperature,
@@ -362,3 +366,13 @@ class _Fitting:
         )
         model.compile(optimizer, loss=lambda y, z: loss(y, z), metrics=["accuracy"])
         return model
+
+
+@contextlib.contextmanager
+def _warnings_logged() -> Iterator[None]:
+    """Logs what is warned of meanwhile, as a line instead of Python's two."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        logger.warning("%s", warning.message)

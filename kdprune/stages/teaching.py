@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from kdprune import distill
 from kdprune.stages import fitting
 from kdprune.stages.base import Node, Run, Taught
@@ -42,6 +44,8 @@ def check_teaching(settings: Taught, run: Run, node: Node) -> None:
         return
     teacher, student = (untrained_model(run, source) for source in found)
     try:
-        distill.Distiller(student, teacher, losses)
+        with warnings.catch_warnings():  # Warned of when it trains.
+            warnings.simplefilter("ignore", UserWarning)
+            distill.Distiller(student, teacher, losses)
     except ValueError as error:
         raise ValueError(f"{key}.losses: {error}") from error

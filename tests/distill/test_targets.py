@@ -8,6 +8,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kdprune.distill import Distiller
+from kdprune.stages import fitting
 from kdprune.training import cross_entropy
 
 layers = keras.layers
@@ -299,6 +300,34 @@ def test_a_model_of_keras_3_is_refused():
     model = keras3.Sequential([keras3.Input((8, 8, 3)), keras3.layers.Flatten()])
     with pytest.raises(ValueError, match="a model of Keras 3; build it with tf_keras"):
         Distiller(model, network())
+
+
+def test_bytes_that_no_layer_scales_are_warned_of(data, recwarn):
+    pixels = (255 * data[0]).astype(np.uint8)
+    with pytest.warns(UserWarning, match="from 0 to 255. If they take pixels in"):
+        fit(distiller(), pixels, LABELS)
+    recwarn.clear()
+    image = keras.Input((8, 8, 3))
+    scaled = keras.Model(image, network()(layers.Rescaling(1 / 255)(image)))
+    made = Distiller(scaled, network(6, seed=1))
+    made.compile("sgd")
+    fit(made, pixels, LABELS)
+    assert not recwarn
+
+
+def test_lists_of_images_are_images(data):
+    plain, other = distiller(), distiller()
+    fit(plain, *data)
+    fit(other, list(data[0]), data[1])
+    np.testing.assert_array_equal(weights(other), weights(plain))
+    with pytest.raises(ValueError, match="images must be numbers. Received: <U"):
+        fit(other, ["a.png", "b.png"], [0, 1])
+
+
+def test_a_stage_logs_what_a_distiller_warns_of(caplog):
+    with fitting._warnings_logged():
+        Distiller(network(12), network())
+    assert "are the two exchanged" in caplog.text
 
 
 def test_a_teacher_smaller_than_its_student_is_warned_of(recwarn):
