@@ -16,7 +16,6 @@ Usage:
 """
 
 import argparse
-import json
 import pathlib
 import statistics
 import tempfile
@@ -51,7 +50,7 @@ def main():
         content = {"command": records.command(), **result}
         content["machine"] = records.machine()
         content["versions"] = {**records.versions(), "keras": keras3.__version__}
-        pathlib.Path(options.json).write_text(json.dumps(content, indent=2) + "\n")
+        records.write_json(options.json, content)
 
 
 def measure(options, folder):

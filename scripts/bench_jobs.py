@@ -19,7 +19,7 @@ import time
 
 import yaml
 
-from kdprune import records
+from kdprune import _io, records
 
 
 def main():
@@ -31,7 +31,7 @@ def main():
     parser.add_argument("--images", type=int, default=10_000, help="an epoch (10000)")
     parser.add_argument("--epochs", type=int, default=3, help="of each seed (3)")
     parser.add_argument("--jobs", type=int, default=cores, help=f"at once ({cores})")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each (2)")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of each (2)")
     parser.add_argument("--json", metavar="OUT", help="write the figures to a file")
     options = parser.parse_args()
     print(f"{records.machine()['processor']}, {cores} cores", flush=True)
@@ -46,7 +46,7 @@ def main():
     if options.json:
         content = {"command": records.command(), "seconds": seconds, "ratio": ratio}
         content |= {"machine": records.machine(), "versions": records.versions()}
-        records.write_json(options.json, content)
+        _io.write_json(options.json, content)
 
 
 def run(options, jobs):

@@ -9,7 +9,6 @@ Usage:
 """
 
 import argparse
-import json
 import statistics
 import time
 
@@ -63,8 +62,7 @@ def main():
     if options.json:
         content = {"command": records.command(), "seconds_per_step": results}
         content |= {"machine": records.machine(), "versions": records.versions()}
-        with open(options.json, "w") as file:
-            json.dump(content, file, indent=2)
+        records.write_json(options.json, content)
 
 
 def _widths(text):

@@ -10,7 +10,6 @@ Usage:
 
 import argparse
 import functools
-import json
 import statistics
 import time
 
@@ -65,8 +64,7 @@ def main():
         content = {"command": records.command(), "precision": precision}
         content |= {"images_per_second": results, "machine": records.machine()}
         content["versions"] = records.versions()
-        with open(options.json, "w") as file:
-            json.dump(content, file, indent=2)
+        records.write_json(options.json, content)
 
 
 def _epochs(name, precision):
