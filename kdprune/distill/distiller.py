@@ -474,7 +474,7 @@ def _check_model(model: Any, role: str) -> None:
     kind = f"{type(model).__module__}.{type(model).__name__}"
     hint = ""
     if kind.startswith("keras."):
-        hint = ", a model of Keras 3; build it with tf_keras"
+        hint = ", of Keras 3; save it as .keras and load that by kdprune.load_model"
     raise ValueError(
         f"{role} must be a tf_keras (Keras 2) model. Received: {kind}{hint}"
     )

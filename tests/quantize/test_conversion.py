@@ -146,7 +146,7 @@ def test_sixteen_bits_compute_in_integers_throughout(files):
 
 
 def test_the_two_steps_give_the_converters_own_file(files, model, data):
-    images = convert._calibration_images(model, data[0][:40])
+    images = convert._spanning(model, data[0][:40])
     calibrated = steps.calibrate(convert._new_converter(model), images)
     content = steps.quantize_calibrated(calibrated, "int8")
     opened = [steps.open_float(file) for file in (files["int8"], content)]

@@ -144,7 +144,7 @@ def test_calibration_leaves_weights_and_statistics_alone(data):
 def test_calibrating_a_float_model_is_an_error(images):
     with pytest.raises(ValueError, match="what quantize_model returns"):
         calibrate_ranges(residual_model(), images)
-    with pytest.raises(ValueError, match="at least one image"):
+    with pytest.raises(ValueError, match="n > 0"):
         calibrate_ranges(quantize_model(residual_model()), images[:0])
 
 
@@ -152,7 +152,7 @@ def test_images_that_are_not_in_the_range_of_the_input_are_refused(data, images)
     model = quantize_model(residual_model())
     start = ranges(model)
     for wrong in (data[0].astype("float32"), images - 0.5, images * np.nan):
-        with pytest.raises(ValueError, match=r"float in \[0, 1\]: divide .*Received"):
+        with pytest.raises(ValueError, match=r"calibration images must be .*floats"):
             calibrate_ranges(model, wrong)
     assert all(np.array_equal(start[name], now) for name, now in ranges(model).items())
 
