@@ -8,26 +8,35 @@ import subprocess
 import sys
 from typing import Literal
 
+import numpy as np
 import pytest
 
-from kdprune import cli, register_stage, stages
+from kdprune import cli, data, register_stage, stages
 from kdprune.config import load_recipe
+from kdprune.distill import loss_spec
 from kdprune.models import load_model
+from kdprune.models.factories import MODELS
+from kdprune.prune import IMPORTANCES
 from kdprune.runner import run as runner
 from kdprune.stages import KINDS, Stage
 
 PLUGIN = pathlib.Path(__file__).parent / "plugin"
 
 
+REGISTRIES = (KINDS, data.DATASETS, MODELS, loss_spec.LOGIT_LOSSES, IMPORTANCES)
+
+
 @pytest.fixture(autouse=True)
 def nothing_stays(monkeypatch):
-    """Forgets the plugin and its kind of stage."""
+    """Forgets the plugins and what they registered."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    kinds = dict(KINDS)
+    before = [dict(registry) for registry in REGISTRIES]
     yield
-    KINDS.clear()
-    KINDS.update(kinds)
-    sys.modules.pop("clipping", None)
+    for registry, entries in zip(REGISTRIES, before, strict=True):
+        registry.clear()
+        registry.update(entries)
+    for name in ("clipping", "own"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -113,6 +122,43 @@ def test_a_command_runs_the_kinds_of_its_role(recipe):
     loaded = load_recipe(recipe)
     accepts = wanted("quantize")
     assert {n for n in loaded.stages if accepts(loaded, n)} == {"clipped", "int8"}
+
+
+def test_a_data_set_a_network_a_loss_and_an_importance_of_a_plugin(tmp_path):
+    path = PLUGIN / "own.yaml"
+    runner.run(load_recipe(path), tmp_path / "run")
+    records = {
+        name: json.loads((tmp_path / "run" / name / "record.json").read_text())
+        for name in ("teacher", "student", "slim")
+    }
+    assert records["teacher"]["data"]["source"] == "stripes of period 6"
+    assert set(sys.modules["own"].scales) == {0.5}
+    student, slim = (
+        load_model(tmp_path / "run" / name / "model.keras")
+        for name in ("student", "slim")
+    )
+    # Of each layer the first channels are left: as the importance says.
+    kept = student.get_layer("first").get_weights()[0][..., :4]
+    np.testing.assert_allclose(
+        slim.get_layer("first").get_weights()[0], kept, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("data.dataset=strips", "data.dataset: expected one of .*did you mean 'strip"),
+        ("data.options={perod: 6}", "perod"),
+        ("stages.teacher.model.name=two_convolution", "two_convolutions"),
+        ("stages.teacher.model.filtrs=4", "teacher.model: .*filtrs"),
+        ("stages.student.losses=[{name: squared_logit}]", "squared_logits"),
+        ("stages.student.losses=[{name: squared_logits, scle: 1}]", "scle"),
+        ("stages.slim.importance=last_frst", "did you mean 'last_first'"),
+    ],
+)
+def test_what_is_misspelt_of_a_plugin_is_named(tmp_path, override, says):
+    with pytest.raises(ValueError, match=says):
+        runner.preview(load_recipe(PLUGIN / "own.yaml", [override]), tmp_path / "run")
 
 
 class Quiet(Stage):
