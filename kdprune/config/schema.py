@@ -110,5 +110,5 @@ def _with_kinds(kinds: tuple[type[Stage], ...]) -> type[Recipe]:
         "Recipe",
         __base__=Recipe,
         __doc__=Recipe.__doc__,
-        stages=(dict[Name, stage], pydantic.Field(min_length=1)),  # type: ignore[valid-type]
+        stages=(dict[Name, stage], pydantic.Field(min_length=1)),
     )

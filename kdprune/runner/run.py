@@ -111,7 +111,7 @@ class Run:
 
         # Names and random streams count up within a process: a stage must not
         # depend on those that ran before it.
-        training.seed_everything(node.settings.seed)
+        training.seed_everything(node.settings.own_seed)
         result = node.settings.execute(self, node, folder)
         record = {
             "schema": records.SCHEMA,

@@ -81,6 +81,8 @@ def check(nodes: list[Node], run: Run) -> None:
         OSError: If a file can't be read, and nothing else is wrong.
     """
     found: dict[str, Exception] = {}
+    # What is wrong with the images is told by itself, and once.
+    _ = run.dataset
     for node in nodes:
         try:
             node.settings.check(run, node)

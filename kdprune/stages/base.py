@@ -252,6 +252,12 @@ class Stage(Settings):
         return None
 
     @property
+    def own_seed(self) -> int:
+        """The seed, which is the recipe's where the stage has none of its own."""
+        assert self.seed is not None  # The runner has resolved it.
+        return self.seed
+
+    @property
     def taught(self) -> bool:
         """Whether it learns from, or asks, a teacher."""
         return bool(self.references("teacher") or self.references("soft_labels"))

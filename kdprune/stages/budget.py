@@ -86,6 +86,7 @@ def within_budget(
         kept, _ = tflite.float_layers_of(found, asked.get("float_layers", ()))
         return {**figures, "bytes": len(made.content), "float_layers": kept}
 
+    assert settings.max_drop is not None  # Method auto needs it.
     outcome = quantize.meet_budget(attempts, judge, settings.max_drop)
     logger.info(outcome.message)
     if outcome.best is None:

@@ -122,6 +122,7 @@ def new_model(run: Run, node: Node) -> keras.Model:
         return reset_weights(load_node(run, node.parent_of("model.architecture_of")))
     if model.file:
         return load_fitting(model.file, run.dataset)
+    assert model.name is not None  # One of the three is given.
     classes = len(run.dataset.classes)
     return build_model(model.name, run.dataset.image_shape, classes, **model.arguments)
 
@@ -267,7 +268,7 @@ def _teaching(run: Run, node: Node) -> _Teaching:
         logits = distill.load_soft_labels(run.folder / store.name)
         augment = augment_of(cast("SoftLabels", store.settings))
         if augment:
-            augment["seed"] = store.settings.seed
+            augment["seed"] = store.settings.own_seed
         return _Teaching(logits=logits, augment=augment)
     return _Teaching()
 
@@ -295,7 +296,7 @@ class _Fitting:
         folder.mkdir(exist_ok=True)
         settings, teaching = self.stage.training, self.teaching
         steps = batches.steps_per_epoch(split, settings.batch_size)
-        training.seed_everything(self.stage.seed)
+        training.seed_everything(self.stage.own_seed)
         with training.strategy().scope():
             model = self.make_model(epochs * steps)
             if settings.bn_l1:
@@ -312,7 +313,7 @@ class _Fitting:
                 split,
                 settings.batch_size,
                 epochs=epochs,
-                seed=self.stage.seed,
+                seed=self.stage.own_seed,
                 start_epoch=start,
                 augment=teaching.augment or augment_of(settings),
                 soft_labels=teaching.logits,

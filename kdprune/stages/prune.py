@@ -121,8 +121,9 @@ class Prune(Compressed):
         from kdprune import prune
         from kdprune.stages.validation import ranking_images
 
-        images, labels = ranking_images(run, self.seed)
+        images, labels = ranking_images(run, self.own_seed)
         if self.criterion == "activation":
+            assert self.threshold is not None  # It is checked with the settings.
             return prune.activation_masks(
                 base, self.threshold, images, ignore=self.exclude
             )
@@ -142,11 +143,14 @@ class Prune(Compressed):
         from kdprune import prune
         from kdprune.stages import fitting
 
-        share = self.sparsity
+        share: float | dict[str, float]
         if self.relative_threshold is not None:
             share = prune.sparsity_below(base, self.relative_threshold)
-        elif self.allocation == "lamp":
-            share = prune.lamp_sparsity(base, share, self.exclude)
+        else:
+            assert self.sparsity is not None  # One of the two is given.
+            share = self.sparsity
+            if self.allocation == "lamp":
+                share = prune.lamp_sparsity(base, share, self.exclude)
 
         def wrapped(steps):
             return prune.prune_magnitude(

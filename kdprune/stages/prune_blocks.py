@@ -34,7 +34,7 @@ class PruneBlocks(Compressed):
         from kdprune.stages.validation import ranking_images, validation_loss
 
         base = fitting.load_node(run, node.parent_of("from"))
-        images, _ = ranking_images(run, self.seed)
+        images, _ = ranking_images(run, self.own_seed)
         loss = validation_loss(run) if self.rank == "loss" else None
         return prune.plan_blocks(base, self.count, images, loss)
 
@@ -46,7 +46,7 @@ class PruneBlocks(Compressed):
 
         plan = self._block_plan(run, node)
         smaller = plan.apply()
-        prune.recalibrate_batch_norm(smaller, ranking_images(run, self.seed)[0])
+        prune.recalibrate_batch_norm(smaller, ranking_images(run, self.own_seed)[0])
         pruned_accuracy = validation_accuracy(run)(smaller)
         fitted, figures = fitting.fit_stage(run, node, folder, lambda _: smaller)
         figures["val_accuracy_cut"] = pruned_accuracy

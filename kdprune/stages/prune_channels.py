@@ -159,7 +159,7 @@ class PruneChannels(Compressed, RanksChannels):
             "scope": self.scope,
             "round_to": self.round_to,
             "ignore": self.ignore,
-            "data": ranking_images(run, self.seed),
+            "data": ranking_images(run, self.own_seed),
             "measure_bytes": measure_bytes,
         }
 

@@ -215,7 +215,7 @@ class Quantize(Compressed):
     def _calibration_seed(self, run: Run) -> int:
         # Stages that draw no number of their own are shared by all seeds.
         own = self.calibration is not None
-        return self.seed if own else run.recipe.data.seed  # type: ignore[return-value]
+        return self.own_seed if own else run.recipe.data.seed
 
     def save(
         self,

@@ -32,7 +32,7 @@ class RanksChannels(Stage):
         chosen = self.importance
         options: dict[str, Any] = {} if isinstance(chosen, str) else chosen.options
         if self.importance_name == "random":
-            options["seed"] = self.seed
+            options["seed"] = self.own_seed
         return functools.partial(prune.IMPORTANCES[self.importance_name], **options)
 
     def check(self, run: Run, node: Node) -> None:

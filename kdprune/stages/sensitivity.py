@@ -43,7 +43,7 @@ class Sensitivity(RanksChannels):
             importance=self.ranking(),
             round_to=self.round_to,
             ignore=self.ignore,
-            data=ranking_images(run, self.seed),
+            data=ranking_images(run, self.own_seed),
         )
         logger.info("%s", found)
         _io.write_json(folder / TABLE, found.as_dict())

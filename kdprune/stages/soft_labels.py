@@ -47,11 +47,11 @@ class SoftLabels(Stage):
         split, augment = run.dataset.shown, fitting.augment_of(self)
         teachers = [fitting.load_node(run, one) for one in node.parents_of("teacher")]
         teachers = fitting.cast_teachers(teachers, self.precision)
-        key = distill.store_key(teachers, split, augment=augment, seed=self.seed)
+        key = distill.store_key(teachers, split, augment=augment, seed=self.own_seed)
 
         def read_view(view):
             return batches.view_batches(
-                split, 500, view=view, seed=self.seed, augment=augment
+                split, 500, view=view, seed=self.own_seed, augment=augment
             )
 
         distill.write_soft_labels(

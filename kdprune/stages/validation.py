@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _IMAGES = 2048
 
 
-def ranking_images(run: Run, seed: int | None) -> tuple[np.ndarray, np.ndarray]:
+def ranking_images(run: Run, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Some training images, float32 in [0, 1], and their labels."""
     train = run.dataset.train
     order = np.random.default_rng(seed).permutation(len(train))
