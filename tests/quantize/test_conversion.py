@@ -18,6 +18,7 @@ from kdprune.tflite import (
     paired_drop,
     sensitive_layers,
 )
+from kdprune.tflite.interpreter import open_content
 
 layers = keras.layers
 
@@ -149,7 +150,12 @@ def test_the_two_steps_give_the_converters_own_file(files, model, data):
     images = convert._spanning(model, data[0][:40])
     calibrated = steps.calibrate(convert._new_converter(model), images)
     content = steps.quantize_calibrated(calibrated, "int8")
-    opened = [steps.open_float(file) for file in (files["int8"], content)]
+    opened = [
+        open_content(bytes(file), "builtin", keep_all=True)
+        for file in (files["int8"], content)
+    ]
+    for interpreter in opened:
+        interpreter.allocate_tensors()
     details = [interpreter.get_tensor_details() for interpreter in opened]
     for one, other in zip(*details, strict=True):
         for key in ("name", "quantization"):
