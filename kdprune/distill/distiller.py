@@ -202,12 +202,6 @@ class Distiller(keras.Model):
             steps_per_execution=steps_per_execution,
             jit_compile=jit_compile,
         )
-        self._distilling = {
-            "temperature": self._temperature.config,
-            "soft_weight": self._soft_weight.config,
-            "steps": steps,
-            "label_smoothing": label_smoothing,
-        }
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         return self.student(inputs, training=training)
@@ -378,7 +372,12 @@ class Distiller(keras.Model):
             return None
         unused = ("loss", "loss_weights")
         config = {key: value for key, value in config.items() if key not in unused}
-        config |= keras.saving.serialize_keras_object(self._distilling)
+        config |= {
+            "temperature": self._temperature.config,
+            "soft_weight": self._soft_weight.config,
+            "steps": self._temperature.steps,
+            "label_smoothing": self._label_smoothing,
+        }
         # Keras leaves out of an optimizer's config what weight decay exempts.
         exempt = getattr(self.optimizer, "_exclude_from_weight_decay_names", None)
         return config | {"no_weight_decay": list(exempt or ())}

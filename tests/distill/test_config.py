@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 
 from kdprune.distill import Distiller, SoftLoss
@@ -95,6 +96,15 @@ def test_teachers_of_random_weights_do_not_teach(data):
         again.fit(*data, verbose=0)
     again.teachers[0].set_weights(made.teachers[0].get_weights())
     again.fit(*data, verbose=0)
+
+
+def test_a_checkpoint_holds_the_same_objects_as_ever():
+    # One of an earlier version is restored as long as they are.
+    made = Distiller(network(), network(6, 1), ["kl", "hint"])
+    made.compile("sgd", temperature=[(0, 4.0), (1, 2.0)], steps=8)
+    model = tf.train.Checkpoint(model=made)._trackable_children()["model"]
+    names = set(model._trackable_children())
+    assert names == {"feature_losses", "loss", "optimizer", "student"}
 
 
 def test_without_compile_there_is_no_config_of_it():
