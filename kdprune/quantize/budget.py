@@ -96,10 +96,15 @@ def meet_budget(
         error.
 
     Raises:
-        ValueError: If there are no attempts, two have one name, or `max_drop` is
-            out of range; and what `judge` raises.
+        ValueError: If there are no attempts, two have one name, `max_drop` is out of
+            range, or `judge` gives no drop; and what `judge` raises.
     """
     attempts = list(attempts)
+    for attempt in attempts:
+        if not isinstance(attempt, Attempt):
+            raise ValueError(f"expected Attempt objects. Received: {attempt!r}")
+    if not callable(judge):
+        raise ValueError(f"judge must be a function. Received: {judge!r}")
     names = [attempt.name for attempt in attempts]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"expected attempts of different names. Received: {names}")
@@ -115,7 +120,14 @@ def meet_budget(
         rows.append(row)
         if "error" in row:
             continue
-        row |= judge(made)
+        judged = judge(made)
+        missing = [key for key in ("drop", "drop_bound") if key not in judged]
+        if missing:
+            raise ValueError(
+                "judge must return a dict with `drop` and `drop_bound`, as "
+                f"kdprune.tflite.paired_drop does. Received: no {missing[0]!r}"
+            )
+        row |= judged
         row["met"] = bool(row["drop_bound"] <= max_drop)
         if row["met"] or row["drop_bound"] < lowest:
             best, name, lowest = made, attempt.name, row["drop_bound"]

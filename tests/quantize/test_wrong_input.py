@@ -116,3 +116,29 @@ def test_floats_and_bytes_calibrate_alike(model):
 )
 def test_numbers_that_do_not_fit_are_refused(call, fault):
     one_line(fault, call)
+
+
+ATTEMPT = quantize.Attempt("PTQ", lambda: b"TFL3")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        ({"attempts": []}, "attempts of different names"),
+        ({"attempts": [ATTEMPT, ATTEMPT]}, "attempts of different names"),
+        ({"attempts": [lambda: b"TFL3"]}, "expected Attempt objects"),
+        ({"judge": 0.5}, "judge must be a function. Received: 0.5"),
+        ({"judge": lambda made: {"drop": 0.1}}, "Received: no 'drop_bound'"),
+        ({"max_drop": 1.5}, "max_drop is a share of images"),
+        ({"max_drop": float("nan")}, "max_drop is a share of images"),
+    ],
+)
+def test_a_budget_needs_attempts_a_judge_and_a_share(arguments, fault):
+    given = {
+        "attempts": [ATTEMPT],
+        "judge": lambda made: {"drop": 0.0, "drop_bound": 0.001},
+        "max_drop": 0.01,
+        **arguments,
+    }
+    assert quantize.meet_budget([ATTEMPT], lambda _: {"drop": 0, "drop_bound": 0}, 0.1)
+    one_line(fault, quantize.meet_budget, **given)
