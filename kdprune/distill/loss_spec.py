@@ -28,7 +28,10 @@ _GIVEN = ("labels", "temperature")
 
 
 def register_loss(
-    name: str, loss: Callable | type[FeatureLoss] | None = None, *, replace=False
+    name: str,
+    loss: Callable | type[FeatureLoss] | None = None,
+    *,
+    replace: bool = False,
 ) -> Any:
     """Makes a loss known by a name, to `Distiller(losses=[name])` and to recipes.
 
