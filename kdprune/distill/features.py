@@ -227,7 +227,9 @@ class FeatureLoss(keras.layers.Layer):
     def call(self, teacher_features: Any, student_features: Any) -> tf.Tensor:
         pairs = list(zip(teacher_features, student_features, strict=True))
         losses = [
-            self.pair_loss(index, tf.stop_gradient(_float32(teacher)), student)
+            self.pair_loss(
+                index, tf.stop_gradient(_float32(teacher)), _float32(student)
+            )
             for index, (teacher, student) in enumerate(pairs[self._used])
         ]
         return tf.add_n(losses) / len(losses)
@@ -236,7 +238,7 @@ class FeatureLoss(keras.layers.Layer):
         """Checks the pairs of shapes, and makes the layers they need, if any."""
 
     def pair_loss(self, index: int, teacher: Any, student: Any) -> Any:
-        """The loss of a pair of maps, `(batch,)`; the teacher's comes in float32."""
+        """The loss of a pair of maps, `(batch,)`; both come in float32."""
         raise NotImplementedError
 
 

@@ -13,6 +13,7 @@ from kdprune.distill import Distiller, FeatureLoss, SoftLoss, register_loss
 from kdprune.distill.features import FEATURE_LOSSES
 from kdprune.distill.loss_spec import as_soft_losses
 from kdprune.distill.losses import LOGIT_LOSSES
+from kdprune.models.precision import cast_model
 
 layers = keras.layers
 
@@ -390,3 +391,23 @@ def test_specs_have_a_config(registries):
         assert again.computation is spec.computation or "cross" in spec.name
     with pytest.raises(ValueError, match="register_loss\\('custom'"):
         SoftLoss(loss=lambda t, s: t).get_config()
+
+
+def test_losses_are_given_float32_whatever_the_student_computes_in(data):
+    seen = []
+
+    class Watching(ChannelMeans):
+        def pair_loss(self, index, teacher, student):
+            seen.extend([teacher.dtype, student.dtype])
+            return super().pair_loss(index, teacher, student)
+
+    def watching(teacher, student):
+        seen.extend([teacher.dtype, student.dtype])
+        return squared(teacher, student)
+
+    student = cast_model(network(), "mixed_bfloat16")
+    made = Distiller(student, network(6, seed=1), [Watching, watching])
+    made.compile("sgd")
+    assert np.isfinite(made.fit(*data, verbose=0).history["loss"][0])
+    assert len(seen) >= 4
+    assert set(seen) == {tf.float32}

@@ -27,9 +27,9 @@ def load_halves(*, data_dir=None, seed=0, count=120):
     def split(stream):
         rng = np.random.default_rng((seed, stream))
         labels = np.arange(count) % 2
-        images = rng.integers(0, 99, (count, 16, 16, 3)).astype(np.uint8)
+        images = rng.integers(0, 99, (count, 32, 32, 3)).astype(np.uint8)
         for image, label in zip(images, labels, strict=True):
-            image[:, 8 * label : 8 * label + 8] += 150
+            image[:, 16 * label : 16 * label + 16] += 150
         return Split(images, labels)
 
     return Source(
