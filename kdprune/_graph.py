@@ -1,4 +1,4 @@
-"""The graph of a Keras model: its calls, its layers, and making it anew.
+"""The graph of a Keras model: its calls, its layers, and rebuilding it.
 
 Every function here takes built Functional and Sequential models, nested ones included.
 What wraps a layer (pruning, clustering, quantization) is looked through where it says
@@ -69,11 +69,16 @@ def check_float_model(model: Any) -> None:
             )
 
 
-def nodes(model: keras.Model) -> list:
-    """Lists the calls of layers in a graph model, in the order of execution."""
+def nodes(model: keras.Model, inputs: bool = False) -> list:
+    """Lists the calls of layers in a graph model, in the order of execution.
+
+    Args:
+        model: A graph model (see `is_graph_model`).
+        inputs: Whether to list what stands for the model's inputs, too.
+    """
     depths = sorted(model._nodes_by_depth, reverse=True)
     every = (node for depth in depths for node in model._nodes_by_depth[depth])
-    return [node for node in every if not node.is_input]
+    return [node for node in every if inputs or not node.is_input]
 
 
 def walk(
@@ -184,7 +189,7 @@ def _from_output(model, output=0):
         yield model  # A layer, or a model without a graph.
 
 
-# --- Making a model anew ---
+# --- Rebuilding a model ---
 
 
 def rebuild(
@@ -197,7 +202,7 @@ def rebuild(
     weights: Callable[[keras.layers.Layer, keras.layers.Layer], Sequence | None]
     | None = None,
 ) -> keras.Model:
-    """Makes a model anew, with some of its layers changed and its weights carried over.
+    """Rebuilds a model with some of its layers changed and its weights carried over.
 
     Every layer is made from its configuration, once, however often it is called and
     in however many nested models. Calls that no output needs after a bypass are left
@@ -215,7 +220,7 @@ def rebuild(
             of their inputs.
         weights: `weights(old, new)` returns the arrays for the new layer, or None
             for those of the old one. Where only one of the two is wrapped, they are
-            those of the layer inside; a wrapper's own variables start anew.
+            those of the layer inside; a wrapper's own variables are initialized.
 
     Returns:
         A new model, not compiled, of the same inputs, outputs and names; Sequential

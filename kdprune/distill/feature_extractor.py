@@ -163,12 +163,11 @@ def _calls(model: keras.Model) -> dict[str, list]:
     """The graph's nodes by the name of their layer, in the order of execution."""
     _check_graph(model)
     calls: dict[str, list] = {}
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            layer = _graph.unwrapped(node.layer)
-            # The layer with which quantization starts wraps nothing.
-            if not _graph.is_tfmot_layer(layer):
-                calls.setdefault(layer.name, []).append(node)
+    for node in _graph.nodes(model, inputs=True):
+        layer = _graph.unwrapped(node.layer)
+        # The layer with which quantization starts wraps nothing.
+        if not _graph.is_tfmot_layer(layer):
+            calls.setdefault(layer.name, []).append(node)
     return calls
 
 

@@ -123,7 +123,7 @@ def find_blocks(model: keras.Model) -> list[Block]:
 
 
 def remove_blocks(model: keras.Model, names: Iterable[str]) -> keras.Model:
-    """Builds the model again without some residual blocks, weights carried over.
+    """Rebuilds the model without some residual blocks, weights carried over.
 
     Args:
         model: A built Functional model; left as it is.

@@ -254,7 +254,7 @@ def _shares(model, sparsity, exclude):
 
 
 def _layout(pattern, model, shares):
-    """What TFMOT's wrapper is told about the places of the zeros."""
+    """The arguments of TFMOT's wrapper that say where the zeros are."""
     if pattern is None:
         return {}
     found = re.fullmatch(r"([1-9]\d*)([x:])([1-9]\d*)", str(pattern))

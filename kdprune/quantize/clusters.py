@@ -111,11 +111,8 @@ def strip_clustering(model: keras.Model) -> keras.Model:
         ValueError: If it is no built Functional or Sequential `tf_keras` model.
     """
     _graph.check_graph_model(model)
-    stripped = tfmot_cluster.strip_clustering(model)
     # Rebuilt, since its layers are shared with the wrapped model.
-    plain = keras.models.clone_model(stripped)
-    plain.set_weights(stripped.get_weights())
-    return plain
+    return _graph.rebuild(tfmot_cluster.strip_clustering(model))
 
 
 def count_clusters(model: keras.Model) -> dict[str, int]:

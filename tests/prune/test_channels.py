@@ -189,7 +189,7 @@ def test_channels_that_meet_are_one_group():
         "stem": (8, ("stem", "dw", "project", "excite")),
         "squeeze": (4, ("squeeze",)),
     }
-    assert plan.uncut == {"scores": "it is an output of the model"}
+    assert plan.kept_layers == {"scores": "it is an output of the model"}
 
 
 def test_concatenated_channels_are_groups_of_their_own():

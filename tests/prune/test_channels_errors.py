@@ -70,7 +70,7 @@ def test_what_cannot_be_followed_stays_and_is_named(layer, reason, check_invaria
     else:
         plan, _ = check_invariant(model_with(layer), 0.5)
     assert [group.name for group in plan.groups] == ["second"]
-    why = plan.uncut["first"]
+    why = plan.kept_layers["first"]
     assert why.startswith("coupled with mixing: ")
     assert re.search(reason, why)
     assert why in str(plan)
@@ -92,7 +92,7 @@ def test_what_cannot_be_followed_stays_and_is_named(layer, reason, check_invaria
 def test_constant_arrays_are_not_followed(combine):
     plan = plan_channels(model_with(combine), 0.5, round_to=1)
     assert [group.name for group in plan.groups] == ["second"]
-    assert "coupled with" in plan.uncut["first"]
+    assert "coupled with" in plan.kept_layers["first"]
 
 
 def test_constants_and_other_axes_are_not_followed():
@@ -112,7 +112,7 @@ def test_a_layer_at_the_input_that_cannot_be_followed_is_named():
     model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
     plan = plan_channels(model, 0.5, round_to=1)
     assert [group.name for group in plan.groups] == ["conv"]
-    assert "Conv1D" in plan.uncut["rows"] and "rows: " in str(plan)
+    assert "Conv1D" in plan.kept_layers["rows"] and "rows: " in str(plan)
 
 
 def test_a_layer_that_keeps_some_of_its_channels_says_how_many():
@@ -123,21 +123,21 @@ def test_a_layer_that_keeps_some_of_its_channels_says_how_many():
     mixed = layers.Flatten()(Shuffle(name="mixing")(b))
     scores = layers.Dense(3)(layers.Concatenate()([x, mixed]))
     plan = plan_channels(keras.Model(inputs, scores), 0.5, round_to=1)
-    assert plan.uncut["conv"].startswith("2 of 8 channels: coupled with mixing: ")
-    assert plan.uncut["b"].startswith("coupled with mixing: ")
-    assert "a" not in plan.uncut
+    assert plan.kept_layers["conv"].startswith("2 of 8 channels: coupled with mixing: ")
+    assert plan.kept_layers["b"].startswith("coupled with mixing: ")
+    assert "a" not in plan.kept_layers
 
 
 def test_an_activation_that_mixes_keeps_the_layers_own_channels(check_invariant):
     plan, _ = check_invariant(model_with(layers.ReLU(), activation="softmax"))
     assert [group.name for group in plan.groups] == ["second"]
-    assert plan.uncut["first"] == "its activation 'softmax' may mix channels"
+    assert plan.kept_layers["first"] == "its activation 'softmax' may mix channels"
 
 
 def test_ignored_layers_keep_their_channels():
     plan = plan_channels(small(), 0.5, round_to=1, ignore="fir*")
     assert [group.name for group in plan.groups] == ["second"]
-    assert plan.uncut["first"] == "it is ignored"
+    assert plan.kept_layers["first"] == "it is ignored"
 
 
 @pytest.mark.parametrize(

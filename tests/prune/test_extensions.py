@@ -115,10 +115,10 @@ def kernels_of(model):
 
 def test_an_unknown_layer_keeps_channels_until_it_has_a_rule(check_invariant):
     plan = plan_channels(between(Scale(name="scale")), 0.5, round_to=1)
-    assert "channels are not followed through a Scale" in plan.uncut["first"]
+    assert "channels are not followed through a Scale" in plan.kept_layers["first"]
     assert register_layer_rule(Scale, scale_rule) is scale_rule
     plan, pruned = check_invariant(between(Scale(name="scale")))
-    assert not {"first", "scale"} & set(plan.uncut)
+    assert not {"first", "scale"} & set(plan.kept_layers)
     assert pruned.get_layer("scale").factor.shape[0] < 8
 
 
@@ -127,7 +127,7 @@ def test_a_layer_that_makes_channels_of_its_own_is_pruned():
     keras.utils.set_random_seed(0)
     model = between(Fire(6, name="fire"), Scale(name="unknown"), layers.ReLU())
     plan = plan_channels(model, 0.5, "l1", round_to=1)
-    assert plan.uncut["fire"].startswith("coupled with unknown: ")
+    assert plan.kept_layers["fire"].startswith("coupled with unknown: ")
     register_layer_rule(Scale, scale_rule)
     plan = plan_channels(model, 0.5, "l1", "local", round_to=1)
     before = {group.name: (group.before, group.after) for group in plan.groups}
@@ -149,19 +149,19 @@ def test_a_layer_that_makes_channels_of_its_own_is_pruned():
 def test_a_rule_says_why_channels_must_stay():
     register_layer_rule(Fire, fire_rule)
     plan = plan_channels(between(Fire(101, name="fire")), 0.5, round_to=1)
-    assert plan.uncut["first"] == "coupled with fire: it is too wide"
+    assert plan.kept_layers["first"] == "coupled with fire: it is too wide"
 
 
 def test_a_subclass_is_followed_like_a_class_that_is_named(check_invariant):
     model = between(SameConv2D(8, 3, name="same"), Deeper(8, 3, name="deeper"))
-    assert "a SameConv2D" in plan_channels(model, 0.5, round_to=1).uncut["first"]
+    assert "a SameConv2D" in plan_channels(model, 0.5, round_to=1).kept_layers["first"]
     register_layer_rule(SameConv2D, layers.Conv2D)
     plan, _ = check_invariant(
         between(SameConv2D(8, 3, name="same"), layers.BatchNormalization())
     )
     assert "same" in [group.name for group in plan.groups]
     # Not a subclass of it, unless it is said.
-    assert "a Deeper" in plan_channels(model, 0.5, round_to=1).uncut["same"]
+    assert "a Deeper" in plan_channels(model, 0.5, round_to=1).kept_layers["same"]
     register_layer_rule(SameConv2D, layers.Conv2D, subclasses=True)
     assert "deeper" in [
         group.name for group in plan_channels(model, 0.5, round_to=1).groups

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from kdprune import prune
 from kdprune.distill import Distiller
 from kdprune.models import load_model, save_model
 from kdprune.models.precision import cast_model
@@ -18,7 +19,7 @@ from kdprune.prune import (
     strip_masks,
     weight_masks,
 )
-from kdprune.prune.masks import MaskConstraint
+from kdprune.prune.masks import HeldZeros, MaskConstraint
 
 layers = keras.layers
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -190,3 +191,26 @@ def test_what_cannot_be_held_is_named():
 
     with pytest.raises(ValueError, match="Functional and Sequential .* Subclassed"):
         apply_masks(Subclassed(), {})
+
+
+def test_files_of_earlier_versions_load_and_are_stripped(tmp_path):
+    mask = np.random.default_rng(0).random((3, 3, 3, 4)) < 0.5
+    conv = layers.Conv2D(4, 3, kernel_constraint=HeldZeros(mask), name="conv")
+    model = keras.Sequential([keras.Input((6, 6, 3)), conv])
+    save_model(model, tmp_path / "earlier.keras")
+    loaded = load_model(tmp_path / "earlier.keras")
+    assert type(loaded.get_layer("conv").kernel_constraint) is HeldZeros
+    stripped = strip_masks(loaded)
+    assert stripped.get_layer("conv").kernel_constraint is None
+    check_masks(stripped, {"conv/kernel": mask})
+
+
+def test_the_former_names_of_prune_say_what_they_are_called_now():
+    for former, name in (
+        ("hold_masks", "apply_masks"),
+        ("release_masks", "strip_masks"),
+        ("regularize_batch_norm", "add_bn_l1"),
+        ("release_batch_norm", "strip_bn_l1"),
+    ):
+        with pytest.warns(DeprecationWarning, match=f"is now kdprune.prune.{name}"):
+            assert getattr(prune, former) is getattr(prune, name)

@@ -200,3 +200,8 @@ def test_a_model_without_any_is_copied_and_one_without_a_graph_refused():
 
     with pytest.raises(ValueError, match="Functional or Sequential.*Subclassed"):
         fold_batch_norm(Subclassed())
+
+
+def test_the_former_name_still_folds():
+    with pytest.warns(DeprecationWarning, match="is now kdprune.fold_batch_norm"):
+        assert kdprune.fold_batch_norms is fold_batch_norm

@@ -1,4 +1,4 @@
-"""Channel pruning: smaller models, cut along the channels that go together."""
+"""Channel pruning: smaller models, without channels that can go together."""
 
 from kdprune.prune.channels.api import ChannelPlan, plan_channels, prune_channels
 from kdprune.prune.channels.graph import (

@@ -49,7 +49,7 @@ def plan_channels(
 
     The coupled channels are found from the graph: those that meet in additions,
     depthwise convolutions and so on go together. What cannot be followed (a layer
-    that mixes channels, an unknown layer) keeps its channels, and `plan.uncut`
+    that mixes channels, an unknown layer) keeps its channels, and `plan.kept_layers`
     says so. The inputs and outputs of the model never change.
 
     Args:
@@ -66,8 +66,8 @@ def plan_channels(
         round_to: Channels are left in multiples of this, which the runtime's
             kernels are made for; 1 for no rounding. Narrower layers stay.
         ignore: Names or patterns of layers whose output channels are all kept.
-        data: For the importances that need it: float images, or
-            `(images, labels)`, as arrays or an iterable of batches.
+        data: For the importances that need it: images, uint8 or floats in [0, 1],
+            or `(images, labels)`, as arrays or an iterable of batches.
         measure_bytes: For `target_bytes`: `measure_bytes(model)` converts the
             model and returns the size of its file.
         sensitivity: A `Sensitivity` of this model, for the global scope: it compares
@@ -85,7 +85,7 @@ def plan_channels(
 
     Raises:
         ValueError: If the model, a name, the data or the target is invalid; a
-            target that cannot be reached is told with what can.
+            target that cannot be reached is named with what can be.
     """
     wanted = parse_target(
         ratio=ratio,
@@ -226,7 +226,7 @@ class ChannelPlan:
         )
 
     @cached_property
-    def uncut(self) -> dict[str, str]:
+    def kept_layers(self) -> dict[str, str]:
         """`{layer: why}` of the layers with channels that must stay."""
         return kept_layers(self.graph)
 
@@ -264,7 +264,7 @@ class ChannelPlan:
             [
                 f"{'channels':>14}  group",
                 *(_group_line(group) for group in self.groups),
-                *(f"{'kept':>14}  {n}: {why}" for n, why in self.uncut.items()),
+                *(f"{'kept':>14}  {n}: {why}" for n, why in self.kept_layers.items()),
                 f"{_change(*self.parameters)} parameters",
                 *_cost_lines(self),
                 *([] if self.drop is None else [_drop_line(self.drop)]),

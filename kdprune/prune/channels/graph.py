@@ -42,7 +42,7 @@ class ChannelIds:
                 self._parents[max(one, other)] = min(one, other)
 
     def pin(self, ids: Ids, layer: str, reason: str) -> None:
-        """Keeps channels from being removed; the layer's name and why are told."""
+        """Keeps channels from being removed; a plan names the layer and the reason."""
         self._pins.append((np.asarray(ids, np.int64), layer, reason))
 
     def roots(self) -> Ids:

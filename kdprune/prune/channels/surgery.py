@@ -1,4 +1,4 @@
-"""Building a model anew without some of its channels."""
+"""Rebuilding a model without some of its channels."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class KeptChannels:
 
 
 def remove_channels(graph: ChannelGraph, removed: Sequence[int] | Ids) -> keras.Model:
-    """Builds the model anew without the channels removed, weights carried over.
+    """Rebuilds the model without the channels removed, weights carried over.
 
     Args:
         graph: The channels of the model.
