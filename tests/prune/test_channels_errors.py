@@ -175,9 +175,9 @@ def test_ignored_layers_keep_their_channels():
             {
                 "ratio": 0.5,
                 "importance": "activation_rate",
-                "data": np.zeros((2, 8, 8, 3), np.uint8),
+                "data": np.zeros((2, 8, 8, 3), int),
             },
-            r"floats in \[0, 1\].*Received: uint8",
+            r"floats in \[0, 1\].*Received: int64",
         ),
         ({"ratio": 0.5, "importance": "apoz", "data": []}, "at least one batch"),
         ({"ratio": 0.5, "steps": 0}, "steps is a whole number"),
