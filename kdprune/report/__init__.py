@@ -11,10 +11,12 @@ from pathlib import Path
 
 from kdprune._io import write_file
 from kdprune.report.document import to_markdown
-from kdprune.report.gather import gather_results
+from kdprune.report.gather import HTML, MARKDOWN, gather_results
+from kdprune.report.html import to_html
 from kdprune.report.page import Section, register_section, write_page
 from kdprune.report.plots import draw_plots, render
 from kdprune.report.read import read_run
+from kdprune.report.verdict import find_verdict
 
 __all__ = ["Section", "gather_results", "register_section", "write_report"]
 
@@ -25,10 +27,11 @@ def write_report(
     references: bool = True,
     into: str | Path | None = None,
 ) -> Path:
-    """Writes `report.md` and its plots (`plots/*.png`) into a run.
+    """Writes `report.md`, its plots (`plots/*.png`) and `report.html` into a run.
 
-    Each file replaces its former version in one step, the page last; other
-    files are left alone. The same records give the same bytes.
+    `report.html` is one page with all of it, which needs no other file. Each file
+    replaces its former version in one step, the pages last; other files are left
+    alone. The same records give the same bytes.
 
     Args:
         run_folder: A run's folder, with `metrics.json` and a folder per stage or
@@ -51,9 +54,11 @@ def write_report(
     folder = Path(run_folder if into is None else into)
     plots = draw_plots(run, references=references)
     (folder / "plots").mkdir(exist_ok=True)
-    for name, plot in plots.items():
-        write_file(folder / "plots" / f"{name}.png", render(plot.figure, "png"))
+    pictures = {name: render(plot.figure, "png") for name, plot in plots.items()}
+    for name, picture in pictures.items():
+        write_file(folder / "plots" / f"{name}.png", picture)
     captions = {name: plot.caption for name, plot in plots.items()}
     blocks = write_page(run, captions, references=references)
-    write_file(folder / "report.md", to_markdown(blocks))
-    return folder / "report.md"
+    write_file(folder / HTML, to_html(blocks, pictures, find_verdict(run)))
+    write_file(folder / MARKDOWN, to_markdown(blocks))
+    return folder / MARKDOWN

@@ -20,7 +20,7 @@ SCHEMA = 1
 # Too long for what it tells, and nothing shows it: the errors channel by channel.
 _OMITTED = {"channel_errors"}
 # Written by the report itself, each time anew.
-_DRAWN = ("report.md", "report.html")
+MARKDOWN, HTML = "report.md", "report.html"
 
 
 def gather_results(
@@ -70,7 +70,8 @@ def _find_files(source: Path, cells: Sequence[Cell]) -> Iterator[str]:
             top = output.removeprefix("../")
             path = top if top != output else f"{cell.folder}/{output}"
             kept = top != output or cell.kind == "kit"
-            if kept and top not in (METRICS, *_DRAWN) and (source / path).is_file():
+            again = top in (METRICS, MARKDOWN, HTML)
+            if kept and not again and (source / path).is_file():
                 yield path
 
 

@@ -44,6 +44,7 @@ from kdprune.report.text import (
     timing,
 )
 from kdprune.report.tradeoffs import MLPERF_TINY
+from kdprune.report.verdict import find_verdict
 
 MODEL_COLUMNS = (
     "model",
@@ -176,7 +177,7 @@ def write_page(
     others = [name for name in plots if places[name] not in OWN_PLACE]
     parts: list[Block] = [
         Heading(1, str(run.metrics.get("recipe") or "kdprune report")),
-        *_write_headline(run),
+        *map(Paragraph, find_verdict(run).sentences),
         *_write_facts(run),
         Heading(2, "Models"),
         models_table(run),
@@ -184,6 +185,8 @@ def write_page(
     ]
     if any(len(model.entries) > 1 for model in run.models):
         parts.append(Paragraph(SEEDS_NOTE))
+    if others:
+        parts.append(Heading(2, "Plots"))
     parts += [Picture(name, plots[name]) for name in others]
     parts += write_study(run, study)
     if shown:
@@ -217,23 +220,6 @@ def references_table() -> Table:
             for reference in MLPERF_TINY
         ],
     )
-
-
-def _write_headline(run: Run) -> list[Block]:
-    """Says in a sentence what the flagship is, if there is one."""
-    lines: list[Block] = []
-    flagship, baseline = run.find("flagship"), run.find("baseline")
-    if flagship:
-        text = f": {accuracy_text(flagship)} % in {count(flagship.mean('bytes'))} bytes"
-        change = difference_text(flagship, baseline)
-        if baseline and baseline is not flagship and change != MISSING:
-            text += f", {change} points against {baseline.label}"
-        lines.append(Paragraph((strong(flagship.label), f"{text}.")))
-    for role in ("flagship", "baseline"):
-        named = run.metrics.get(role)
-        if named is not None and run.find(role) is None:
-            lines.append(Paragraph(f"The {role}, {named}, has not been measured."))
-    return lines
 
 
 def _write_facts(run: Run) -> list[Block]:
