@@ -47,7 +47,7 @@ def main():
 def find_methods(run, sizes):
     """`{method: {type: models}}` of the files whose stage is a size and a method."""
     methods = {}
-    for model in run.distinct:
+    for model in run.shipped:
         size, _, method = model.folder.split("--")[0].partition("_")
         if size not in sizes or model.get("format") != "tflite":
             continue

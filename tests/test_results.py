@@ -83,10 +83,13 @@ def test_every_file_is_what_a_record_names(study, committed):
 def test_a_record_names_no_committed_file_with_another_content(study):
     """Even where the index leaves a file out: `../model.tflite` is at the top."""
     for folder, stage in read_gathered(study / "records.json").stages.items():
-        for name, output in stage.model_extra.get("outputs", {}).items():
-            path = (study / folder / name).resolve()
-            if path.is_file():
-                assert sha256(path) == output["sha256"], path
+        outputs = stage.model_extra.get("outputs", {})
+        named = {study / folder / name: output for name, output in outputs.items()}
+        published = stage.model_extra.get("published", ())
+        named |= {study / name: outputs[name] for name in published}
+        for path, output in named.items():
+            if path.resolve().is_file():
+                assert sha256(path.resolve()) == output["sha256"], path
 
 
 @studies

@@ -1,12 +1,14 @@
-"""Draws what `kdprune bench` measured: the latencies, and where they go."""
+"""Draws what `kdprune bench` measured: latencies, and how operators share them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -40,7 +42,7 @@ def draw_bench(record: dict, form: str) -> bytes:
     """Draws a record of `kdprune bench`.
 
     A row for each file and its kernels: the median, a line up to the 90th percentile
-    (of other programs' results the 95th), the turns' medians, the ratio to the first
+    (of other programs' results the 95th), the rounds' medians, the ratio to the first
     file. Below, of the files with a profile, what the operators take.
 
     Args:
@@ -62,7 +64,7 @@ def draw_bench(record: dict, form: str) -> bytes:
         rows = figure.subplots(1 + bool(profiles), 1, height_ratios=ratios)
         top, bottom = rows if profiles else (rows, None)
         _draw_latencies(top, record, entries)
-        if profiles:
+        if bottom is not None:
             _draw_profiles(bottom, profiles)
         add_key(figure, _latency_key(entries))
         return render(figure, form)
@@ -100,7 +102,7 @@ def _draw_latencies(axes: Axes, record: dict, entries: Sequence[dict]) -> None:
     how = [_threads(entries[0]), where] if where else [_threads(entries[0])]
     axes.set_xlabel(f"milliseconds per image ({'; '.join(how)})")
     busy = ", on a busy machine" if record.get("busy") else ""
-    axes.set_title(f"Latency, files in turns{busy}", pad=18)
+    axes.set_title(f"Latency, files interleaved{busy}", pad=18)
 
 
 def _threads(entry: dict) -> str:
@@ -144,7 +146,7 @@ def _latency_key(entries: Sequence[dict]) -> list[Line2D]:
             marker=".",
             color=GREY,
             ms=4,
-            label=f"{_told(entries)} of one turn",
+            label=f"{_told(entries)} of one round",
         ),
     ]
     if max(map(_slow, entries)) < _axis_end(entries):
@@ -160,14 +162,14 @@ def _draw_profiles(axes: Axes, profiles: Sequence[dict]) -> None:
         for op in profile["ops"]:
             sums[op["op"]] = sums.get(op["op"], 0) + op["share"]
         most |= {kind: max(share, most.get(kind, 0)) for kind, share in sums.items()}
-    kinds = sorted(most, key=most.get, reverse=True)
+    kinds = sorted(most, key=most.__getitem__, reverse=True)
     large = [kind for kind in kinds if most[kind] >= LEAST_SHARE]
     colours = dict(zip(large, COLOURS, strict=False))
     for row, profile in enumerate(profiles):
         left = 0.0
         bars = [(op["us"], colours.get(op["op"], OTHERS)) for op in profile["ops"]]
         for us, colour in [*bars, (max(profile["rest_us"], 0), REST)]:
-            edge = {"edgecolor": "white", "linewidth": 0.5}
+            edge: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.5}
             axes.barh(row, us / 1000, left=left / 1000, color=colour, **edge)
             left += us
         axes.plot(profile["whole_us"] / 1000, row, "|", color="black", ms=14, mew=1.5)
@@ -176,11 +178,11 @@ def _draw_profiles(axes: Axes, profiles: Sequence[dict]) -> None:
     axes.set_xlim(left=0)
     axes.grid(False, axis="y")
     axes.set_xlabel("milliseconds per image, each operator alone")
-    axes.set_title("Where the time goes")
-    key = [Patch(color=colour, label=kind) for kind, colour in colours.items()]
+    axes.set_title("Time by operator")
+    key: list[Artist] = [Patch(color=c, label=kind) for kind, c in colours.items()]
     key += [Patch(color=OTHERS, label="others")] if len(kinds) > len(colours) else []
     key += [
-        Patch(color=REST, label="calls and hand-over"),
-        Line2D([], [], ls="", marker="|", color="black", ms=10, label="the whole"),
+        Patch(color=REST, label="overhead between operators"),
+        Line2D([], [], ls="", marker="|", color="black", ms=10, label="whole model"),
     ]
     axes.legend(handles=key, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

@@ -53,7 +53,7 @@ def gather_results(
     read_run(source)  # Nothing is written of a run that cannot be read again.
     cells = [cell for cell in read_cells(source) if cell.kind != "report"]
     if files is None:
-        files = sorted(_find_files(source, cells))
+        files = sorted({*_find_files(source, cells)})
     index = {name: _identify(source, name, cells) for name in [METRICS, *files]}
     for name in index:
         if target.resolve() != source.resolve():
@@ -64,15 +64,21 @@ def gather_results(
 
 
 def _find_files(source: Path, cells: Sequence[Cell]) -> Iterator[str]:
-    """Finds the files of the run that records name, at its top or in a kit."""
+    """Finds the files of the run that records name, at its top or in a kit.
+
+    What a stage shows at the top of the run it lists under `published`; older records
+    have it among their outputs, as `../model_int8.tflite`.
+    """
+    drawn = {METRICS, MARKDOWN, HTML}
     for cell in cells:
-        for output in cell.record.get("outputs") or {}:
-            top = output.removeprefix("../")
-            path = top if top != output else f"{cell.folder}/{output}"
-            kept = top != output or cell.kind == "kit"
-            again = top in (METRICS, MARKDOWN, HTML)
-            if kept and not again and (source / path).is_file():
-                yield path
+        outputs = list(cell.record.get("outputs") or {})
+        top = [name.removeprefix("../") for name in outputs if name.startswith("../")]
+        names = [*top, *(cell.record.get("published") or ())]
+        if cell.kind == "kit":
+            names += [f"{cell.folder}/{name}" for name in outputs]
+        for name in names:
+            if name not in drawn and (source / name).is_file():
+                yield name
 
 
 def _identify(source: Path, name: str, cells: Sequence[Cell]) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation
 
 # How far from its point a label may be, in points (1/72 inch), nearest first.
@@ -57,7 +58,7 @@ def place_labels(
         axes.annotate(text, point, (0, 0), textcoords="offset points", **style)
         for point, text, style in zip(points, texts, styles, strict=True)
     ]
-    renderer = axes.figure.canvas.get_renderer()
+    renderer = cast(FigureCanvasAgg, axes.figure.canvas).get_renderer()
     scale = axes.figure.dpi / 72
     sizes = [label.get_window_extent(renderer).size for label in labels]
     centres = axes.transData.transform([*points, *obstacles])
@@ -68,8 +69,8 @@ def place_labels(
         label.set_in_layout(False)
         label.set_position(place / scale)
         horizontal, vertical = _facing(place)
-        label.set_ha({1: "left", 0: "center", -1: "right"}[horizontal])
-        label.set_va({1: "bottom", 0: "center", -1: "top"}[vertical])
+        label.set(ha={1: "left", 0: "center", -1: "right"}[horizontal])
+        label.set(va={1: "bottom", 0: "center", -1: "top"}[vertical])
         if np.linalg.norm(place) > LEADER_FROM * scale:
             _draw_leader(label)
     return labels
@@ -81,7 +82,9 @@ def _find_places(pixels, sizes, markers, inside, scale):
     order = list(range(len(pixels)))
     best, least = [], math.inf
     for _ in range(ATTEMPTS):
-        names, lines, places, costs = [], [], {}, {}
+        names: list[np.ndarray] = []
+        lines: list[list[float]] = []
+        places, costs = {}, {}
         for i in order:
             candidates = _candidates(pixels[i], sizes[i], scale)
             cost = _price(candidates, pixels[i], (markers, names, lines), inside)

@@ -65,7 +65,7 @@ MODEL_COLUMNS = (
 MOST_COLUMNS = 6
 # Results that the row of a cell tells under other names.
 TOLD = {"epochs", "best_epoch", "training_seconds"}
-CELL_COLUMNS = ("folder", "seed", "time", "epochs", "best epoch", "its validation %")
+CELL_COLUMNS = ("folder", "seed", "time", "epochs", "best epoch", "validation %")
 # Plots that stand elsewhere than below the main table.
 OWN_PLACE = {"study", "training", "sensitivity", "channels", "layers"}
 NOTES = (

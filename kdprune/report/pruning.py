@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -256,7 +256,11 @@ def plot_channels(widths: dict[str, tuple[float, float]], name: str) -> Plot:
     before, after = zip(*widths.values(), strict=True)
     places = range(len(layers))
     axes.barh(places, after, color=BLUE, height=0.68)
-    outline = {"facecolor": "none", "edgecolor": OUTLINE, "linewidth": 0.9}
+    outline: dict[str, Any] = {
+        "facecolor": "none",
+        "edgecolor": OUTLINE,
+        "linewidth": 0.9,
+    }
     axes.barh(places, before, height=0.68, **outline)
     for row, (was, left) in enumerate(widths.values()):
         axes.annotate(
@@ -273,7 +277,8 @@ def plot_channels(widths: dict[str, tuple[float, float]], name: str) -> Plot:
     axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.set_xlim(0, 1.18 * max(*before, *after))
     axes.set_xlabel("channels")
-    axes.set_title(f"{clip(name, 40)}: channels of the pruned layers")
+    title = f"{clip(name, 40)}: channels by layer"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, weight="bold")
     add_key(
         figure, [Patch(**outline, label="before"), Patch(color=BLUE, label="after")]
     )
@@ -321,7 +326,13 @@ def _draw_reduction(
         text, colour = "unchanged", GREY
     else:
         text = points(one.change)
-    axes.text(*place, text, ha="center", va="center", fontsize=8, color=colour)
+    style: dict[str, Any] = {
+        "ha": "center",
+        "va": "center",
+        "fontsize": 8,
+        "color": colour,
+    }
+    axes.text(place[0], place[1], text, **style)
 
 
 def _make_group(

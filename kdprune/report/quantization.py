@@ -219,7 +219,7 @@ def draw_quantized(stage: Stage) -> dict[str, Plot]:
 
 
 def plot_layers(layers: Sequence[Layer], name: str, seeds: int = 1) -> Plot:
-    """Draws a bar of SQNR for each layer as executed, the worst dark and in bold.
+    """Draws a bar of SQNR for each layer as executed, the most sensitive in bold.
 
     The weights' SQNR is a diamond on the bar: where both are low, the weights are
     too coarse; where only the bar is, it is the range of the output.
@@ -244,7 +244,7 @@ def plot_layers(layers: Sequence[Layer], name: str, seeds: int = 1) -> Plot:
         (ENOUGH_DB, 1),
         axes.get_xaxis_transform(),
         0,
-        f"low below {ENOUGH_DB}",
+        f"sensitive below {ENOUGH_DB}",
     )
     _write_above(axes, (1, 1), "axes fraction", 10, "dB")
     axes.set_xlabel("signal over quantization error of the output (dB)")
@@ -301,7 +301,7 @@ def _write_above(axes: Axes, place: tuple, system, shift: float, text: str) -> N
 
 def _key(layers: Sequence[Layer]) -> list[Artist]:
     handles: list[Artist] = [
-        Patch(**_bar(VERMILLION, True), label="worst layers"),
+        Patch(**_bar(VERMILLION, True), label="most sensitive layers"),
         Patch(**_bar(BLUE, False), label="other layers"),
         Line2D([], [], **DIAMOND, label="weights alone"),
     ]
@@ -356,8 +356,8 @@ def _write_sparsity(shares: Mapping[str, float], seeds: int) -> list[Block]:
 def _write_clusters(counts: Mapping[str, float], seeds: int) -> list[Block]:
     """Writes how many distinct weights there are, a row for layers that are alike."""
     layers: dict[str, list[str]] = {}
-    for layer, number in counts.items():
-        layers.setdefault(count(number), []).append(layer)
+    for layer, distinct in counts.items():
+        layers.setdefault(count(distinct), []).append(layer)
     if not layers:
         return []
     if len(layers) == 1:

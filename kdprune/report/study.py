@@ -173,8 +173,8 @@ def compare(run: Run) -> Study | None:
             continue
         peer = next((b for b in baselines if _same_kind(model, b, run)), None)
         reason = _incomparable(model, peer)
-        if not reason:
-            difference = model.mean("accuracy") - peer.mean("accuracy")
+        if peer and not reason:
+            difference = model.known("accuracy") - peer.known("accuracy")
             comparisons.append(Comparison(model, peer, difference))
             reason = _too_few_seeds(model, peer)
         if reason:
@@ -203,9 +203,9 @@ def find_grids(study: Study, run: Run) -> list[Grid]:
     found = []
     for (name, *_), members in groups.items():
         keys = {tuple(key for key, _ in member.model.axes) for member in members}
-        if len(keys) == 1 and len(*keys) == 2:
+        if [*map(len, keys)] == [2]:
             rows, columns = (_make_axis(members, place, run) for place in (0, 1))
-            cells = {tuple(v for _, v in m.model.axes): m for m in members}
+            cells = {(m.model.axes[0][1], m.model.axes[1][1]): m for m in members}
             found.append(Grid(name, rows, columns, cells))
     return found
 
@@ -313,7 +313,7 @@ def _is_baseline(model: Model, run: Run) -> bool:
     record = run.record(model.folder)
     stages = {model.name, model.folder.split("--")[0]}
     if record.get("kind") == "quantize":
-        stages.add((record.get("settings") or {}).get("from"))
+        stages.add(str((record.get("settings") or {}).get("from")))
     return named is not None and named in stages
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -308,7 +309,7 @@ def _make_lines(grid: Grid, field: str) -> tuple[Axis, list[list[Model]]]:
             [c.model for key, c in grid.cells.items() if key[place] == value]
             for value in axis.values
         ]
-        costs = [[model.mean(field) for model in line] for line in lines if line]
+        costs = [[model.known(field) for model in line] for line in lines if line]
         spread = statistics.fmean(max(line) / min(line) for line in costs)
         found.append((spread, axis, lines))
     _, axis, lines = max(found, key=lambda found: found[0])
@@ -316,14 +317,19 @@ def _make_lines(grid: Grid, field: str) -> tuple[Axis, list[list[Model]]]:
 
 
 def _differ(cells: Sequence[Model], field: str) -> bool:
-    costs = [model.mean(field) for model in cells]
-    return None not in costs and max(costs) > LEAST_SPREAD * min(costs)
+    costs = [model.known(field) for model in cells if model.values(field)]
+    return len(costs) == len(cells) and max(costs) > LEAST_SPREAD * min(costs)
 
 
 def _find_others(grid: Grid, run: Run, cells: Sequence[Model]) -> list[Model]:
     """Other models of the cells' format, no larger than the baseline."""
     how, baseline = _how(cells[0]), next(iter(grid.cells.values())).baseline
     most = baseline.mean("parameters")
+
+    def small(model: Model) -> bool:
+        size = model.mean("parameters")
+        return most is None or size is None or size <= most
+
     return [
         model
         for model in run.distinct
@@ -331,9 +337,7 @@ def _find_others(grid: Grid, run: Run, cells: Sequence[Model]) -> list[Model]:
         and set(model.axes) <= set(baseline.axes)
         and _how(model) == how
         and model.values("accuracy")
-        and (
-            None in (most, model.mean("parameters")) or model.mean("parameters") <= most
-        )
+        and small(model)
     ]
 
 
@@ -342,13 +346,13 @@ def _how(model: Model) -> tuple:
 
 
 def _draw_line(axes: Axes, line, field: str, number: int, text: str) -> None:
-    line = sorted(line, key=lambda model: model.mean(field))
+    line = sorted(line, key=lambda model: model.known(field))
     colour, marker = (
         signs[number % len(LINE_COLOURS)] for signs in (LINE_COLOURS, LINE_MARKERS)
     )
     axes.errorbar(
-        [model.mean(field) for model in line],
-        [100 * model.mean("accuracy") for model in line],
+        [model.known(field) for model in line],
+        [100 * model.known("accuracy") for model in line],
         [100 * (model.deviation("accuracy") or 0.0) for model in line],
         color=colour,
         marker=marker,
@@ -365,9 +369,10 @@ def _draw_line(axes: Axes, line, field: str, number: int, text: str) -> None:
 def _draw_others(axes: Axes, others: Sequence[Model], field: str) -> None:
     for model in others:
         if model.mean(field) is not None:
-            at = model.mean(field), 100 * model.mean("accuracy")
+            at = model.known(field), 100 * model.known("accuracy")
             spread = 100 * (model.deviation("accuracy") or 0.0)
-            axes.errorbar(*at, spread, color="0.3", marker="x", ms=6, capsize=2, lw=0.9)
+            style: dict[str, Any] = {"color": "0.3", "marker": "x", "lw": 0.9}
+            axes.errorbar(*at, spread, ms=6, capsize=2, **style)
     axes.margins(x=0.12, y=0.1)
 
 
@@ -375,9 +380,9 @@ def _name_others(axes: Axes, others, field: str, cells) -> None:
     shown: dict[tuple, list[str]] = {}
     for model in others:
         if model.mean(field) is not None:
-            at = model.mean(field), 100 * model.mean("accuracy")
+            at = model.known(field), 100 * model.known("accuracy")
             shown.setdefault(at, []).append(clip(model.label))
-    obstacles = [(model.mean(field), 100 * model.mean("accuracy")) for model in cells]
+    obstacles = [(model.known(field), 100 * model.known("accuracy")) for model in cells]
     place_labels(
         axes,
         list(shown),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ BLUE, VERMILLION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 LOOKS = {"float32": (BLUE, "o"), "int8": (VERMILLION, "s"), "uint8": (GREEN, "D")}
 OTHER_LOOK = ("black", "v")
 REFERENCE_MARKER = "^"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
     "savefig.dpi": 150,
     "font.family": "DejaVu Sans",
@@ -130,7 +131,7 @@ def format_key(models: Sequence[Model], references: bool = False) -> list[Artist
     """Returns the key's entries for the number formats that occur."""
     found = {m.get("dtype") if m.get("dtype") in LOOKS else "other" for m in models}
     looks = {**LOOKS, "other": OTHER_LOOK}
-    handles = [
+    handles: list[Artist] = [
         Line2D([], [], ls="", color=looks[name][0], marker=looks[name][1], label=name)
         for name in looks
         if name in found

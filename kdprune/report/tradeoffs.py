@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
@@ -68,7 +69,7 @@ def plot_size(run: Run, *, references: bool) -> Plot | None:
     figure, axes = new_figure(7.6, 5)
     obstacles = []
     for model in models:
-        y, raw = 100 * model.mean("accuracy"), model.mean("bytes")
+        y, raw = 100 * model.known("accuracy"), model.known("bytes")
         colour, marker = look(model)
         packed = model.mean("bytes_gzip")
         if packed:
@@ -79,7 +80,7 @@ def plot_size(run: Run, *, references: bool) -> Plot | None:
     _finish_scatter(axes, models, "bytes", references, obstacles)
     axes.set_xlabel("size of the file (log scale)")
     axes.set_title("Accuracy against size")
-    key = [
+    key: list[Artist] = [
         Line2D([], [], ls="", marker="o", color="0.3", label="file"),
         Line2D([], [], ls="", marker="o", color="0.3", mfc="white", label="gzip"),
     ]
@@ -98,7 +99,7 @@ def plot_latency(run: Run) -> Plot | None:
     figure, axes = new_figure(7.6, 5)
     obstacles = []
     for model in models:
-        y, x = 100 * model.mean("accuracy"), model.mean(field)
+        y, x = 100 * model.known("accuracy"), model.known(field)
         colour, marker = look(model)
         slow = model.mean("latency_ms_p90")
         if slow:
@@ -110,7 +111,9 @@ def plot_latency(run: Run) -> Plot | None:
     how = sorted({timing(model) for model in models})
     axes.set_xlabel(f"milliseconds per image (log scale; {'; '.join(how)})")
     axes.set_title("Accuracy against latency")
-    key = [Line2D([], [], color="0.3", marker="|", markevery=[1], label="p50 to p90")]
+    key: list[Artist] = [
+        Line2D([], [], color="0.3", marker="|", markevery=[1], label="p50 to p90")
+    ]
     add_key(figure, format_key(models) + (key if obstacles else []))
     _name_points(axes, models, field, False, obstacles, run.find("flagship"))
     return Plot("Accuracy against latency", figure)
@@ -125,7 +128,7 @@ def _scatter_points(models, field, references):
     """Returns (x, y, name) of each model, then of each reference."""
     names = clip_all([model.label for model in models])
     points = [
-        (model.mean(field), 100 * model.mean("accuracy"), name)
+        (model.known(field), 100 * model.known("accuracy"), name)
         for model, name in zip(models, names, strict=True)
     ]
     if references:
@@ -206,7 +209,7 @@ def _find_crowds(models):
     for i, model in enumerate(models):
         cells.setdefault((model.name, model.get("format"), look(model)), []).append(i)
     return {
-        max(found, key=lambda i: models[i].mean("accuracy")): found
+        max(found, key=lambda i: models[i].known("accuracy")): found
         for found in cells.values()
         if len(found) > MOST_CELLS
     }

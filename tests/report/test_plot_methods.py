@@ -30,6 +30,8 @@ def folder(records):
                     0.7 + gain + kilobytes / 500 + s for s in (0, 0.01, -0.01)
                 )
                 records.add(f"{stage}_{dtype}", scores, stage=stage, entry=entry)
+                if dtype == "float32":  # its Keras model, which is no file to ship
+                    records.add(stage, scores, entry={"bytes": 9, "bytes_gzip": 9})
     records.run(baseline="large")
     return records.folder
 

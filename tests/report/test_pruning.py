@@ -328,7 +328,11 @@ def test_texts_of_the_plots_do_not_touch(records, text_faults, size):
         widths = {"conv": [1024, 8]}
     add_sensitivity(records, "spare_of_a_rather_long_named_student", **changes)
     results = {"channels_by_layer": widths}
-    records.add_stage("slim", kind="prune_channels", results=results)
+    records.add_stage(
+        "slim_of_a_rather_long_named_student--target_macs=4167000",
+        kind="prune_channels",
+        results=results,
+    )
     plots = [p for s in records.run().stages for p in draw(s).items()]
     assert len(plots) == 2
     for name, plot in plots:

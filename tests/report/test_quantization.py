@@ -263,7 +263,7 @@ def test_weights_are_a_second_mark_and_figures_stand_beside(records):
     texts = [text.get_text() for text in axes.texts]
     assert texts[:2] == ["38.2", "12.3"] and texts[8] == "exact"
     keys = [text.get_text() for text in plot.figure.legends[0].get_texts()]
-    assert keys == ["worst layers", "other layers", "weights alone"]
+    assert keys == ["most sensitive layers", "other layers", "weights alone"]
 
 
 def test_what_is_nearly_exact_does_not_press_the_others_into_a_corner(records):
