@@ -45,7 +45,7 @@ def measured(models, tmp_path_factory):
     }
     stages["files"] |= {"max_drop": 0.9, "max_disagreement": 0.9}
     content = {"name": "measured", "data": DATA, "stages": stages}
-    content |= {"baseline": "one", "flagship": "int8", "keep": ["one"]}
+    content |= {"baseline": "one", "flagship": "int8", "save_models": ["one"]}
     folder = tmp_path_factory.mktemp("measured") / "run"
     runner.run(parse_recipe(content), folder)
     return content, folder
@@ -53,7 +53,12 @@ def measured(models, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("name", "other"), ("baseline", "two"), ("flagship", None), ("keep", ["two"])],
+    [
+        ("name", "other"),
+        ("baseline", "two"),
+        ("flagship", None),
+        ("save_models", ["two"]),
+    ],
 )
 def test_the_measurement_depends_on_what_the_recipe_names(key, value, measured, states):
     content, folder = measured
