@@ -91,15 +91,18 @@ def test_what_is_not_a_model_is_refused_by_name(capsys, tmp_path, name, content)
     assert name in line
 
 
-def test_a_model_that_ends_in_softmax_is_no_teacher(capsys, tmp_path):
+@pytest.mark.parametrize("units, received", [(10, "sigmoid, for labels"), (1, "one u")])
+def test_a_model_of_another_task_is_no_teacher(capsys, tmp_path, units, received):
     import tf_keras as keras
 
-    logits = build_model("article_student")
-    path = tmp_path / "softmax.keras"
-    save_model(keras.Sequential([logits, keras.layers.Softmax()]), path)
+    images = keras.Input((32, 32, 3))
+    x = keras.layers.GlobalAveragePooling2D()(images)
+    x = keras.layers.Dense(units, activation="sigmoid")(x)
+    path = tmp_path / "sigmoid.keras"
+    save_model(keras.Model(images, x), path)
     load = f"stages.teacher={{kind: load, file: {path}}}"
     line = refused(capsys, "run", QUICKSTART, "--output", tmp_path / "o", "--set", load)
-    assert "expected a model that gives logits" in line
+    assert "one of several classes, by softmax or logits" in line and received in line
 
 
 def test_folders_of_other_files_are_left_alone(capsys, tmp_path):

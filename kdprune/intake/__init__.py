@@ -5,7 +5,8 @@ each with the settings that it may have; nothing that it names is imported, look
 called. Whatever is not in the table is refused by name.
 """
 
+from kdprune.intake.heads import Head, split_head
 from kdprune.intake.keras_config import build_keras3
 from kdprune.intake.keras_weights import load_keras3_weights
 
-__all__ = ["build_keras3", "load_keras3_weights"]
+__all__ = ["Head", "build_keras3", "load_keras3_weights", "split_head"]

@@ -8,7 +8,7 @@ the rest is found by scoring labelled images in each of the usual ways.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,7 @@ class PixelRange:
         values = pixels_of.as_float(images) * np.float32(255)
         if self.reverse:
             values = values[..., ::-1]
-        scale, offset = np.float32(self.scale), np.float32(self.offset)
+        scale, offset = (np.asarray(v, np.float32) for v in (self.scale, self.offset))
         return np.asarray(values * scale + offset, np.float32)
 
 
@@ -129,6 +129,7 @@ def find_range(
     labels: NDArray,
     *,
     given: PixelRange | None = None,
+    assumed: PixelRange | None = None,
     candidates: Sequence[PixelRange] | None = None,
 ) -> Found:
     """Finds the pixel range of a model by scoring labelled images in each.
@@ -141,11 +142,14 @@ def find_range(
         labels: Indices of classes, `(n,)`, or 0 and 1 for each label, `(n, labels)`,
             of which scores above 0 say 1.
         given: The range that the user gave; it is checked against the others.
+        assumed: The range to take where no other one is surely ahead of it, as of
+            models that have always been taken to be of it.
         candidates: The ranges to try; the usual ones of so many channels if None.
 
     Returns:
         The range that is ahead of every other one with 99 % confidence by a paired
-        test (McNemar's, exact), or the given one, unless another is ahead of it.
+        test (McNemar's, exact), or the given or assumed one, unless another is ahead
+        of it.
 
     Raises:
         ValueError: If no range is ahead of the others and of chance, or another one
@@ -167,6 +171,10 @@ def find_range(
                 f"{best.name}, or none to have it found"
             )
         return Found(given, accuracies, len(images))
+    if assumed is not None:
+        ahead = _ahead(right[best.name], right[assumed.name])
+        taken = best if ahead and _above_chance(right[best.name], labels) else assumed
+        return Found(taken, accuracies, len(images))
     if not _above_chance(right[best.name], labels):
         raise ValueError(
             f"the model's pixel range can't be found: {told}, none surely above "
@@ -180,6 +188,55 @@ def find_range(
             "as input_range=[low, high], or give more images"
         )
     return Found(best, accuracies, len(images))
+
+
+def to_unit_range(
+    model: keras.Model, images: NDArray, labels: NDArray
+) -> tuple[keras.Model, Found]:
+    """Makes a classifier take pixels in [0, 1], if it does not.
+
+    Arithmetic in front that only brings bytes to [0, 1] is taken off, so that the
+    bytes of an image can go into the file made of it as they are.
+
+    Args:
+        model: A model that gives logits `(n, classes)`.
+        images: Validation images, uint8 or float in [0, 1].
+        labels: Their classes, `(n,)`.
+
+    Returns:
+        `(model, found)`: a model that takes [0, 1], and the range of the given one:
+        [0, 1], unless another is surely ahead of it.
+
+    Raises:
+        ValueError: If it takes pixels of a range that can't be brought to [0, 1] by
+            leaving something out: which, and what to put in front of it.
+    """
+
+    def predict(values: NDArray) -> NDArray:
+        return model.predict(values, batch_size=100, verbose=0)
+
+    found = find_range(predict, images, labels, assumed=UNIT)
+    if _same(found.range, UNIT):
+        return model, found
+    split, scale, offset = split_pixels(model)
+    if split is not model and _same(after(found.range, scale, offset), UNIT):
+        return split, found
+    listed = ", ".join(
+        f"{100 * share:.1f} % in {name}" for name, share in found.accuracies.items()
+    )
+    one = found.range
+    layer = f"Rescaling({_numbers(255 * s for s in one.scale)}, {_numbers(one.offset)})"
+    reverse = " and the channels turned around" if one.reverse else ""
+    raise ValueError(
+        f"expected a model of pixels in [0, 1]. Received: one of {one.name} (on "
+        f"{found.images} validation images it is right on {listed}); save it with "
+        f"keras.layers.{layer}{reverse} in front"
+    )
+
+
+def _numbers(values: Iterable[float]) -> str:
+    found = [float(f"{value:.7g}") for value in values]
+    return f"{found[0]:g}" if len(found) == 1 else str(found)
 
 
 def split_pixels(model: keras.Model) -> tuple[keras.Model, list[float], list[float]]:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from kdprune import data, distill, prune, quantize, training
-from kdprune._graph import ends_in_softmax
 from kdprune._log import logger
 from kdprune.data import batches
+from kdprune.intake import inline, pixels, split_head
 from kdprune.models import (
     build_model,
     count_macs,
@@ -121,7 +121,7 @@ def new_model(run: Run, node: Node) -> keras.Model:
     if model.architecture_of:
         return reset_weights(load_node(run, node.parent_of("model.architecture_of")))
     if model.file:
-        return load_fitting(model.file, run.dataset)
+        return load_in_range(model.file, run.dataset)
     assert model.name is not None  # One of the three is given.
     classes = len(run.dataset.classes)
     return build_model(model.name, run.dataset.image_shape, classes, **model.arguments)
@@ -130,10 +130,25 @@ def new_model(run: Run, node: Node) -> keras.Model:
 def load_fitting(path: str | os.PathLike, dataset: data.Dataset) -> keras.Model:
     """Loads a model file and checks that it takes these images to these classes.
 
+    A final softmax is taken off: what is trained and compared are logits, and files
+    end in softmax again.
+
     Raises:
-        ValueError: If shape or classes differ, or if it gives probabilities.
+        ValueError: If shape or classes differ, or its outputs are not those of one of
+            several classes.
     """
     model = load_model(path)
+    try:
+        model, head = split_head(model)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if head.kind != "classes":
+        what = "one unit, for two classes" if head.units == 1 else "sigmoid, for labels"
+        raise ValueError(
+            f"{path}: expected a model that gives one of several classes, by softmax "
+            f"or logits. Received: one that ends in {what}, which can't be trained or "
+            "exported yet"
+        )
     expected = (tuple(dataset.image_shape), len(dataset.classes))
     received = (tuple(model.input_shape[1:]), model.output_shape[-1])
     if received != expected:
@@ -142,13 +157,41 @@ def load_fitting(path: str | os.PathLike, dataset: data.Dataset) -> keras.Model:
             f"outputs, one for each class of {dataset.name}. Received: images "
             f"{received[0]}, {received[1]} outputs; use a model trained on this data"
         )
-    if ends_in_softmax(model):
-        raise ValueError(
-            f"{path}: expected a model that gives logits. Received: one that ends in "
-            "softmax, whose probabilities would be taken for logits; save it with "
-            "activation=None in its last layer"
-        )
     return model
+
+
+def load_in_range(path: str | os.PathLike, dataset: data.Dataset) -> keras.Model:
+    """Loads a model file as the other stages take it: flat, of pixels in [0, 1].
+
+    Its pixel range is found out on validation images; models inside it become part of
+    its graph, and what only trains (dropout, augmentation) is left out.
+
+    Raises:
+        ValueError: As `load_fitting`, or if its pixel range is another.
+    """
+    model = load_fitting(path, dataset)
+    validation = dataset.validation
+    try:
+        model, found = pixels.to_unit_range(model, validation.images, validation.labels)
+        model, changes = inline.inline(model)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if found.range != pixels.UNIT:
+        logger.info(
+            "%s: takes pixels in %s; what brings them to [0, 1] in front of it is left "
+            "out",
+            path,
+            found.range.name,
+        )
+    for change in changes:
+        logger.info("%s: %s", path, change)
+    return model
+
+
+def load_layers(path: str | os.PathLike, dataset: data.Dataset) -> keras.Model:
+    """Loads a model file with the layers that `load_in_range` leaves, unscored."""
+    model, *_ = pixels.split_pixels(load_fitting(path, dataset))
+    return inline.inline(model)[0]
 
 
 def load_node(run: Run, node: Node) -> keras.Model:

@@ -32,7 +32,7 @@ class Load(Stage):
 
         # A dry run plans with the file itself: it is there before its stage is done.
         if not run.record(node):
-            return fitting.load_fitting(self.file, run.dataset)
+            return fitting.load_layers(self.file, run.dataset)
         return super().load_model(run, node)
 
     def execute(self, run: Run, node: Node, folder: pathlib.Path) -> Result:
@@ -42,7 +42,7 @@ class Load(Stage):
         from kdprune import evaluate
         from kdprune.stages import fitting
 
-        model = fitting.load_fitting(self.file, run.dataset)
+        model = fitting.load_in_range(self.file, run.dataset)
         validation = run.dataset.validation
         scores = evaluate.predict(model, validation.images)
         accuracy = float(np.mean(scores.argmax(axis=1) == validation.labels))
@@ -50,8 +50,8 @@ class Load(Stage):
         if accuracy < chance + 0.1 * (1 - chance):
             logger.warning(
                 "%s is right on %.1f %% of the validation images, near the %.1f %% of "
-                "chance: are its inputs pixels in [0, 1] (else put a Rescaling layer "
-                "in front), and its outputs in the order %s, …?",
+                "chance: are its inputs pixels in [0, 1], and its outputs in the order "
+                "%s, …?",
                 self.file,
                 100 * accuracy,
                 100 * chance,

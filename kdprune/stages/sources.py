@@ -29,4 +29,4 @@ def untrained_model(run: Run, source: Node) -> keras.Model:
     """The model of a node that `source_of` returned, before it is trained."""
     if hasattr(source.settings, "model"):
         return fitting.new_model(run, source)
-    return fitting.load_fitting(str(source.settings.origin()), run.dataset)
+    return fitting.load_layers(str(source.settings.origin()), run.dataset)

@@ -14,6 +14,7 @@ from kdprune.intake.pixels import (
     after,
     find_range,
     split_pixels,
+    to_unit_range,
     usual_ranges,
 )
 
@@ -152,6 +153,58 @@ def test_two_classes_by_one_logit_and_several_labels_are_scored(learned):
     hot = np.eye(4)[labels]
     found = find_range(several, images, hot, candidates=(UNIT, BYTES, SIGNED))
     assert found.range == SIGNED
+
+
+def keras_model(model, *first):
+    """A model that takes what the first layers make of its pixels."""
+    return keras.Sequential([keras.Input((8, 8, 3)), *first, model])
+
+
+def test_arithmetic_that_brings_bytes_to_the_unit_range_is_taken_off(learned):
+    model, (images, labels) = learned
+    user = keras_model(model, layers.Rescaling(1 / 255))
+    unit, found = to_unit_range(user, images, labels)
+    assert found.range == BYTES
+    np.testing.assert_allclose(
+        unit.predict(UNIT.apply(images), verbose=0),
+        user.predict(BYTES.apply(images), verbose=0),
+        atol=1e-4,
+    )
+
+
+def test_a_model_of_the_unit_range_is_left_as_it_is(learned):
+    model, (images, labels) = learned
+    for one in (
+        model,
+        keras_model(model, layers.Rescaling(255.0), layers.Rescaling(1 / 255)),
+    ):
+        unit, found = to_unit_range(one, images, labels)
+        assert unit is one and found.range == UNIT
+
+
+def test_a_model_that_knows_nothing_is_taken_to_be_of_the_unit_range(learned):
+    _, (images, labels) = learned
+    keras.utils.set_random_seed(1)
+    untrained = keras.Sequential(
+        [keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(4)]
+    )
+    unit, found = to_unit_range(untrained, images, labels)
+    assert unit is untrained and found.range == UNIT
+
+
+@pytest.mark.parametrize("range_", [BYTES, SIGNED, IMAGENET], ids=lambda r: r.name)
+def test_another_range_is_refused_with_what_to_put_in_front(learned, range_):
+    model, (images, labels) = learned
+    scale = 1 / (255 * np.float32(range_.scale))
+    back = layers.Rescaling(scale, -np.float32(range_.offset) * scale)
+    user = keras_model(model, layers.Activation("linear"), back)
+    with pytest.raises(ValueError, match="expected a model of pixels in") as caught:
+        to_unit_range(user, images, labels)
+    message = str(caught.value)
+    assert range_.name in message and "\n" not in message
+    told = message[message.index("Rescaling(") : message.index(" in front")]
+    mended = keras_model(user, eval(f"layers.{told}"))
+    assert to_unit_range(mended, images, labels)[1].range == UNIT
 
 
 def starting_with(*first):
