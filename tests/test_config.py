@@ -301,6 +301,8 @@ def test_former_keys_are_taken_with_a_line_for_each(caplog):
         node.name for node in plan(parse_recipe(yaml.safe_load(text)))
     ]
     assert not caplog.records
+    # The folders of earlier runs stay theirs.
+    assert "pruned--by=taylor--seed=1" in {node.name for node in plan(parsed)}
 
 
 def test_settings_are_hashed_by_the_names_they_first_had():
