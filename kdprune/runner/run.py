@@ -11,7 +11,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any
 
@@ -201,8 +201,11 @@ class Run:
     def _prepare(self, node: Node, fingerprint: str) -> pathlib.Path:
         """The node's folder, emptied unless it was half done with these inputs."""
         folder = self.folder / node.name
+        # Before files were named at random while they are written.
         ours = {_BEGUN, f"{_BEGUN}.partial", _RECORD}
         if folder.exists():
+            # Killed at its first file, a stage leaves nothing but a part of it.
+            _remove_partial(folder.rglob("*"))
             found = {path.name for path in folder.iterdir()}
             if found and not found & ours:
                 raise ValueError(
@@ -247,6 +250,7 @@ def run(
     nodes = select(current, until=until, wanted=wanted)
     _check_writable(current.folder)
     with _only_run_of(current.folder) as lock:
+        _remove_partial(current.folder.iterdir())
         check(nodes, current)
         if jobs != 1:
             parallel.execute(current, nodes, jobs, lock)
@@ -349,6 +353,14 @@ def _check_writable(folder: pathlib.Path) -> None:
             f"expected an output folder that can be written, got {folder} ({reason}); "
             "choose another with --output"
         ) from error
+
+
+def _remove_partial(paths: Iterable[pathlib.Path]) -> None:
+    """Removes what a killed process was writing, which is in no place yet."""
+    for path in list(paths):
+        hidden = path.name.startswith(".") and _io.PARTIAL in path.suffixes
+        if hidden and path.is_file():
+            path.unlink()
 
 
 def _plan(current: Run, node: Node) -> str:

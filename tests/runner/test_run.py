@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from kdprune import records, training
+from kdprune import _io, records, training
 from kdprune.config import parse_recipe
 from kdprune.data import Dataset, load_dataset
 from kdprune.models import build_model, load_model
@@ -121,6 +121,32 @@ def test_a_dry_run_reads_no_test_images(finished, monkeypatch):
     assert "measured (evaluate): to do" in other and "files (export): done" in other
     with pytest.raises(AssertionError, match="were read"):
         runner.run(recipe(), finished)
+
+
+def test_killed_at_its_first_file_a_stage_starts_again(tmp_path):
+    run = runner.Run(recipe(), tmp_path)
+    (teacher,) = (node for node in run.nodes if node.name == "teacher")
+    folder = tmp_path / "teacher"
+    folder.mkdir()
+    # As `_io.writing` names what is not yet in its place.
+    with (
+        pytest.raises(KeyboardInterrupt),
+        _io.writing(folder / "begun.json") as partial,
+    ):
+        left = shutil.copyfile(
+            __file__, folder / partial.name.replace(".partial", "0.partial")
+        )
+        raise KeyboardInterrupt
+    assert [path.name for path in folder.iterdir()] == [left.name]
+    run._prepare(teacher, "fingerprint")
+    assert [path.name for path in folder.iterdir()] == ["begun.json"]
+    # What is another's is left alone, whatever it is called.
+    (folder / "begun.json").unlink()
+    for name in (".hidden", "draft.partial.md"):
+        (folder / name).write_text("years of work")
+    with pytest.raises(ValueError, match="got a folder of other files"):
+        run._prepare(teacher, "fingerprint")
+    assert len(list(folder.iterdir())) == 2
 
 
 def test_what_is_shown_at_the_top_is_copied_from_the_stages(finished, caplog):
