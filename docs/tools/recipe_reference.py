@@ -132,7 +132,7 @@ def _type(key, annotation, metadata, shared):
         if typing.get_origin(inner[0]) is tuple:
             return "list of points `[share of training, value]`"
         one = "name or " if any(_takes_one(item) for item in metadata) else ""
-        return f"{one}list of {texts[0]}"
+        return f"{one}list of {'names' if texts[0] == 'name' else texts[0]}"
     if origin is dict:
         return f"mapping of {' to '.join(_type(key, a, [], shared) for a in arguments)}"
     if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
