@@ -24,7 +24,7 @@ from kdprune.data.splits import stratified_sample
 
 OURS = {
     "kdprune, min-max": {},
-    "kdprune, mse, biases corrected": {"ranges": "mse", "correct_bias": True},
+    "kdprune, mse, biases corrected": {"range_method": "mse", "correct_bias": True},
 }
 THEIRS = "ai-edge-quantizer, static int8"
 

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-from kdprune import evaluate, quantize, tflite
+from kdprune import _io, evaluate, quantize, tflite
 from kdprune._log import logger
 from kdprune.stages.base import Node, Result, Run
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # What is tried under a budget before anything is trained, the cheapest first.
 _AFTER_TRAINING = [
-    {"ranges": ranges, "correct_bias": corrected}
+    {"range_method": ranges, "correct_bias": corrected}
     for corrected, ranges in itertools.product(
         (False, True), ("minmax", "percentile", "mse")
     )
@@ -78,7 +78,7 @@ def within_budget(
 
     def judge(made):
         path = folder / "attempt.tflite"
-        tflite.write_file(made.content, path)
+        _io.write_file(path, made.content)
         scores = evaluate.predict(path, validation.images)
         path.unlink()
         figures = tflite.paired_drop(expected, scores, validation.labels)
@@ -159,7 +159,7 @@ def _some_in_float(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     # Fewer layers than that may have an error at all.
     found = {tuple(tflite.sensitive_layers(layers, count)): None for count in counts}
     return [
-        {"ranges": "minmax", "correct_bias": True, "float_layers": list(names)}
+        {"range_method": "minmax", "correct_bias": True, "float_layers": list(names)}
         for names in found
         if names
     ]
@@ -178,7 +178,7 @@ def _describe(options: dict[str, Any]) -> str:
     corrected = ", biases corrected" if options["correct_bias"] else ""
     left = ", ".join(options.get("float_layers", ()))
     in_float = f", in float: {left}" if left else ""
-    return f"PTQ, {options['ranges']} ranges{corrected}{in_float}"
+    return f"PTQ, {options['range_method']} ranges{corrected}{in_float}"
 
 
 def check_provable(key: str, max_drop: float, dataset: Dataset) -> None:

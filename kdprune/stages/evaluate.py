@@ -20,7 +20,7 @@ from kdprune.stages.base import (
     Run,
     Stage,
 )
-from kdprune.stages.kit import FOR_APPS, Kit
+from kdprune.stages.kit import DTYPES, Kit, flagship_files
 from kdprune.stages.settings import Count, Names
 
 METRICS = "metrics.json"
@@ -95,12 +95,13 @@ class Evaluate(Stage):
             "models": entries,
         }
         _io.write_json(folder / METRICS, metrics)
-        outputs = [METRICS, *_select(run, parents, folder)]
+        outputs = [METRICS, *_select(run, node, folder)]
         accuracies = {entry["path"]: entry["accuracy"] for entry in entries}
         published = {name: name for name in outputs}
         if any(isinstance(other.settings, Kit) for other in run.nodes):
-            # The kit's, which apps load as well, is shown in its place.
-            published.pop(f"model_{FOR_APPS}.tflite", None)
+            # The kit's, with its name and version, are shown in their place.
+            for dtype in DTYPES:
+                published.pop(f"model_{dtype}.tflite", None)
         return Result(accuracies, outputs, published=published)
 
     def _measure(
@@ -175,8 +176,11 @@ def exported(run: Run, parents: list[Node]) -> list[tuple[pathlib.Path, Node]]:
     return list(found.values())
 
 
-def _select(run: Run, parents: list[Node], folder: pathlib.Path) -> list[str]:
-    """Puts the models that the recipe named beforehand into the stage's folder."""
+def _select(run: Run, node: Node, folder: pathlib.Path) -> list[str]:
+    """Puts the models that the recipe named beforehand into the stage's folder.
+
+    The flagship's files have the metadata and labels that apps read, as in a kit.
+    """
     from kdprune import kit
     from kdprune.models import save_model
     from kdprune.stages import fitting
@@ -184,18 +188,12 @@ def _select(run: Run, parents: list[Node], folder: pathlib.Path) -> list[str]:
     selected = []
     for saved in run.recipe.save_models:
         # Of a matrix the first cell: chosen by the recipe, not by its score.
-        node = next(parent for parent in parents if parent.stage == saved)
+        parent = next(other for other in node.all_parents() if other.stage == saved)
         selected.append(f"{saved}.keras")
-        save_model(fitting.load_node(run, node), folder / selected[-1], half=True)
-    flagship = run.recipe.flagship
-    exports = [p for p in parents if p.settings.gives == FILES]
-    exports = [export for export in exports if flagship in export.parents]
-    for dtype in ("int8", FOR_APPS) if exports else ():
-        source = run.folder / exports[0].name / f"{flagship}.{dtype}.tflite"
-        content = source.read_bytes()
-        if dtype == FOR_APPS:
-            classes = list(map(str, run.dataset.classes))
-            content = kit.label_file(content, classes, name=run.recipe.name)
+        save_model(fitting.load_node(run, parent), folder / selected[-1], half=True)
+    classes = list(map(str, run.dataset.classes))
+    for dtype, path in flagship_files(run, node).items():
         selected.append(f"model_{dtype}.tflite")
-        _io.write_file(folder / selected[-1], content)
+        labelled = kit.label_file(path, classes, name=run.recipe.name)
+        _io.write_file(folder / selected[-1], labelled)
     return selected

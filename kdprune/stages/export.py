@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 
+from kdprune import _io
 from kdprune._log import logger
 from kdprune.stages.base import (
     FILES,
@@ -82,7 +83,7 @@ class Export(Stage):
 
         validation = run.dataset.validation
         partial = path.with_name(f"partial.{path.name}")
-        tflite.write_file(content, partial)
+        _io.write_file(partial, content)
 
         def score(resolver, count=None):
             return evaluate.predict(

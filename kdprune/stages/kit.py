@@ -11,11 +11,11 @@ import pydantic
 
 from kdprune import _io
 from kdprune._log import logger
-from kdprune.stages.base import MEASUREMENTS, Node, Result, Run, Stage
+from kdprune.stages.base import FILES, MEASUREMENTS, Node, Result, Run, Stage
 from kdprune.stages.settings import Name
 
-# What apps load, with the classes' names inside; microcontrollers take int8.
-FOR_APPS = "uint8"
+# The types of a kit's files: int8 for microcontrollers, uint8 for apps.
+DTYPES = ("int8", "uint8")
 # Of the generated shapes among a kit's golden images, each class twice.
 _SHAPES, _SHAPES_SIZE = 20, 32
 
@@ -49,14 +49,10 @@ class Kit(Stage):
         for left in [path for path in folder.iterdir() if path.is_dir()]:
             shutil.rmtree(left)
         measured = node.parent_of("from")
-        content = {
-            dtype: run.output(measured, f"model_{dtype}.tflite").read_bytes()
-            for dtype in ("int8", FOR_APPS)
-        }
         place = folder / self.name
         kit.write_kit(
             place,
-            **content,
+            **flagship_files(run, measured),
             classes=run.dataset.classes,
             name=self.name,
             version=self.version,
@@ -65,8 +61,20 @@ class Kit(Stage):
         )
         logger.info("kit: %s", place)
         written = sorted(f"{place.name}/{path.name}" for path in place.iterdir())
-        shown = f"model_{FOR_APPS}.tflite"
-        return Result({}, written, published={shown: f"{place.name}/{shown}"})
+        shown = [f"model_{dtype}.tflite" for dtype in DTYPES]
+        return Result(
+            {}, written, published={name: f"{place.name}/{name}" for name in shown}
+        )
+
+
+def flagship_files(run: Run, measured: Node) -> dict[str, pathlib.Path]:
+    """The flagship's exported files by type, if an evaluate node measures any."""
+    flagship = run.recipe.flagship
+    for parent in measured.all_parents():
+        if parent.settings.gives == FILES and flagship in parent.parents:
+            folder = run.folder / parent.name
+            return {t: folder / f"{flagship}.{t}.tflite" for t in DTYPES}
+    return {}
 
 
 def _generate_shapes(image_shape: tuple[int, int, int]) -> np.ndarray:

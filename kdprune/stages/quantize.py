@@ -150,9 +150,9 @@ class Quantize(Compressed):
         conversion: dict[str, Any] = {"dtypes": [self.method]}
         if self.method == "ptq":
             chosen = self.range_method
-            conversion = {"ranges": chosen, "correct_bias": self.correct_bias}
+            conversion = {"range_method": chosen, "correct_bias": self.correct_bias}
             images = self.calibration_images(run)
-            figures["layers"] = tflite.layer_report(base, images, ranges=chosen)
+            figures["layers"] = tflite.layer_report(base, images, range_method=chosen)
         calibrated = self.method in ("ptq", *_CALIBRATED)
         count = len(self.calibration_images(run)) if calibrated else None
         return Result(figures, self.save(run, folder, base, conversion, count))
@@ -162,6 +162,8 @@ class Quantize(Compressed):
 
         plan = quantize.read_plan(run.folder / node.name)
         options = dict(plan["conversion"])
+        if "ranges" in options:  # As earlier versions have written it.
+            options["range_method"] = options.pop("ranges")
         for dtype in options.pop("dtypes"):
             images = None
             if plan["method"] == "ptq" and dtype in _CALIBRATED:

@@ -1,6 +1,6 @@
 """The `.tflite` format: written, read, inspected, held against its Keras model."""
 
-from kdprune.tflite.convert import convert_tflite, layer_report, write_file
+from kdprune.tflite.convert import convert_tflite, layer_report
 from kdprune.tflite.coverage import xnnpack_leaves
 from kdprune.tflite.format import read_tflite
 from kdprune.tflite.gate import (
@@ -30,6 +30,5 @@ __all__ = [
     "Slimmed",
     "sensitive_layers",
     "slim_tflite",
-    "write_file",
     "xnnpack_leaves",
 ]

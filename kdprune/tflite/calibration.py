@@ -1,27 +1,34 @@
 """Post-training quantization in two steps, so that ranges and layers can be chosen.
 
-The converter's first step notes the extremes of every tensor in a float file, its
-second one makes integers of it. Between the two the ranges can be narrowed; the
-second can leave layers in float, and can put the float layers beside the integer
-ones to compare them (`kdprune.tflite.layers`).
+The converter's first step writes the observed range of every tensor into a float file,
+its second one quantizes it. Between the two the ranges can be narrowed; the second can
+leave layers in float, and can put the float layers beside the integer ones to compare
+them (`kdprune.tflite.layers`).
 """
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 from tensorflow.lite.python.convert import mlir_quantize
 
 from kdprune.tflite.format import read_tflite, set_ranges
 from kdprune.tflite.interpreter import open_interpreter
 from kdprune.tflite.names import layers_of
 
-RANGES = ("minmax", "percentile", "mse")
+RANGE_METHODS = ("minmax", "percentile", "mse")
 _PERCENTILE = 99.99
 _SHARES = np.linspace(0.3, 1.0, 36)  # Of the extremes, that "mse" tries.
 _IMAGES = 200  # To sample values from.
 _VALUES = 2048  # Sampled from each tensor for each image.
 
 
-def calibrate(converter, images, ranges="minmax"):
+def calibrate(
+    converter: tf.lite.TFLiteConverter, images: NDArray, range_method: str = "minmax"
+) -> bytes:
     """The model as a float file in which every tensor's range is noted.
 
     Args:
@@ -29,7 +36,7 @@ def calibrate(converter, images, ranges="minmax"):
         images: float32 in [0, 1], shape `(n, height, width, channels)`, n > 2; the
             last two are the black and the white one that span the input's range.
             When ranges are narrowed they count for no other tensor.
-        ranges: What to clip in order to have finer steps: "minmax" nothing,
+        range_method: What to clip in order to have finer steps: "minmax" nothing,
             "percentile" the outer 0.01 % at either end, "mse" as much as makes the
             mean squared error smallest. Input and output keep theirs.
 
@@ -40,9 +47,9 @@ def calibrate(converter, images, ranges="minmax"):
     converter.representative_dataset = lambda: ([image[None]] for image in images)
     converter._experimental_calibrate_only = True
     content = bytes(converter.convert())
-    if ranges == "minmax":
+    if range_method == "minmax":
         return content
-    narrowed = _percentile if ranges == "percentile" else _least_squares
+    narrowed = _percentile if range_method == "percentile" else _least_squares
     tensors = read_tflite(content).tensors
     return set_ranges(
         content,
@@ -53,7 +60,12 @@ def calibrate(converter, images, ranges="minmax"):
     )
 
 
-def quantize_calibrated(content, dtype="int8", float_layers=(), verify=False):
+def quantize_calibrated(
+    content: bytes,
+    dtype: str = "int8",
+    float_layers: Sequence[str] = (),
+    verify: bool = False,
+) -> bytes:
     """Makes an 8-bit file of a calibrated one.
 
     Args:
@@ -78,7 +90,7 @@ def quantize_calibrated(content, dtype="int8", float_layers=(), verify=False):
     )
 
 
-def check_float_layers(content, names):
+def check_float_layers(content: bytes, names: Collection[str]) -> None:
     """Raises `ValueError` for a layer that can't be left in float.
 
     Args:
@@ -95,10 +107,10 @@ def check_float_layers(content, names):
         )
 
 
-def _tensors_by_layer(content):
+def _tensors_by_layer(content: bytes) -> dict[str, list[str]]:
     """`{layer: [output tensors]}` of a float file, in the order of execution."""
     graph = read_tflite(content)
-    tensors = {}
+    tensors: dict[str, list[str]] = {}
     for op in graph.ops:
         for index in op.outputs:
             name = graph.tensors[index].name
@@ -107,7 +119,7 @@ def _tensors_by_layer(content):
     return tensors
 
 
-def _sample(content, images):
+def _sample(content: bytes, images: NDArray) -> dict[int, NDArray]:
     """`{tensor: values}` of what operators give, the last one's scores excepted."""
     interpreter = open_interpreter(content, "builtin", keep_all=True)
     graph = read_tflite(content)
@@ -117,7 +129,7 @@ def _sample(content, images):
         for index in op.outputs
         if len(graph.tensors[index].low) == 1
     ]
-    values = {index: [] for index in outputs}
+    values: dict[int, list[NDArray]] = {index: [] for index in outputs}
     source = interpreter.get_input_details()[0]["index"]
     rng = np.random.default_rng(0)
     for image in images[:_IMAGES]:
@@ -131,12 +143,12 @@ def _sample(content, images):
     return {index: np.concatenate(parts) for index, parts in values.items()}
 
 
-def _percentile(values, low, high):
+def _percentile(values: NDArray, low: float, high: float) -> tuple[float, float]:
     least, most = np.percentile(values, [100 - _PERCENTILE, _PERCENTILE])
     return max(low, min(least, 0.0)), min(high, max(most, 0.0))
 
 
-def _least_squares(values, low, high):
+def _least_squares(values: NDArray, low: float, high: float) -> tuple[float, float]:
     """The share of both extremes that has the smallest error in 256 steps."""
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     if low == high:

@@ -17,7 +17,7 @@ from kdprune import _io
 from kdprune._graph import ends_in_softmax
 from kdprune.images import as_float
 from kdprune.tflite.calibration import (
-    RANGES,
+    RANGE_METHODS,
     calibrate,
     check_float_layers,
     quantize_calibrated,
@@ -37,7 +37,7 @@ def convert_tflite(
     dtype: str = "float32",
     calibration: ArrayLike | None = None,
     *,
-    ranges: str = "minmax",
+    range_method: str = "minmax",
     float_layers: Sequence[str] = (),
     correct_bias: bool = False,
 ) -> bytes:
@@ -67,7 +67,7 @@ def convert_tflite(
             to become int8, uint8 or int16x8, and for nothing else. An all-0 and an
             all-1 image are added, so that the input range is [0, 1] whatever the
             images are.
-        ranges: How the quantized range of each activation follows from the range
+        range_method: How the quantized range of each activation follows from the range
             observed on the images (post-training int8 and uint8): "minmax" is all of
             it, "percentile" leaves out the outer 0.01 % at either end, "mse" clips to
             the least mean squared error. A network with rare, large activations gains
@@ -88,14 +88,14 @@ def convert_tflite(
     aware = is_quantization_aware(model)
     _check_model(model, dtype)
     _check_plan(dtype, aware, calibration)
-    _check_choices(dtype, aware, ranges, float_layers, correct_bias)
+    _check_choices(dtype, aware, range_method, float_layers, correct_bias)
     images = None if calibration is None else _spanning(model, calibration)
     with _converting(model, dtype):
         converter = _new_converter(model)
-        if ranges == "minmax" and not float_layers and not correct_bias:
+        if range_method == "minmax" and not float_layers and not correct_bias:
             _set_precision(converter, dtype, images)
             return converter.convert()
-        calibrated = calibrate(converter, images, ranges)
+        calibrated = calibrate(converter, images, range_method)
     check_float_layers(calibrated, float_layers)
     with _converting(model, dtype):
         content = quantize_calibrated(calibrated, dtype, float_layers)
@@ -111,7 +111,7 @@ def layer_report(
     model: keras.Model,
     calibration: ArrayLike,
     images: ArrayLike | None = None,
-    ranges: str = "minmax",
+    range_method: str = "minmax",
 ) -> list[dict[str, Any]]:
     """Measures each layer's error in post-training int8, to find the most sensitive.
 
@@ -120,7 +120,7 @@ def layer_report(
         calibration: Images that ranges are taken from, as there.
         images: Images to measure on, likewise; the first 50 calibration images by
             default.
-        ranges: As there.
+        range_method: As there.
 
     Returns:
         List of dicts in the order of execution, JSON-able, which
@@ -137,7 +137,7 @@ def layer_report(
             f"int8 form. Received: the quantization-aware {model.name!r}"
         )
     _check_model(model, "int8")
-    _check_choices("int8", False, ranges, (), False)
+    _check_choices("int8", False, range_method, (), False)
     spanning = _spanning(model, calibration)
     # Without the black and the white one, which are like nothing the model sees.
     compared = (
@@ -146,7 +146,7 @@ def layer_report(
         else as_float(images, model.input_shape[1:])
     )
     with _converting(model, "int8"):
-        calibrated = calibrate(_new_converter(model), spanning, ranges)
+        calibrated = calibrate(_new_converter(model), spanning, range_method)
         verified = quantize_calibrated(calibrated, verify=True)
         return compare_layers(verified, compared)
 
@@ -165,11 +165,6 @@ def _new_converter(model: keras.Model) -> tf.lite.TFLiteConverter:
     return tf.lite.TFLiteConverter.from_concrete_functions(
         [predict.get_concrete_function(image)], model
     )
-
-
-def write_file(data: bytes, path: str | os.PathLike) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    _io.write_file(path, data)
 
 
 def is_quantization_aware(model: Any) -> bool:
@@ -261,24 +256,25 @@ def _check_plan(dtype: str, aware: bool, calibration: ArrayLike | None) -> None:
 def _check_choices(
     dtype: str,
     aware: bool,
-    ranges: str,
+    range_method: str,
     float_layers: Sequence[str],
     correct_bias: bool,
 ) -> None:
-    if ranges not in RANGES:
+    if range_method not in RANGE_METHODS:
         raise ValueError(
-            f"ranges must be one of {', '.join(RANGES)}. Received: {ranges!r}"
+            f"range_method must be one of {', '.join(RANGE_METHODS)}. "
+            f"Received: {range_method!r}"
         )
     if isinstance(float_layers, str):
         raise ValueError(
             f"float_layers must be a list of names. Received: {float_layers!r}"
         )
-    chosen = ranges != "minmax" or float_layers or correct_bias
+    chosen = range_method != "minmax" or float_layers or correct_bias
     if chosen and (aware or dtype not in _EIGHT_BIT):
         kind = "quantization-aware" if aware else "float"
         raise ValueError(
-            "ranges, float_layers and correct_bias are for a float model and an 8-bit "
-            f"dtype. Received: a {kind} model, dtype={dtype!r}"
+            "range_method, float_layers and correct_bias are for a float model and an "
+            f"8-bit dtype. Received: a {kind} model, dtype={dtype!r}"
         )
 
 

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.compiled_model import CompiledModel
 
+from kdprune.config import parse_recipe
 from kdprune.data.shapes import CLASSES
 from kdprune.kit import selftest
 from kdprune.kit.micro import measure_arena
+from kdprune.runner import run as runner
 from kdprune.tflite.format import _pack_tree, _read_tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,12 +51,36 @@ def client_python():
     )
 
 
+RECIPE = """
+name: shapes
+data: {dataset: shapes, train_images: 300, test_images: 100}
+flagship: int8
+stages:
+  student:
+    kind: train
+    model: {name: article_student}
+    training: {epochs: 2, batch_size: 60, optimizer: adam, learning_rate: 0.002}
+  int8: {kind: quantize, from: student}
+  files: {kind: export, from: [int8], max_drop: 0.5, max_disagreement: 0.5}
+  measured: {kind: evaluate, from: [files], latency: false}
+"""
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """What a run without a kit leaves."""
+    folder = tmp_path_factory.mktemp("run")
+    runner.run(parse_recipe(yaml.safe_load(RECIPE)), folder)
+    return folder
+
+
+@pytest.mark.parametrize("place", ["kit", "run_folder"])
 def test_mediapipe_gives_the_class_names_and_the_interpreters_scores(
-    kit, client_python, shape_images, tmp_path
+    request, place, client_python, shape_images, tmp_path
 ):
     np.save(tmp_path / "images.npy", shape_images)
     client = Path(__file__).with_name("mediapipe_client.py")
-    model = kit / "model_uint8.tflite"
+    model = request.getfixturevalue(place) / "model_uint8.tflite"
     done = subprocess.run(
         [client_python, client, model, tmp_path / "images.npy"],
         capture_output=True,

@@ -67,8 +67,8 @@ def files(model, data):
         "dynamic": convert_tflite(model, "dynamic"),
         "int16x8": convert_tflite(model, "int16x8", images),
         "int8": convert_tflite(model, "int8", images),
-        "percentile": convert_tflite(model, "uint8", images, ranges="percentile"),
-        "mse": convert_tflite(model, "int8", images, ranges="mse"),
+        "percentile": convert_tflite(model, "uint8", images, range_method="percentile"),
+        "mse": convert_tflite(model, "int8", images, range_method="mse"),
         "hard in float": convert_tflite(model, "int8", images, float_layers=["hard"]),
         "uint8, hard in float": convert_tflite(
             model, "uint8", images, float_layers=["hard"]
@@ -251,8 +251,14 @@ def test_corrected_biases_take_the_mean_error_away(files, scores):
         ({"dtype": "int16x8"}, "needs calibration images to become int16x8"),
         ({"dtype": "dynamic", "calibration": True}, "an integer dtype"),
         ({"dtype": "int4"}, "dtype must be one of"),
-        ({"dtype": "int8", "calibration": True, "ranges": "max"}, "ranges must be"),
-        ({"dtype": "int16x8", "calibration": True, "ranges": "mse"}, "an 8-bit dtype"),
+        (
+            {"dtype": "int8", "calibration": True, "range_method": "max"},
+            "range_method must",
+        ),
+        (
+            {"dtype": "int16x8", "calibration": True, "range_method": "mse"},
+            "an 8-bit dtype",
+        ),
         ({"dtype": "float16", "correct_bias": True}, "an 8-bit dtype"),
         ({"calibration": True, "dtype": "int8", "float_layers": "hard"}, "a list of"),
         (
@@ -279,7 +285,9 @@ def test_either_step_of_the_conversion_may_fail_and_ends_one_attempt(
     images = data[0][:4]
     outcome = meet_budget(
         [
-            Attempt("mse", lambda: convert_tflite(model, "int8", images, ranges="mse")),
+            Attempt(
+                "mse", lambda: convert_tflite(model, "int8", images, range_method="mse")
+            ),
             Attempt("float", lambda: convert_tflite(model)),
         ],
         lambda made: {"drop": 0.0, "drop_bound": 0.001},
@@ -307,7 +315,7 @@ def test_a_budget_is_met_by_the_worst_layer_in_float(model, data, report, tmp_pa
     outcome = meet_budget(
         [
             Attempt("int8", file_with()),
-            Attempt("mse", file_with(ranges="mse")),
+            Attempt("mse", file_with(range_method="mse")),
             Attempt("corrected", file_with(correct_bias=True)),
             Attempt("float", file_with(float_layers=sensitive_layers(report, 1))),
             Attempt("never made", lambda: 1 / 0),

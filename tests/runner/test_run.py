@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import zipfile
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from PIL import Image
 from kdprune import _io, records, training
 from kdprune.config import parse_recipe
 from kdprune.data import Dataset, load_dataset
+from kdprune.kit import label_file
 from kdprune.models import build_model, load_model
 from kdprune.runner import run as runner
 from kdprune.runner.graph import plan
@@ -92,14 +92,10 @@ def test_metrics_name_every_model_with_its_figures(finished):
 
 
 def test_the_flagship_and_the_report_stand_at_the_top_of_the_run(finished):
-    flagship = (finished / "model_int8.tflite").read_bytes()
-    assert flagship == (finished / "files" / "int8.int8.tflite").read_bytes()
-    # What apps load has the classes' names inside.
-    with zipfile.ZipFile(finished / "model_uint8.tflite") as labels:
-        (name,) = labels.namelist()
-        found = labels.read(name).decode().split()
-    metrics = json.loads((finished / "metrics.json").read_text())
-    assert found == metrics["dataset"]["classes"]
+    for dtype in ("int8", "uint8"):
+        exported = finished / "files" / f"int8.{dtype}.tflite"
+        labelled = label_file(exported, load_dataset("shapes").classes, name="small")
+        assert (finished / f"model_{dtype}.tflite").read_bytes() == labelled
     assert "int8" in (finished / "report.md").read_text()
 
 
@@ -175,9 +171,10 @@ def test_what_apps_load_is_the_kits_file_if_there_is_a_kit(finished, tmp_path):
     content["stages"]["kit"] = {"kind": "kit", "from": "measured", "name": "small_one"}
     output = shutil.copytree(finished, tmp_path / "run")
     runner.run(parse_recipe(content), output, until="kit")
-    shown = (output / "model_uint8.tflite").read_bytes()
-    assert shown == (output / "kit" / "small_one" / "model_uint8.tflite").read_bytes()
-    assert b"small_one" in shown
+    for name in ("model_int8.tflite", "model_uint8.tflite"):
+        shown = (output / name).read_bytes()
+        assert shown == (output / "kit" / "small_one" / name).read_bytes()
+        assert b"small_one" in shown
 
 
 def test_stages_write_inside_their_own_folders(tmp_path):

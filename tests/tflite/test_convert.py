@@ -18,7 +18,6 @@ from kdprune.tflite import (
     compare_kernels,
     convert_tflite,
     inspect_tflite,
-    write_file,
 )
 
 layers = keras.layers
@@ -521,19 +520,6 @@ def test_the_gate_refuses_scores_and_files_it_can_not_read(files, tmp_path):
     path = tmp_path / "m.tflite"
     path.write_bytes(files["ptq int8"])
     assert inspect_tflite(path) == inspect_tflite(files["ptq int8"])
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "new" / "model.tflite"
-    write_file(b"old", path)
-    write_file(b"new", path)
-    assert path.read_bytes() == b"new"
-    with pytest.raises(TypeError, match=re.escape("str")):
-        write_file("text", path)
-    assert path.read_bytes() == b"new"
-    assert [p.name for p in path.parent.iterdir() if p.suffix != ".partial"] == [
-        "model.tflite"
-    ]
 
 
 @pytest.mark.slow
