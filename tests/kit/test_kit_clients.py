@@ -61,7 +61,7 @@ stages:
     model: {name: article_student}
     training: {epochs: 2, batch_size: 60, optimizer: adam, learning_rate: 0.002}
   int8: {kind: quantize, from: student}
-  files: {kind: export, from: [int8], max_drop: 0.5, max_disagreement: 0.5}
+  files: {kind: export, from: [int8], max_drop: 0.99, max_disagreement: 0.99}
   measured: {kind: evaluate, from: [files], latency: false}
 """
 
