@@ -401,12 +401,12 @@ def test_losses_are_given_float32_whatever_the_student_computes_in(data):
             seen.extend([teacher.dtype, student.dtype])
             return super().pair_loss(index, teacher, student)
 
-    def watching(teacher, student):
+    def looking(teacher, student):
         seen.extend([teacher.dtype, student.dtype])
         return squared(teacher, student)
 
     student = cast_model(network(), "mixed_bfloat16")
-    made = Distiller(student, network(6, seed=1), [Watching, watching])
+    made = Distiller(student, network(6, seed=1), [Watching, looking])
     made.compile("sgd")
     assert np.isfinite(made.fit(*data, verbose=0).history["loss"][0])
     assert len(seen) >= 4
