@@ -6,7 +6,7 @@ import csv
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -127,21 +127,22 @@ class _Progress(keras.callbacks.Callback):
     def __init__(self, epochs: int, steps: int) -> None:
         super().__init__()
         self._epochs, self._steps = epochs, steps
-        self._bar: Iterator | None = None
+        self._bar: Generator | None = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._started = time.perf_counter()
         if sys.stdout.isatty():
             what = f"epoch {epoch + 1} of {self._epochs}"
-            self._bar = iter(progress(range(self._steps), what))
+            self._bar = _stepwise(self._steps, what)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._ended = time.perf_counter()
         if self._bar is not None:
             next(self._bar, None)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.close()
-        seconds = time.perf_counter() - self._started
+        seconds = self._ended - self._started  # Validation is not part of it.
         values = " - ".join(f"{name}: {value:.4f}" for name, value in logs.items())
         logger.info(
             "epoch %d of %d - %.0f s - %.0f ms/step - %s",
@@ -155,8 +156,13 @@ class _Progress(keras.callbacks.Callback):
     def close(self) -> None:
         """Takes the bar off the terminal."""
         if self._bar is not None:
-            self._bar.close()  # type: ignore[attr-defined]
+            self._bar.close()
             self._bar = None
+
+
+def _stepwise(steps: int, what: str) -> Generator:
+    """A bar of progress that moves on each `next`."""
+    yield from progress(range(steps), what)
 
 
 class _StopOnNaN(keras.callbacks.Callback):
