@@ -255,7 +255,7 @@ def test_soft_labels_stay_with_their_pixels_under_shuffling(split):
 
 def test_soft_labels_of_other_data_are_refused(split):
     for count in (COUNT - 1, 2 * COUNT):
-        with pytest.raises(ValueError, match=f"of the 50 train.* {count}; store"):
+        with pytest.raises(ValueError, match=f"of the 50 train.*.{count}, 4.; store"):
             training_batches(
                 split, 16, epochs=1, seed=0, soft_labels=np.zeros((1, count, 4))
             )
