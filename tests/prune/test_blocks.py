@@ -47,13 +47,13 @@ def test_blocks_are_branches_that_nothing_else_uses(model):
     found = {block.name: set(block.layers) for block in find_blocks(model)}
     assert list(found)[:2] == ["one", "two"] and len(found) == 3
     assert {"one_a", "one_norm", "one_b"} < found["one"]
-    assert "gate" in found["tf.__operators__.add"]
+    assert "gate" in found[list(found)[2]]  # A plain plus, which Keras numbers.
     names = [block.name for block in find_blocks(build_model("resnet8"))]
     assert len(names) == 1  # The other two change their width.
 
 
 def test_a_removed_block_is_as_if_its_branch_gave_zero(model, images):
-    pruned = remove_blocks(model, ["two", "tf.__operators__.add"])
+    pruned = remove_blocks(model, ["two", find_blocks(model)[2].name])
     silent = keras.models.clone_model(model)
     silent.set_weights(model.get_weights())
     for name in ("two_b", "gate"):
