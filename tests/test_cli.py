@@ -198,6 +198,7 @@ def test_each_role_stands_for_its_stages(role, stages):
     assert {name for name in recipe.stages if wanted(recipe, name)} == stages
 
 
+@pytest.mark.slow
 def test_a_script_runs_its_stage_and_what_that_needs(tmp_path):
     script = pathlib.Path(QUICKSTART).parents[1] / "scripts" / "train_student.py"
     subprocess.run(

@@ -196,6 +196,7 @@ def test_training_quantization_aware_keeps_clusters_only_if_told_to(
     assert accuracy(cqat, data) > 0.9
 
 
+@pytest.mark.slow
 def test_clusters_and_zeros_are_kept_together(sparse, pcqat, data):
     shares = {
         name: np.mean(sparse.get_layer(name).kernel.numpy() == 0)
@@ -212,6 +213,7 @@ def test_clusters_and_zeros_are_kept_together(sparse, pcqat, data):
     assert accuracy(pcqat, data) > 0.9
 
 
+@pytest.mark.slow
 def test_a_reloaded_model_is_bit_equal_and_trains_on(tmp_path, pcqat, data):
     save_quantized(pcqat, tmp_path)
     plan = read_plan(tmp_path)

@@ -114,6 +114,7 @@ def test_both_trainings_are_made_and_recorded(given, tmp_path, monkeypatch):
     assert history[0] != history[1]
 
 
+@pytest.mark.slow
 def test_the_files_are_made_with_the_images_of_the_attempt_that_was_chosen(
     given, tmp_path, monkeypatch
 ):

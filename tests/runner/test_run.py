@@ -200,6 +200,7 @@ def files_outside(folder, node):
     ]
 
 
+@pytest.mark.slow
 def test_files_of_a_shared_model_are_measured_once(tmp_path):
     content = yaml.safe_load(RECIPE)
     content["data"] = {"dataset": "shapes", "train_images": 100, "test_images": 50}
@@ -403,6 +404,7 @@ def test_a_stages_layers_can_be_trained_from_the_start(finished):
     assert not np.allclose(kernels["anew"], kernels["other"], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_target_of_bytes_is_met_by_the_exported_file(finished):
     content = yaml.safe_load(RECIPE)
     content["stages"]["light"] = {
@@ -503,6 +505,7 @@ def test_more_calibration_images_than_there_are_are_refused_at_once(tmp_path):
         runner.preview(parse_recipe(content), tmp_path)
 
 
+@pytest.mark.slow
 def test_blocks_are_removed_and_groups_are_measured(tmp_path):
     content = yaml.safe_load(RECIPE)
     training = content["stages"]["alone"]["training"]
