@@ -150,7 +150,9 @@ def test_what_is_shown_at_the_top_is_copied_from_the_stages(finished, caplog):
     for stage in ("measured", "page"):
         record = json.loads((finished / stage / "record.json").read_text())
         shown |= {name: stage for name in record["published"]}
-    assert {"metrics.json", "model_int8.tflite", "report.md"} <= set(shown)
+    assert {"metrics.json", "model_int8.tflite", "report.md", "report.html"} <= set(
+        shown
+    )
     for name, stage in shown.items():
         content = (finished / name).read_bytes()
         assert content == (finished / stage / name).read_bytes(), name
