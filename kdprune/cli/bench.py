@@ -193,12 +193,12 @@ def _measure_on_phone(options):
         phone.check_phone_files(options.files)
         print(_what_to_run(options, settings))
         return None
-    phone = phone.describe_phone()
+    found = phone.describe_phone()
     content = {
-        "phone": phone,
+        "phone": found,
         "results": phone.run_on_phone(options.files, options.resolvers, **settings),
     }
-    print(f"{phone['model']} ({phone['soc']}), Android {phone['android']}")
+    print(f"{found['model']} ({found['soc']}), Android {found['android']}")
     print(_results(content))
     return content
 

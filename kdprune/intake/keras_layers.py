@@ -256,7 +256,8 @@ def _object(key: str, value: Any, table: dict[str, type]) -> Any:
     config = value.get("config") or {}
     if not isinstance(config, dict):
         raise Unsupported(f"the {key} has settings that are not named")
-    known = set(inspect.signature(kind.__init__).parameters)
+    # The class's own signature would be that of `__new__`, which takes anything.
+    known = set(inspect.signature(kind.__init__).parameters)  # type: ignore[misc]
     settings = {}
     for name, item in config.items():
         if name in known:
