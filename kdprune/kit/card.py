@@ -1,7 +1,11 @@
 """The model card: what the model is, how well it does, and how to use it."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kdprune.kit import snippets
 
@@ -41,38 +45,38 @@ class Facts:
 
     name: str
     version: str
-    classes: tuple
+    classes: tuple[str, ...]
     array: str
-    ends: dict
-    sizes: dict
+    ends: dict[str, dict[str, Any]]
+    sizes: dict[str, int]
     flash: int
     arena: int | None
     refusal: str | None
     golden: int
     deviation: int
-    metrics: dict
+    metrics: dict[str, Any]
 
     @property
-    def image_shape(self):
+    def image_shape(self) -> tuple[int, int, int]:
         """`(height, width, channels)`."""
         return tuple(self.ends["int8"]["input"]["shape"][1:])
 
     @property
-    def float_layers(self):
+    def float_layers(self) -> list[str]:
         """Names of the layers that do not compute in integers."""
         rows = self.ends["int8"]["float_ops"]
         names = [row["layer"] for row in rows if "QUANTIZE" not in row["op"]]
         return list(dict.fromkeys(map(str, names)))
 
     @property
-    def flagship(self):
+    def flagship(self) -> dict[str, Any]:
         """The entry of `metrics` that the int8 file was measured as, or {}."""
         name = self.metrics.get("flagship")
         entries = self.metrics.get("models", [])
         return next((e for e in entries if name and e.get("name") == name), {})
 
 
-def write_card(facts):
+def write_card(facts: Facts) -> str:
     """Writes `MODEL_CARD.md`.
 
     Args:
@@ -93,7 +97,7 @@ def write_card(facts):
         _files_table(facts),
         "## Input and output",
         _ends_table(facts),
-        "A pixel's byte stands for the value byte / 255: no mean, no deviation. Scores "
+        "A pixel's byte stands for byte / 255, without mean and deviation. Scores "
         "are probabilities in steps of 1/256.",
         "## Operators",
         *_describe_operators(facts),
@@ -112,12 +116,12 @@ def write_card(facts):
     return "\n\n".join(parts) + "\n"
 
 
-def escape(text):
+def escape(text: object) -> str:
     """Text that Markdown shows as it is."""
     return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", str(text))
 
 
-def table(header, rows):
+def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
@@ -127,7 +131,7 @@ def _describe_computing(facts):
     if not facts.float_layers:
         return "It computes in 8-bit integers throughout."
     return (
-        "It computes in 8-bit integers, but for layers that lost too much by it, in "
+        "It computes in 8-bit integers, except for its most sensitive layers, in "
         f"float: {escape(', '.join(facts.float_layers))}."
     )
 
@@ -173,14 +177,13 @@ def _describe_operators(facts):
         peak = facts.ends[dtype]["peak_activation_bytes"]
         header = ("operator", "type", "number", "GPU delegate", "TFLite Micro")
         parts += [
-            f"`model_{dtype}.tflite`, which holds at least {peak:,} bytes of "
-            "activations at once:",
+            f"`model_{dtype}.tflite`, peak activation memory {peak:,} bytes:",
             table(header, rows),
         ]
     note = (
-        "By the operators' names and types, as the sources of both list them. The GPU "
-        "delegate takes 8-bit types where quantized inference is enabled; what it does "
-        "not take runs on the CPU."
+        "Support by operator name and type, as listed in the sources of both. The GPU "
+        "delegate runs 8-bit types if quantized inference is enabled; what it does not "
+        "support runs on the CPU."
     )
     return [*parts, note]
 
@@ -251,8 +254,9 @@ def _describe_memory(facts):
 def _known_limits(facts):
     height, width, _ = facts.image_shape
     limits = [
-        f"Every image gets one of the {len(facts.classes)} classes, whatever it shows.",
-        f"Images are seen at {height} x {width} pixels: show them whole and upright.",
+        f"Every image is assigned one of the {len(facts.classes)} classes, whatever it "
+        "shows.",
+        f"Images are scaled to {height} x {width} pixels: pass them whole and upright.",
         "The accuracy is that of images like those it was trained on; other cameras, "
         "light and subjects lower it.",
         "Processors round differently: scores of the default and of the reference "

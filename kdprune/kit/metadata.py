@@ -105,7 +105,9 @@ def add_metadata(
 def _describe_image(channels: int) -> _Table:
     color = _COLOR_SPACES.get(channels, 0)
     normalization = _table(
-        "NormalizationOptions", mean=np.float32([0]), std=np.float32([255])
+        "NormalizationOptions",
+        mean=np.array([0], np.float32),
+        std=np.array([255], np.float32),
     )
     return _table(
         "TensorMetadata",
@@ -119,7 +121,9 @@ def _describe_image(channels: int) -> _Table:
         process_units=[
             _table("ProcessUnit", options_type=_NORMALIZATION, options=normalization)
         ],
-        stats=_table("Stats", max=np.float32([1]), min=np.float32([0])),
+        stats=_table(
+            "Stats", max=np.array([1], np.float32), min=np.array([0], np.float32)
+        ),
     )
 
 
@@ -139,7 +143,9 @@ def _describe_scores(classes: int) -> _Table:
             properties_type=_FEATURE_PROPERTIES,
             properties=_table("FeatureProperties"),
         ),
-        stats=_table("Stats", max=np.float32([1]), min=np.float32([0])),
+        stats=_table(
+            "Stats", max=np.array([1], np.float32), min=np.array([0], np.float32)
+        ),
         associated_files=[labels],
     )
 
@@ -169,15 +175,15 @@ def _write(builder: flatbuffers.Builder, value: Any) -> int:
             builder.PrependUOffsetTRelative(place)
         return builder.EndVector()
     # Whatever a table refers to is written before it; numbers are within it.
-    places = {
+    written = {
         field: _write(builder, part)
         for field, part in value.items()
         if not isinstance(part, int)
     }
     builder.StartObject(max(value, default=-1) + 1)
     for field, part in value.items():
-        if field in places:
-            builder.PrependUOffsetTRelativeSlot(field, places[field], 0)
+        if field in written:
+            builder.PrependUOffsetTRelativeSlot(field, written[field], 0)
         else:
             builder.PrependUint8Slot(field, part, 0)
     return builder.EndObject()

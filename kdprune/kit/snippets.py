@@ -1,7 +1,14 @@
 """Code for the model card, with one model's names, shapes and types."""
 
+from __future__ import annotations
+
 import math
 import string
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdprune.kit.card import Facts
 
 # Names of TFLite Micro's `Add…` methods that do not follow from the operator's.
 _MICRO_NAMES = {"BATCH_MATMUL": "BatchMatMul", "PADV2": "PadV2", "CUMSUM": "CumSum"}
@@ -131,7 +138,7 @@ int Classify(const uint8_t* pixels) {
 """
 
 
-def write_snippets(facts):
+def write_snippets(facts: Facts) -> list[str]:
     """Writes the card's sections on Android, Python and microcontrollers.
 
     Args:
@@ -156,12 +163,12 @@ def write_snippets(facts):
     return parts
 
 
-def fence(language, code):
+def fence(language: str, code: str) -> str:
     """Code as a Markdown block."""
     return f"```{language}\n{code.strip()}\n```"
 
 
-def micro_ops(names):
+def micro_ops(names: Iterable[str]) -> list[str]:
     """TFLite Micro's methods that add these operators: CONV_2D to AddConv2D."""
     return [
         "Add" + _MICRO_NAMES.get(name, "".join(map(_capital, name.split("_"))))
@@ -169,24 +176,24 @@ def micro_ops(names):
     ]
 
 
-def _capital(part):
+def _capital(part: str) -> str:
     return part if part[0].isdigit() else part.capitalize()
 
 
-def _fill(language, template, values):
+def _fill(language: str, template: str, values: dict[str, Any]) -> str:
     return fence(language, string.Template(template).substitute(values))
 
 
-def _values(facts):
+def _values(facts: Facts) -> dict[str, Any]:
     height, width, channels = facts.image_shape
     source, target = (facts.ends["uint8"][end] for end in ("input", "output"))
     adds = micro_ops(sorted(facts.ends["int8"]["ops"]))
     if facts.arena is None:
         arena = 256 * 1024
-        note = "A guess: interpreter.arena_used_bytes() tells what is needed."
+        note = "An estimate: interpreter.arena_used_bytes() returns what is needed."
     else:
         arena = math.ceil(1.1 * facts.arena / 1024) * 1024
-        note = f"{facts.arena:,} bytes were used on a 64-bit machine; a tenth to spare."
+        note = f"{facts.arena:,} bytes were used on a 64-bit machine; 10 % are added."
     return {
         "best": min(3, len(facts.classes)),
         "height": height,

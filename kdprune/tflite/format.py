@@ -390,7 +390,8 @@ def _pack_tree(model: Any) -> bytes:
 def _extract_op(model: Any, data: bytes, cut: Cut) -> bytes:
     main = model.subgraphs[0]
     op = main.operators[cut.number]
-    tensors, buffers, places = [], [schema.BufferT()], {-1: -1}
+    tensors: list[Any] = []
+    buffers, places = [schema.BufferT()], {-1: -1}
     for index in dict.fromkeys((*op.inputs, *op.outputs)):
         if index == -1:
             continue

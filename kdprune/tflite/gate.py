@@ -1,9 +1,15 @@
-"""The export gate: what a `.tflite` file has to prove before it is handed over."""
+"""The export gate: the checks that a `.tflite` file passes before it is exported."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
+from kdprune.tflite.format import File
 from kdprune.tflite.inspection import float_layers_of, inspect_tflite
 
 # Of [0, 1] data, by type: the zero point, and the scales of input and output.
@@ -19,16 +25,16 @@ _STRICT = 0.4
 
 
 def check_tflite(
-    data,
-    keras_scores,
-    tflite_scores,
-    labels,
+    data: File,
+    keras_scores: ArrayLike,
+    tflite_scores: ArrayLike,
+    labels: ArrayLike,
     *,
-    max_disagreement=0.05,
-    max_drop=0.02,
-    float_layers=(),
-    strict=False,
-):
+    max_disagreement: float = 0.05,
+    max_drop: float = 0.02,
+    float_layers: Sequence[str] = (),
+    strict: bool = False,
+) -> dict[str, Any]:
     """Refuses a `.tflite` file that does not do what its Keras model does.
 
     A file that takes integers must compute in them throughout (Quantize between
@@ -40,7 +46,7 @@ def check_tflite(
 
     The drop is an estimate from some images, so the gate judges a bound: it fails a
     file that *surely* loses more than the limit, with the whole one-sided 95 %
-    interval beyond it. On 5,000 images of which 2.5 % are classified otherwise the
+    interval beyond it. On 5,000 images with a disagreement of 2.5 % the
     bound lies 0.37 points below the measured drop: with `max_drop=0.01`, a measured
     drop of 1.4 points fails and one of 1.3 does not. The gate finds broken
     conversions and does not call an honest file broken for chance; who needs proof
@@ -94,7 +100,11 @@ def check_tflite(
     return figures
 
 
-def compare_kernels(keras_scores, scores, max_disagreement=0.05):
+def compare_kernels(
+    keras_scores: NDArray,
+    scores: Mapping[str, NDArray],
+    max_disagreement: float = 0.05,
+) -> dict[str, dict[str, Any]]:
     """How far a file's scores are from its Keras model's, on several kernels.
 
     Args:
@@ -109,7 +119,7 @@ def compare_kernels(keras_scores, scores, max_disagreement=0.05):
         (of a probability): JSON-able.
 
     Raises:
-        ValueError: If some kernels answer otherwise, with their name.
+        ValueError: If the disagreement of some kernels is larger, with their name.
     """
     found = {}
     for kernels, given in scores.items():
@@ -125,12 +135,14 @@ def compare_kernels(keras_scores, scores, max_disagreement=0.05):
             raise ValueError(
                 f"on the {kernels} kernels the .tflite file and its Keras model "
                 f"disagree on {differ:.1%} of {len(given)} images (limit {limit:.1%}): "
-                "the file is not fit for devices that use them"
+                "do not ship it to devices that use them"
             )
     return found
 
 
-def paired_drop(keras_scores, tflite_scores, labels):
+def paired_drop(
+    keras_scores: ArrayLike, tflite_scores: ArrayLike, labels: ArrayLike
+) -> dict[str, Any]:
     """The accuracy a file loses against its model, on the same images.
 
     Args:
@@ -183,7 +195,7 @@ def paired_drop(keras_scores, tflite_scores, labels):
     }
 
 
-def images_to_prove(max_drop):
+def images_to_prove(max_drop: float) -> int:
     """The fewest images on which a file can be proven to lose no more than a limit.
 
     That is `paired_drop`'s `drop_bound` where every image is classified as before,
@@ -198,12 +210,12 @@ def images_to_prove(max_drop):
     return max(1, math.ceil(_ONE_SIDED_95 * 2**0.5 / max_drop - 2))
 
 
-def _by_chance(share, n):
+def _by_chance(share: float, n: int) -> float:
     """The share that n images show at most, 19 times of 20, if it is `share` of all."""
     return share + _ONE_SIDED_95 * (share * (1 - share) / n) ** 0.5
 
 
-def _check_integers(figures, float_layers):
+def _check_integers(figures: dict[str, Any], float_layers: Sequence[str]) -> list[str]:
     """Refuses floats that were not asked for; returns the layers that are in float."""
     dtype = figures["input"]["dtype"]
     if dtype not in _INTEGERS:
@@ -213,7 +225,7 @@ def _check_integers(figures, float_layers):
         op = others[0]
         asked = f" beside {', '.join(float_layers)}" if float_layers else ""
         raise ValueError(
-            f"{len(others)} op(s) of the {dtype} file work in float{asked}, first "
+            f"{len(others)} op(s) of the {dtype} file compute in float{asked}, first "
             f"{op['op']} ({op['tensor']}): replace the layer by one that {dtype} "
             "supports"
         )

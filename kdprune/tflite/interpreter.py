@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from ai_edge_litert import interpreter as litert
+from ai_edge_litert.interpreter import Interpreter
 
 from kdprune._io import first_line
 from kdprune.tflite.format import File, parse_graphs, prefix, read_content
-
-Interpreter = litert.Interpreter
 
 # Kernels: the default on devices, optimized ones without a delegate, plain loops.
 RESOLVERS = {

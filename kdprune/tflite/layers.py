@@ -1,15 +1,20 @@
-"""Which layers suffer from 8 bits: each one's error, ranges and saturation."""
+"""The error of each layer in 8 bits, its ranges and saturation."""
+
+from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdprune.tflite.format import read_tflite, set_constants
 from kdprune.tflite.interpreter import open_interpreter
 from kdprune.tflite.names import layers_of
 
 
-def compare_layers(content, images):
+def compare_layers(content: bytes, images: Iterable[NDArray]) -> list[dict[str, Any]]:
     """Measures every operator's integer output against its float output.
 
     Both get the same input, the integer one's, so that each error is the
@@ -23,13 +28,13 @@ def compare_layers(content, images):
         List of dicts, one for each operator in the order of execution: `layer`
         (Keras layer), `op`, `tensor`;
         `sqnr_db`: mean square of the float output over that of the error, in
-        decibels, None without an error: below about 20 a layer is to blame;
+        decibels, None without an error: below about 20 a layer is sensitive;
         `rmse` and `rmse_over_scale`: the error's root mean square, and the same in
         steps: 0.29 for plain rounding, more where values are clipped or weights
         too coarse;
-        `low`, `high`: the real values that the integers span;
-        `seen_low`, `seen_high`: the extremes of the float output;
-        `saturation`: share of values more than half a step beyond the span;
+        `low`, `high`: the quantized range, the real values that the integers cover;
+        `seen_low`, `seen_high`: the observed range of the float output;
+        `saturation`: share of values more than half a step outside that range;
         `weight_low`, `weight_high`, `weight_sqnr_db`: of the weights (with what
         was folded into them), None for an operator without;
         `channel_errors`: mean error (float minus integer) of each channel, over
@@ -55,8 +60,8 @@ def compare_layers(content, images):
     return [pair.figures() for pair in pairs]
 
 
-def sensitive_layers(report, count):
-    """The layers with the lowest SQNR, worst first.
+def sensitive_layers(report: list[dict[str, Any]], count: int) -> list[str]:
+    """The most sensitive layers: those of the lowest SQNR, worst first.
 
     Args:
         report: What `layer_report` returned.
@@ -70,7 +75,7 @@ def sensitive_layers(report, count):
     return list(dict.fromkeys(names))[:count]
 
 
-def correct_biases(content, report):
+def correct_biases(content: bytes, report: list[dict[str, Any]]) -> bytes:
     """Adds each channel's mean error to its bias, in an int8 file.
 
     Rounded weights shift a layer's mean; the shift is known, and the bias free.
@@ -95,8 +100,8 @@ def correct_biases(content, report):
     buffers = Counter(graph.tensors[index].buffer for index in biases.values())
     corrected = {}
     for row in report:
-        index = biases.get(row["tensor"])
-        if index is None or buffers[graph.tensors[index].buffer] > 1:
+        index = biases.get(row["tensor"], -1)
+        if index < 0 or buffers[graph.tensors[index].buffer] > 1:
             continue
         bias = graph.tensors[index]
         steps = np.asarray(row["channel_errors"]) / bias.scale

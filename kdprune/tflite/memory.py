@@ -91,9 +91,11 @@ def _peak(
         for key in step.inputs:
             last[holder.get(key, key)] = moment
         for key in step.outputs:
-            source = step.inputs[0] if step.inputs else None
-            alone = source is not None and uses[source] == 1
-            if step.place == "view" or (step.place == "in_place" and alone):
+            if step.place == "new":
+                first[key] = last[key] = moment
+                continue
+            source = step.inputs[0]
+            if step.place == "view" or uses[source] == 1:
                 holder[key] = holder.get(source, source)
             else:
                 first[key] = last[key] = moment

@@ -184,8 +184,8 @@ def test_the_gate_refuses_a_layer_in_float_that_was_not_asked_for(run, dataset):
 
     assert check(asked)["float_layers"] == asked
     for names, message in (
-        ((), "2 op.s. of the int8 file work in float, first CONV_2D .*hard"),
-        (["hard"], "1 op.s. of the int8 file work in float beside hard, .*last"),
+        ((), "2 op.s. of the int8 file compute in float, first CONV_2D .*hard"),
+        (["hard"], "1 op.s. of the int8 file compute in float beside hard, .*last"),
         (["logits"], "2 op.s. .* beside logits, first CONV_2D"),
     ):
         with pytest.raises(ValueError, match=message):

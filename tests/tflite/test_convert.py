@@ -330,7 +330,7 @@ def test_the_gate_names_an_op_left_in_float(data):
     content = convert_tflite(model, "int8")
     scores = np.eye(4)[data[1]]
     with pytest.raises(
-        ValueError, match=r"work in float, first FULLY_CONNECTED \(.*swishing"
+        ValueError, match=r"compute in float, first FULLY_CONNECTED \(.*swishing"
     ):
         check_tflite(content, scores, scores, data[1])
 
@@ -393,7 +393,9 @@ def test_a_file_of_16_bits_is_held_to_integers_as_well(data):
         return check_tflite(content, scores, scores, data[1])
 
     assert check(sixteen_bits(ending("relu"), images))["float_layers"] == []
-    message = r"1 op\(s\) of the int16 file work in float, first ELU .*int16 supports"
+    message = (
+        r"1 op\(s\) of the int16 file compute in float, first ELU .*int16 supports"
+    )
     with pytest.raises(ValueError, match=message):
         check(sixteen_bits(ending("elu"), images))
     # Without a white image the scale is that of the images.
