@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -266,6 +267,9 @@ class Distiller(keras.Model):
                 line = targets.explain(str(error), self._classes)
                 if targets.PROBABILITIES in str(error):
                     line = _without_softmax("a model or the stored labels")
+                failed = re.search(r"\n([^\n]+)\n\s*\[\[\{\{node", str(error))
+                if line is None and failed is not None:
+                    raise ValueError(f"a step failed: {failed[1]}") from error
                 if line is not None:
                     raise ValueError(line) from None
             traced = isinstance(error, ValueError | TypeError)
