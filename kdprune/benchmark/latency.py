@@ -118,7 +118,8 @@ def time_in_turns(calls, *, runs=200, warmup=20, seconds=SECONDS, settle=False):
     for call in calls:
         for _ in range(warmup):
             call()
-    timings, turn_runs = [[] for _ in calls], max(math.ceil(runs / TURNS), TURN_RUNS)
+    timings: list[list] = [[] for _ in calls]
+    turn_runs = max(math.ceil(runs / TURNS), TURN_RUNS)
     for turn in range(MOST_TURNS if settle else TURNS):
         if turn >= TURNS and all(summarize(turns)["settled"] for turns in timings):
             break
@@ -130,7 +131,7 @@ def time_in_turns(calls, *, runs=200, warmup=20, seconds=SECONDS, settle=False):
 def _take_turn(call, runs, seconds):
     for _ in range(REFRESH):
         call()
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < runs or time.perf_counter() < end:
         start = time.perf_counter()
@@ -173,7 +174,7 @@ def add_ratios(entries):
             took more turns than the other the first of them are compared. Both are
             `None` where a program rounded the first one's time to 0.
     """
-    first = {}
+    first: dict = {}
     for entry in entries:
         base = first.setdefault(entry["resolver"], entry)["turns_ms"]
         entry["ratio"] = entry["ratio_interval"] = None

@@ -262,7 +262,7 @@ def _read_log(text, path):
     delegate = {"1": "xnnpack", "0": "builtin"}
     return {
         "file": PurePosixPath(parameters.get("Graph", str(path))).name,
-        "resolver": delegate.get(parameters.get("Use xnnpack"), "benchmark_model"),
+        "resolver": delegate.get(parameters.get("Use xnnpack", ""), "benchmark_model"),
         "threads": None if threads is None else int(threads),
         "tool": "benchmark_model",
         "runs": int(runs),
@@ -276,7 +276,8 @@ def _read_log(text, path):
 
 def _read_ops(profile):
     """Reads the tables of operators: the graph's, then that of a delegate's own."""
-    ops, tables = [], _TABLE.findall(profile.partition(_PROFILE)[2])
+    ops: list[dict] = []
+    tables = _TABLE.findall(profile.partition(_PROFILE)[2])
     for table in tables:
         head, *rows = (re.split(r"\s*\t\s*", line) for line in table.split("\n"))
         head = [column.strip("[]") for column in head]
@@ -292,7 +293,7 @@ def _read_ops(profile):
 
 def _merge(results):
     """Makes one entry of the turns of each file."""
-    turns = {}
+    turns: dict[tuple, list] = {}
     for result in results:
         key = (result["file"], result["resolver"], result["threads"])
         turns.setdefault(key, []).append(result)

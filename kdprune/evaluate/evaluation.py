@@ -71,7 +71,7 @@ def evaluate_model(
     )
     result = score(scores, labels)
     on_runtime = description["format"] == "tflite"
-    timing = {}
+    timing: dict = {}
     if latency and path is not None and on_runtime:
         timing = measure_latency(path, threads=threads, resolver=resolver) or {}
     entry = {
