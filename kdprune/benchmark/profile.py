@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 
 from kdprune._io import first_line
 from kdprune.benchmark.latency import summarize, time_in_turns
-from kdprune.tflite.format import Cut, File, extract_ops, one_relu, read_graphs
+from kdprune.tflite.format import (
+    Cut,
+    File,
+    extract_ops,
+    one_relu,
+    prefix,
+    read_graphs,
+)
 from kdprune.tflite.interpreter import (
     Interpreter,
     feed_random,
@@ -138,8 +145,8 @@ def cut_ops(path: File) -> list[CutOp]:
     stateful = any(tensor.variable for tensor in graph.tensors)
     if len(graphs) > 1 or stateful:
         raise ValueError(
-            f"{path}: a profile needs one graph without loops, branches or state. "
-            f"Received: {len(graphs)} graph(s){', with state' * stateful}"
+            f"{prefix(path)}a profile needs one graph without loops, branches or "
+            f"state. Received: {len(graphs)} graph(s){', with state' * stateful}"
         )
     interpreter = open_interpreter(path, "builtin", keep_all=True)
     feed_random(interpreter)

@@ -95,6 +95,7 @@ def convert_tflite(
         if range_method == "minmax" and not float_layers and not correct_bias:
             _set_precision(converter, dtype, images)
             return converter.convert()
+        assert images is not None  # Checked above: these choices need images.
         calibrated = calibrate(converter, images, range_method)
     check_float_layers(calibrated, float_layers)
     with _converting(model, dtype):

@@ -44,6 +44,14 @@ _NUMPY_TYPES = (
 ).split()
 _BITS = {"int4": 4, "int64": 64, "float64": 64, "int16": 16, "float16": 16}
 _BITS |= {"int8": 8, "uint8": 8, "bool": 8}  # All others: 32.
+# The zero points that a type has; wider ones are symmetric.
+_ZERO_POINTS = {
+    "int4": (-8, 7),
+    "int8": (-128, 127),
+    "uint8": (0, 255),
+    "int16": (-(2**15), 2**15 - 1),
+    "int32": (-(2**31), 2**31 - 1),
+}
 # What reading outside of a buffer, or nonsense inside it, raises.
 _DAMAGE = (
     struct.error,
@@ -588,19 +596,37 @@ def _parse_tensor(tensor: Any, buffers: list[NDArray]) -> Tensor:
     if len(raw):
         data = _constant(raw, dtype, shape, tensor.Sparsity() is not None)
     noted = tensor.Quantization()
+    scale = _values(noted.ScaleAsNumpy() if noted else 0)
+    zero_point = _values(noted.ZeroPointAsNumpy() if noted else 0)
+    _check_quantization(dtype, scale, zero_point)
     return Tensor(
         name=(tensor.Name() or b"").decode("utf-8", "replace"),
         shape=shape,
         dtype=dtype,
         data=data,
-        scale=_values(noted.ScaleAsNumpy() if noted else 0),
-        zero_point=_values(noted.ZeroPointAsNumpy() if noted else 0),
+        scale=scale,
+        zero_point=zero_point,
         axis=noted.QuantizedDimension() if noted else 0,
         low=_values(noted.MinAsNumpy() if noted else 0),
         high=_values(noted.MaxAsNumpy() if noted else 0),
         buffer=tensor.Buffer(),
         variable=bool(tensor.IsVariable()),
     )
+
+
+def _check_quantization(dtype: str, scale: NDArray, zero_point: NDArray) -> None:
+    """Refuses scales and zero points with which the runtime computes nonsense.
+
+    It does not look at them: a zero point outside its type reads outside of a table
+    and ends the process.
+    """
+    if not (np.isfinite(scale).all() and (scale > 0).all()):
+        raise ValueError("a scale is not a positive number")
+    limits = _ZERO_POINTS.get(dtype)
+    if limits and len(zero_point):
+        low, high = limits
+        if zero_point.min() < low or zero_point.max() > high:
+            raise ValueError(f"a zero point is outside {dtype}")
 
 
 def _constant(raw: NDArray, dtype: str, shape: tuple, sparse: bool) -> NDArray:

@@ -135,7 +135,8 @@ def _weighted_layers(graph: Graph) -> list[_Weighted]:
     for op in graph.ops:
         places = _WEIGHTED.get(op.name)
         weights = constant(op, places[0]) if places else None
-        if weights is None:  # no weights, or weights computed on the way
+        # No weights, or weights computed on the way.
+        if weights is None or places is None:
             continue
         name = layer_of_weights(weights.name) or op.name.lower()
         names[name] += 1
