@@ -56,7 +56,7 @@ canary: ## try the newest pre-releases of TensorFlow, Keras and tf_keras; never 
 	@$(MAKE) --no-print-directory VENV=$(VENV)-canary $(VENV)-canary/.test
 	-$(CANARY)/python -m pip install --quiet --upgrade --pre $(NEWEST)
 	@$(CANARY)/python -m pip list | grep -iE "^(tensorflow|keras|tf[-_]keras) "
-	-$(CANARY)/python -c "import kdprune.compress, kdprune.stages"
+	-$(CANARY)/python -c "import kdprune.stages, kdprune.tflite"
 	-$(CANARY)/python -m pytest -m "not slow and not soak" --override-ini filterwarnings= \
 	    $(WORKERS) $(CANARY_TESTS) $(ARGS)
 	@echo "canary: what failed above breaks with these versions"
