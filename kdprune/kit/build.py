@@ -19,7 +19,8 @@ from kdprune._io import first_line
 from kdprune.images import as_uint8
 from kdprune.kit import selftest
 from kdprune.kit.c_source import c_source
-from kdprune.kit.card import Facts, write_card
+from kdprune.kit.card import write_card
+from kdprune.kit.facts import Facts
 from kdprune.kit.golden import golden_images
 from kdprune.kit.metadata import LABELS, add_metadata
 from kdprune.kit.micro import measure_arena

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from kdprune.kit import snippets
+from kdprune.kit.facts import Facts
 
 _CLASSES_SHOWN = 50
 
@@ -20,60 +19,6 @@ _USES = {
     "golden.npz": "generated images and the scores they must get",
     "selftest.py": "checks every file and both models",
 }
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a card says of a model.
-
-    Attributes:
-        name: The model's name.
-        version: Its version.
-        classes: Names of the classes, in the order of the outputs.
-        array: The name of its C++ array.
-        ends: For "int8" and "uint8" what `inspect_tflite` returns, and in `input`
-            and `output` a `name`.
-        sizes: Bytes of each file of the kit.
-        flash: Bytes of the int8 model without metadata.
-        arena: Working memory on TFLite Micro in bytes, None if not measured.
-        refusal: Why TFLite Micro does not run it, None if it does.
-        golden: The number of golden images.
-        deviation: How much this machine's kernels differ from the reference
-            kernels on them, in steps of 1/256.
-        metrics: The content of `metrics.json`, or an empty dict.
-    """
-
-    name: str
-    version: str
-    classes: tuple[str, ...]
-    array: str
-    ends: dict[str, dict[str, Any]]
-    sizes: dict[str, int]
-    flash: int
-    arena: int | None
-    refusal: str | None
-    golden: int
-    deviation: int
-    metrics: dict[str, Any]
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """`(height, width, channels)`."""
-        return tuple(self.ends["int8"]["input"]["shape"][1:])
-
-    @property
-    def float_layers(self) -> list[str]:
-        """Names of the layers that do not compute in integers."""
-        rows = self.ends["int8"]["float_ops"]
-        names = [row["layer"] for row in rows if "QUANTIZE" not in row["op"]]
-        return list(dict.fromkeys(map(str, names)))
-
-    @property
-    def flagship(self) -> dict[str, Any]:
-        """The entry of `metrics` that the int8 file was measured as, or {}."""
-        name = self.metrics.get("flagship")
-        entries = self.metrics.get("models", [])
-        return next((e for e in entries if name and e.get("name") == name), {})
 
 
 def write_card(facts: Facts) -> str:

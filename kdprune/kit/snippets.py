@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import string
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from kdprune.kit.card import Facts
+from kdprune.kit.facts import Facts
 
 # Names of TFLite Micro's `Add…` methods that do not follow from the operator's.
 _MICRO_NAMES = {"BATCH_MATMUL": "BatchMatMul", "PADV2": "PadV2", "CUMSUM": "CumSum"}

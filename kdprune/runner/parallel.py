@@ -16,13 +16,11 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from kdprune._log import logger
+from kdprune.runner.folder import Run
 from kdprune.stages import Node
-
-if TYPE_CHECKING:
-    from kdprune.runner.run import Run
 
 # Begins the line in which a worker says what is wrong with its input.
 ERROR = "kdprune: "

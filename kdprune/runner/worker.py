@@ -11,8 +11,8 @@ import traceback
 from kdprune import _log
 from kdprune.config import parse_recipe
 from kdprune.runner.errors import explain
+from kdprune.runner.folder import Run
 from kdprune.runner.parallel import ERROR
-from kdprune.runner.run import Run
 
 
 def main() -> int:

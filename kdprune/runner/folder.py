@@ -1,0 +1,220 @@
+"""A run's folder: what of it is done, half done or to do, and doing it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import shutil
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from kdprune import _io, records
+from kdprune._log import logger
+from kdprune.config import Recipe
+from kdprune.config.plugins import sources_sha256
+from kdprune.runner.graph import plan
+from kdprune.stages import Node
+
+if TYPE_CHECKING:
+    from kdprune.data import Dataset
+
+_RECORD, _BEGUN = "record.json", "begun.json"
+
+
+@dataclasses.dataclass
+class Run:
+    """A recipe, where its results go, and where its data is.
+
+    Attributes:
+        recipe: The recipe.
+        folder: The run's folder; each node has a folder in it.
+        data_dir: Where the data set is, or None for its usual places.
+        command: What made the run, for the records.
+        reads_test: Whether the test images may be read: not by a dry run.
+    """
+
+    recipe: Recipe
+    folder: pathlib.Path
+    data_dir: str | None = None
+    command: str = ""
+    reads_test: bool = True
+
+    def __post_init__(self) -> None:
+        self.folder = pathlib.Path(self.folder)
+        self.nodes = plan(self.recipe)
+        self._records: dict[str, dict[str, Any]] = {}
+        self._asked: set[str] = set()
+
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        """The `data.Dataset` of the recipe, loaded once."""
+        from kdprune.data import load_dataset
+
+        settings = self.recipe.data
+        return load_dataset(
+            settings.dataset, data_dir=self.data_dir, **settings.loading()
+        )
+
+    @functools.cached_property
+    def plugins(self) -> dict[str, str]:
+        """The SHA-256 of each module that the recipe names."""
+        return sources_sha256(self.recipe.plugins)
+
+    def first_time(self, what: str) -> bool:
+        """Whether this is asked for the first time: for checks that cells share."""
+        first = what not in self._asked
+        self._asked.add(what)
+        return first
+
+    def record(self, node: Node) -> dict[str, Any] | None:
+        """The record of a node that is done with its present inputs, else None."""
+        if node.name not in self._records:
+            if not all(self.record(parent) for parent in node.all_parents()):
+                return None
+            record = _io.read_json(self.folder / node.name / _RECORD)
+            if not record or self._fingerprint(node) != record.get("fingerprint"):
+                return None
+            if not self._holds(node, record["outputs"]):
+                return None
+            self._records[node.name] = record
+        return self._records[node.name]
+
+    def output(self, node: Node, name: str) -> pathlib.Path:
+        """Where a file is that a node has handed on.
+
+        What is shown at the run's top was once written there, and nowhere else.
+        """
+        path = self.folder / node.name / name
+        return path if path.exists() else self.folder / name
+
+    def execute(self, node: Node) -> None:
+        """Runs a node's stage, unless that is done; resumes what was half done."""
+        if self.record(node):
+            self.skip(node)
+            return
+        fingerprint = self._fingerprint(node)
+        folder = self._prepare(node, fingerprint)
+        logger.info("\n== %s (%s) ==", node.name, node.kind)
+        started, clock = datetime.now(UTC), time.perf_counter()
+        from kdprune import training
+
+        # Names and random streams count up within a process: a stage must not
+        # depend on those that ran before it.
+        training.seed_everything(node.settings.own_seed)
+        result = node.settings.execute(self, node, folder)
+        record = {
+            "schema": records.SCHEMA,
+            "stage": node.stage,
+            "kind": node.kind,
+            "recipe": self.recipe.name,
+            "command": self.command,
+            "settings": node.settings.model_dump(mode="json", by_alias=True),
+            "fingerprint": fingerprint,
+            "inputs": self._inputs(node),
+            "outputs": records.describe_outputs(folder, result.outputs),
+            "published": dict(result.published),
+            "seed": node.settings.seed,
+            "data": self.dataset.description,
+            "versions": records.versions(),
+            "machine": records.machine(),
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": round(time.perf_counter() - clock, 1),
+            "results": result.figures,
+        }
+        self._publish(node, record)
+        _io.write_json(folder / _RECORD, record)
+        for checkpoints in folder.rglob("checkpoints"):
+            shutil.rmtree(checkpoints)
+        logger.info("%s: done in %.0f s", node.name, record["seconds"])
+
+    def skip(self, node: Node) -> None:
+        """Leaves a node that is done as it is; shows again what it has published."""
+        record = self.record(node)
+        assert record is not None  # It is done.
+        for name in self._publish(node, record):
+            logger.info("%s: %s was changed or missing, restored", node.name, name)
+        logger.info("%s: done, skipped", node.name)
+
+    def _publish(self, node: Node, record: dict[str, Any]) -> list[str]:
+        """Copies what a stage shows to the run's top; returns what was not there."""
+        copied = []
+        for name, output in record.get("published", {}).items():
+            target = self.folder / name
+            expected = record["outputs"][output]["sha256"]
+            if target.is_file() and _io.sha256(target) == expected:
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _io.writing(target) as partial:
+                shutil.copyfile(self.folder / node.name / output, partial)
+            copied.append(name)
+        return copied
+
+    def _fingerprint(self, node: Node) -> str:
+        """Hashes all that determines the result; not the machine."""
+        content = {
+            "schema": records.SCHEMA,
+            "settings": node.settings.hashed(),
+            "data": self.dataset.description["sha256"],
+            "inputs": self._inputs(node),
+            "files": [_io.sha256(pathlib.Path(path)) for path in node.settings.files()],
+            **node.settings.fingerprinted(self, node),
+        }
+        unlabelled = self.dataset.description.get("unlabelled_sha256")
+        if unlabelled and node.taught:
+            content["unlabelled"] = unlabelled
+        if self.plugins:
+            content["plugins"] = self.plugins
+        return records.fingerprint(content)
+
+    def _inputs(self, node: Node) -> dict[str, dict[str, str]]:
+        """The content that each parent handed on, by the parent's name."""
+        inputs = {}
+        for parent in node.all_parents():
+            record = self.record(parent)
+            outputs = record["outputs"] if record else {}
+            inputs[parent.name] = {name: o["sha256"] for name, o in outputs.items()}
+        return inputs
+
+    def _holds(self, node: Node, outputs: dict[str, Any]) -> bool:
+        """Whether a node's files are there and are what its record says."""
+        folder = self.folder / node.name
+        return all((folder / name).is_file() for name in outputs) and (
+            records.describe_outputs(folder, outputs) == outputs
+        )
+
+    def half_done(self, node: Node) -> bool:
+        """Whether a node was started with its present inputs and not ended."""
+        begun = _io.read_json(self.folder / node.name / _BEGUN) or {}
+        return begun.get("fingerprint") == self._fingerprint(node)
+
+    def _prepare(self, node: Node, fingerprint: str) -> pathlib.Path:
+        """The node's folder, emptied unless it was half done with these inputs."""
+        folder = self.folder / node.name
+        # Before files were named at random while they are written.
+        ours = {_BEGUN, f"{_BEGUN}.partial", _RECORD}
+        if folder.exists():
+            # Killed at its first file, a stage leaves nothing but a part of it.
+            remove_partial(folder.rglob("*"))
+            found = {path.name for path in folder.iterdir()}
+            if found and not found & ours:
+                raise ValueError(
+                    f"expected {folder} to be a stage's folder or empty, got a folder "
+                    "of other files; choose another --output"
+                )
+            # A stage that was complete has nothing to resume, whatever it lost.
+            if (folder / _RECORD).exists() or not self.half_done(node):
+                shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        _io.write_json(folder / _BEGUN, {"fingerprint": fingerprint})
+        return folder
+
+
+def remove_partial(paths: Iterable[pathlib.Path]) -> None:
+    """Removes what a killed process was writing, which is in no place yet."""
+    for path in list(paths):
+        hidden = path.name.startswith(".") and _io.PARTIAL in path.suffixes
+        if hidden and path.is_file():
+            path.unlink()
