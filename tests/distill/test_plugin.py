@@ -30,6 +30,7 @@ def recipe(tmp_path, monkeypatch):
     sys.modules.pop("own_parts", None)
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_by_losses_and_on_images_of_its_own(recipe, tmp_path, capsys):
     output = tmp_path / "run"
     assert cli.main(["run", str(recipe), "--output", str(output)]) == 0

@@ -44,8 +44,12 @@ def as_is(images, targets, batch=16):
 ROWS = np.eye(4, dtype=np.float32)
 
 
-@pytest.mark.parametrize("losses", [["kl"], ["dkd"]])
-@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    "losses", [["kl"], pytest.param(["dkd"], marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize(
+    "streamed", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     "form",
     [
@@ -245,7 +249,14 @@ def failures(data):
     }
 
 
-@pytest.mark.parametrize("kind", ["graph", "subclassed", "hint"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "graph",
+        pytest.param("subclassed", marks=pytest.mark.slow),
+        pytest.param("hint", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("failure", failures((np.zeros((64, 8, 8, 3)), LABELS)))
 def test_a_distiller_is_fitted_after_a_fit_that_failed(data, subclassed, kind, failure):
     if kind == "subclassed":

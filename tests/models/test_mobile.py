@@ -39,7 +39,7 @@ def test_no_activation_follows_a_projection():
         model.input,
         [model.get_layer("stem_relu").output, model.get_layer("block1_add").output],
     )
-    images = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
+    images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
     before, after = inner(images)
     assert np.array_equal(before, after)
 

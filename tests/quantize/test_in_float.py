@@ -19,6 +19,9 @@ from kdprune.stages.budget import _some_in_float
 from kdprune.stages.kit import _generate_shapes
 from kdprune.tflite import check_tflite, convert_tflite, inspect_tflite
 
+# Of a whole run; the budget's part is quick in test_conversion.
+pytestmark = pytest.mark.slow
+
 layers = keras.layers
 CHOSEN = "PTQ, minmax ranges, biases corrected, in float: hard"
 DATA = {"dataset": "folder", "test": 0.2, "validation": 0.4, "calibration": 40}

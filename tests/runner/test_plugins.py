@@ -51,6 +51,7 @@ def states(recipe, folder):
     return {name.split(" (")[0]: state for name, _, state in found}
 
 
+@pytest.mark.slow
 def test_it_is_run_by_the_command_with_workers_of_their_own(recipe, tmp_path, capsys):
     output = tmp_path / "run"
     arguments = ["run", str(recipe), "--output", str(output), "--jobs", "2"]
