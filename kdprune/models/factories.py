@@ -15,16 +15,13 @@ import numpy as np
 import tf_keras as keras
 
 from kdprune._registry import add, nearest
+from kdprune.models.blocks import INIT, conv_bn, depthwise
 from kdprune.models.mobile import bsconv_resnet, inverted_residual
 
 layers = keras.layers
 
 # Takes the tensor of images and arguments of its own, returns that of the features.
 Factory = Callable[..., Any]
-
-# He-normal is the initialization of the ResNet papers; Keras's default
-# (Glorot uniform) trains the deep stacks noticeably slower.
-_INIT = "he_normal"
 
 
 def build_model(
@@ -169,20 +166,6 @@ def article_student(images: Any) -> Any:
     return _article_cnn(images, (16, 32, 32), 32)
 
 
-def _conv_bn(x, filters, name, kernel=3, strides=1, activation="relu"):
-    x = layers.Conv2D(
-        filters,
-        kernel,
-        strides,
-        padding="same",
-        use_bias=False,
-        kernel_initializer=_INIT,
-        name=f"{name}_conv",
-    )(x)
-    x = layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(x)
-    return layers.Activation(activation, name=f"{name}_{activation}")(x)
-
-
 def resnet9(images: Any, width: int = 64) -> Any:
     """A strong, quick CIFAR teacher: eight convolutions, two residual pairs.
 
@@ -195,13 +178,13 @@ def resnet9(images: Any, width: int = 64) -> Any:
     """
 
     def residual(x, filters, name):
-        y = _conv_bn(x, filters, f"{name}a")
-        return layers.Add(name=f"{name}_add")([x, _conv_bn(y, filters, f"{name}b")])
+        y = conv_bn(x, filters, f"{name}a")
+        return layers.Add(name=f"{name}_add")([x, conv_bn(y, filters, f"{name}b")])
 
     def pooled(x, filters, name):
-        return layers.MaxPooling2D(name=f"{name}_pool")(_conv_bn(x, filters, name))
+        return layers.MaxPooling2D(name=f"{name}_pool")(conv_bn(x, filters, name))
 
-    x = _conv_bn(images, width, "stem")
+    x = conv_bn(images, width, "stem")
     x = residual(pooled(x, 2 * width, "stage1"), 2 * width, "residual1")
     x = pooled(x, 4 * width, "stage2")
     x = residual(pooled(x, 8 * width, "stage3"), 8 * width, "residual3")
@@ -226,7 +209,7 @@ def resnet(images: Any, depth: int = 8, filters: Sequence[int] = (16, 32, 64)) -
             f"depth must be 2 * {len(filters)} * blocks + 2 with blocks >= 1 for "
             f"{len(filters)} stages. Received: depth={depth}, filters={filters}"
         )
-    x = _conv_bn(images, filters[0], "stem")
+    x = conv_bn(images, filters[0], "stem")
     for stage, width in enumerate(filters):
         for block in range(blocks):
             strides = 2 if stage and not block else 1
@@ -240,15 +223,15 @@ def resnet8(images: Any) -> Any:
 
 
 def _basic_block(x, filters, strides, name):
-    y = _conv_bn(x, filters, f"{name}a", strides=strides)
-    y = _conv_bn(y, filters, f"{name}b", activation="linear")
+    y = conv_bn(x, filters, f"{name}a", strides=strides)
+    y = conv_bn(y, filters, f"{name}b", activation="linear")
     if strides > 1 or x.shape[-1] != filters:
         x = layers.Conv2D(
             filters,
             1,
             strides,
             padding="same",
-            kernel_initializer=_INIT,
+            kernel_initializer=INIT,
             name=f"{name}_shortcut",
         )(x)
     x = layers.Add(name=f"{name}_add")([x, y])
@@ -264,22 +247,15 @@ def dscnn(images: Any, width: int = 32, blocks: int = 4) -> Any:
         width: Channels of the first block; doubled where the map is halved.
         blocks: Depthwise-separable blocks; every second halves the map.
     """
-    x = _conv_bn(images, width, "stem", strides=2)
+    x = conv_bn(images, width, "stem", strides=2)
     for block in range(blocks):
         strides = 2 if block % 2 else 1
         width = width * strides
         name = f"block{block + 1}"
-        x = layers.DepthwiseConv2D(
-            3,
-            strides,
-            padding="same",
-            use_bias=False,
-            depthwise_initializer=_INIT,
-            name=f"{name}_depthwise",
-        )(x)
+        x = depthwise(x, strides, f"{name}_depthwise")
         x = layers.BatchNormalization(momentum=0.9, name=f"{name}_depthwise_bn")(x)
         x = layers.Activation("relu", name=f"{name}_depthwise_relu")(x)
-        x = _conv_bn(x, width, f"{name}_pointwise", kernel=1)
+        x = conv_bn(x, width, f"{name}_pointwise", kernel=1)
     return layers.GlobalAveragePooling2D(name="features")(x)
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import tf_keras as keras
 
-layers = keras.layers
+from kdprune.models.blocks import INIT, conv_bn, depthwise
 
-_INIT = "he_normal"
+layers = keras.layers
 
 # (output channels, expansion channels, stride) of each block.
 _BLOCKS = (
@@ -55,14 +55,14 @@ def inverted_residual(
         ValueError: If a block is not three positive whole numbers, its stride 1 or 2.
     """
     _check_blocks(blocks)
-    x = _conv_bn(images, stem, 3, 1, "stem")
+    x = conv_bn(images, stem, "stem")
     for index, (output, expansion, strides) in enumerate(blocks):
         name = f"block{index + 1}"
-        y = _conv_bn(x, expansion, 1, 1, f"{name}_expand")
-        y = _depthwise(y, strides, f"{name}_depthwise")
+        y = conv_bn(x, expansion, f"{name}_expand", kernel=1)
+        y = depthwise(y, strides, f"{name}_depthwise")
         y = _bn(y, f"{name}_depthwise")
         y = layers.Activation("relu", name=f"{name}_depthwise_relu")(y)
-        y = _conv_bn(y, output, 1, 1, f"{name}_project", activation=None)
+        y = conv_bn(y, output, f"{name}_project", kernel=1, activation=None)
         if strides == 1 and x.shape[-1] == output:
             y = layers.Add(name=f"{name}_add")([x, y])
         x = y
@@ -99,7 +99,7 @@ def bsconv_resnet(
             "filters must be positive whole numbers, one for each stage, and blocks "
             f"at least 1. Received: filters={filters!r}, blocks={blocks!r}"
         )
-    x = _conv_bn(images, filters[0], 3, 1, "stem")
+    x = conv_bn(images, filters[0], "stem")
     for stage, width in enumerate(filters):
         for block in range(blocks):
             strides = 2 if stage and not block else 1
@@ -112,50 +112,16 @@ def _bsconv_block(x: Any, width: int, strides: int, name: str) -> Any:
     y = layers.Activation("relu", name=f"{name}a_relu")(y)
     y = _bsconv(y, width, 1, f"{name}b")
     if strides > 1 or x.shape[-1] != width:
-        x = _conv_bn(x, width, 1, strides, f"{name}_shortcut", activation=None)
+        x = conv_bn(x, width, f"{name}_shortcut", 1, strides, activation=None)
     x = layers.Add(name=f"{name}_add")([x, y])
     return layers.Activation("relu", name=f"{name}_relu")(x)
 
 
 def _bsconv(x: Any, width: int, strides: int, name: str) -> Any:
     x = layers.Conv2D(
-        width, 1, use_bias=False, kernel_initializer=_INIT, name=f"{name}_pointwise"
+        width, 1, use_bias=False, kernel_initializer=INIT, name=f"{name}_pointwise"
     )(x)
-    return _bn(_depthwise(x, strides, f"{name}_depthwise"), name)
-
-
-def _depthwise(x: Any, strides: int, name: str) -> Any:
-    return layers.DepthwiseConv2D(
-        3,
-        strides,
-        padding="same",
-        use_bias=False,
-        depthwise_initializer=_INIT,
-        name=name,
-    )(x)
-
-
-def _conv_bn(
-    x: Any,
-    filters: int,
-    kernel: int,
-    strides: int,
-    name: str,
-    activation: str | None = "relu",
-) -> Any:
-    x = layers.Conv2D(
-        filters,
-        kernel,
-        strides,
-        padding="same",
-        use_bias=False,
-        kernel_initializer=_INIT,
-        name=f"{name}_conv",
-    )(x)
-    x = _bn(x, name)
-    if activation is None:
-        return x
-    return layers.Activation(activation, name=f"{name}_{activation}")(x)
+    return _bn(depthwise(x, strides, f"{name}_depthwise"), name)
 
 
 def _bn(x: Any, name: str) -> Any:
