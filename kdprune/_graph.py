@@ -16,13 +16,14 @@ import tf_keras as keras
 from kdprune._io import first_line
 
 layers = keras.layers
+Layer = keras.layers.Layer
 
 _GRAPH_CALLS = {
     model_class.call for model_class in (keras.Sequential, *keras.Sequential.__mro__)
     if model_class.__name__ in ("Sequential", "Functional")
 }  # fmt: skip
-# What Keras and TensorFlow call the function.
-_SOFTMAX = ("softmax", "softmax_v2")
+# What makes probabilities of scores, by what Keras and TensorFlow call the functions.
+_HEADS = {"softmax": "softmax", "softmax_v2": "softmax", "sigmoid": "sigmoid"}
 # Layers and functions that leave each score what it is when the model is used.
 _SAME = (layers.Dropout, layers.Flatten, layers.Identity, layers.Reshape)
 _SAME_FUNCTIONS = ("cast", "identity", "reshape", "squeeze")
@@ -148,15 +149,18 @@ def unwrapped(layer: keras.layers.Layer) -> keras.layers.Layer:
     return layer.layer if isinstance(layer, layers.Wrapper) else layer
 
 
-def ends_in_softmax(model: keras.Model) -> bool:
-    """Whether a model's output is probabilities already, wrapped or not.
+def final_activation(model: keras.Model) -> tuple[str, keras.layers.Layer | None]:
+    """What makes probabilities of a model's scores, and the layer that does it.
 
     Looks at the layers that give the (first) output, past those that only copy,
-    cast or reshape it, and into models inside the model. A softmax that Python code
-    hides, that of a subclassed model or a lambda, is not seen.
+    cast or reshape it, into models inside the model and into wrappers. What Python
+    code hides, that of a subclassed model or a lambda, is not seen.
 
     Args:
         model: A `keras.Model` of any kind; a Sequential one need not be built.
+
+    Returns:
+        `("softmax", layer)` or `("sigmoid", layer)`, or `("", None)` for scores.
     """
     for layer in map(unwrapped, _from_output(model)):
         activation = getattr(layer, "activation", None)
@@ -165,13 +169,42 @@ def ends_in_softmax(model: keras.Model) -> bool:
         name = getattr(activation, "__name__", "")
         # What a layer of one TensorFlow function calls.
         function = getattr(getattr(layer, "function", None), "__name__", "")
-        softmax = any(isinstance(x, layers.Softmax) for x in (layer, activation))
-        if softmax or name in _SOFTMAX or function in _SOFTMAX:
-            return True
+        if any(isinstance(x, layers.Softmax) for x in (layer, activation)):
+            return "softmax", layer
+        if name in _HEADS or function in _HEADS:
+            return _HEADS.get(name) or _HEADS[function], layer
         linear = isinstance(layer, layers.Activation) and name == "linear"
         if not (linear or isinstance(layer, _SAME) or function in _SAME_FUNCTIONS):
-            return False
-    return False
+            break
+    return "", None
+
+
+def ends_in_softmax(model: keras.Model) -> bool:
+    """Whether a model's output is probabilities of classes; see `final_activation`."""
+    return final_activation(model)[0] == "softmax"
+
+
+def check_classes(model: keras.Model, name: str) -> None:
+    """Refuses a model that does not give one of several classes.
+
+    A softmax behind sigmoid outputs, or behind a single one, gives no error and
+    wrong probabilities.
+
+    Args:
+        model: A `keras.Model` of any kind.
+        name: What it is called in the error.
+
+    Raises:
+        ValueError: If it ends in sigmoid, or has one unit.
+    """
+    shape = getattr(model, "output_shape", None)
+    one = isinstance(shape, tuple) and len(shape) == 2 and shape[-1] == 1
+    if one or final_activation(model)[0] == "sigmoid":
+        what = "one unit, for two classes" if one else "sigmoid, for several labels"
+        raise ValueError(
+            f"{name}: expected a model that gives one of several classes, by softmax "
+            f"or logits. Received: one that ends in {what}, which is not supported yet"
+        )
 
 
 def _from_output(model, output=0):

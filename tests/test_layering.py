@@ -26,10 +26,12 @@ ROOMS = {
     # A plan tells the memory that the file will need.
     "prune": {"models", "tflite"},
     "quantize": {"models"},
-    "tflite": {"models"},
+    # What pixels a model takes is found out in one place, and asked before a file is
+    # made or scored.
+    "tflite": {"models", "intake"},
     "kit": {"tflite"},
     "benchmark": {"tflite"},
-    "evaluate": {"models", "tflite", "benchmark"},
+    "evaluate": {"models", "tflite", "benchmark", "intake"},
     "report": set(),
 }
 ALLOWED = {

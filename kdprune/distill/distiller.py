@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kdprune._graph import ends_in_softmax
+from kdprune._graph import check_classes, ends_in_softmax
 from kdprune.distill import targets
 from kdprune.distill.feature_extractor import feature_extractor, match_feature_layers
 from kdprune.distill.loss_spec import SoftLoss, as_soft_losses, plain_line
@@ -579,6 +579,7 @@ def _weights(model: keras.Model) -> dict[int, Any]:
 
 
 def _check_logits_out(model: keras.Model) -> None:
+    check_classes(model, f"model {model.name!r}")
     if ends_in_softmax(model):
         raise ValueError(_without_softmax(f"model {model.name!r}"))
 

@@ -12,8 +12,11 @@ import tf_keras as keras
 from numpy.typing import ArrayLike, NDArray
 
 from kdprune import images as pixels
+from kdprune._graph import check_classes
 from kdprune._log import progress
+from kdprune.intake import check_unit_range
 from kdprune.models import load_model
+from kdprune.tflite.format import read_tflite
 from kdprune.tflite.interpreter import open_interpreter
 
 KERAS_BATCH = 250
@@ -60,9 +63,13 @@ def predict(
         path = Path(model_or_path)
         if path.suffix == ".tflite":
             return _predict_tflite(path, array, to_real, resolver, threads)
-        return _predict_keras(load_model(path), array, to_real, str(path))
-    name = getattr(model_or_path, "name", type(model_or_path).__name__)
-    return _predict_keras(model_or_path, array, to_real, f"model {name!r}")
+        model, name = load_model(path), str(path)
+    else:
+        model = model_or_path
+        name = f"model {getattr(model, 'name', type(model).__name__)!r}"
+    if tuple(input_range) == (0, 1):
+        check_unit_range(model, name)
+    return _predict_keras(model, array, to_real, name)
 
 
 def to_probabilities(outputs: ArrayLike) -> NDArray[np.float32]:
@@ -114,6 +121,11 @@ def _predict_tflite(
     source = interpreter.get_input_details()[0]
     target = interpreter.get_output_details()[0]
     _check_shapes(str(path), tuple(source["shape"][1:]), target["shape"], images)
+    if read_tflite(path).ops[-1].name == "LOGISTIC":
+        raise ValueError(
+            f"{path}: expected a file that gives one of several classes. Received: one "
+            "that ends in sigmoid, for several labels, which is not supported yet"
+        )
     feed = _each(images.dtype, lambda part: quantize_input(source, to_real(part)))
     raw = np.empty((len(images), target["shape"][-1]), target["dtype"])
     for i, image in enumerate(progress(images, path.name)):
@@ -146,6 +158,7 @@ def _predict_keras(
                 f"or a model file's path. Received: {type(model).__name__}"
             )
     _check_shapes(name, model.input_shape[1:], model.output_shape, images)
+    check_classes(model, name)
     feed = _each(images.dtype, lambda part: to_real(part).astype(np.float32))
     starts = range(0, len(images), KERAS_BATCH)
     outputs = [
@@ -183,6 +196,11 @@ def _check_shapes(
         raise ValueError(
             f"{name}: a classifier gives (batch, classes). "
             f"Received: {tuple(int(s or -1) for s in output_shape)}"
+        )
+    if output_shape[-1] == 1:
+        raise ValueError(
+            f"{name}: expected an output for each of several classes. Received: one "
+            "unit, for two classes, which is not supported yet"
         )
 
 

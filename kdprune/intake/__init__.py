@@ -8,5 +8,13 @@ called. Whatever is not in the table is refused by name.
 from kdprune.intake.heads import Head, split_head
 from kdprune.intake.keras_config import build_keras3
 from kdprune.intake.keras_weights import load_keras3_weights
+from kdprune.intake.pixels import check_unit_range, split_pixels
 
-__all__ = ["Head", "build_keras3", "load_keras3_weights", "split_head"]
+__all__ = [
+    "Head",
+    "build_keras3",
+    "check_unit_range",
+    "load_keras3_weights",
+    "split_head",
+    "split_pixels",
+]

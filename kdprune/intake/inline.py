@@ -21,8 +21,6 @@ _TRAINING_ONLY = tuple(
     RandomZoom SpatialDropout1D SpatialDropout2D
     """.split()
 )
-# Of these, what changes images is worth having in training.
-_AUGMENTATIONS = ("Random",)
 
 
 def inline(model: keras.Model) -> tuple[keras.Model, list[str]]:
@@ -140,16 +138,6 @@ class _Inliner:
                 candidates.append(f"{model_name}_{name}_{number}")
         self.names.add(candidates[0])
         return candidates[0]
-
-
-def augmentations(model: keras.Model) -> list[keras.layers.Layer]:
-    """The layers of random augmentation in a model, which training may go on with."""
-    return [
-        layer
-        for layer in model._flatten_layers(include_self=False)
-        if isinstance(layer, _TRAINING_ONLY)
-        and type(layer).__name__.startswith(_AUGMENTATIONS)
-    ]
 
 
 def _inputs(model: keras.Model) -> list:

@@ -317,8 +317,8 @@ def _call(entry: dict, layer: Any, name: str, args: list, kwargs: dict) -> list:
         ]
     # What Keras fills in by itself.
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
-    training = kwargs.get("training")
-    if training is True and not isinstance(layer, keras.layers.BatchNormalization):
+    plain = [item for item in args[1:] if item is not None]
+    if True in (kwargs.get("training"), *(x for x in plain if isinstance(x, bool))):
         raise ValueError(
             f"layer {name!r} is called with training=True, so that it changes what the "
             "model says each time; call it without"

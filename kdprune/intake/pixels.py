@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from kdprune import images as pixels_of
-from kdprune._graph import nodes, rebuild
+from kdprune._graph import is_graph_model, nodes, rebuild
 
 layers = keras.layers
 
 # A range is taken if it beats each other one with this confidence, and chance, too.
 CONFIDENCE = 0.99
+# Of [0, 1]; what less is left of was made for bytes, of which 1/255 is left.
+_LEAST_SPAN = 1 / 50
 # More images tell no more about ranges that are so far apart.
 MOST_IMAGES = 500
 
@@ -205,7 +207,8 @@ def to_unit_range(
 
     Returns:
         `(model, found)`: a model that takes [0, 1], and the range of the given one:
-        [0, 1], unless another is surely ahead of it.
+        [0, 1], or [0, 255] if what stands in front of it makes [0, 1] of that, unless
+        another is surely ahead.
 
     Raises:
         ValueError: If it takes pixels of a range that can't be brought to [0, 1] by
@@ -215,10 +218,13 @@ def to_unit_range(
     def predict(values: NDArray) -> NDArray:
         return model.predict(values, batch_size=100, verbose=0)
 
-    found = find_range(predict, images, labels, assumed=UNIT)
+    split, scale, offset = split_pixels(model)
+    # Where scores can't tell, what stands in front of the model does.
+    for_bytes = split is not model and _same(after(BYTES, scale, offset), UNIT)
+    assumed = BYTES if for_bytes else UNIT
+    found = find_range(predict, images, labels, assumed=assumed)
     if _same(found.range, UNIT):
         return model, found
-    split, scale, offset = split_pixels(model)
     if split is not model and _same(after(found.range, scale, offset), UNIT):
         return split, found
     listed = ", ".join(
@@ -252,12 +258,37 @@ def split_pixels(model: keras.Model) -> tuple[keras.Model, list[float], list[flo
         `(model, scale, offset)`: the model without the chain (itself where there is
         none), and what the chain did to each channel: `pixel * scale + offset`.
     """
-    channels = int(model.inputs[0].shape[-1])
+    chain, scale, offset = _chain(model)
+    split = rebuild(model, bypass=chain) if chain else model
+    return split, scale.tolist(), offset.tolist()
+
+
+def check_unit_range(model: Any, name: str) -> None:
+    """Refuses a model that evidently does not take pixels in [0, 1].
+
+    Raises:
+        ValueError: If what stands in front of it leaves next to nothing of [0, 1],
+            as a `Rescaling(1 / 255)` does, which is made for bytes.
+    """
+    if not is_graph_model(model) or len(model.inputs[0].shape) != 4:
+        return
+    chain, scale, _ = _chain(model)
+    if chain and np.abs(scale).max() < _LEAST_SPAN:
+        first = next(iter(chain)).layer.name
+        raise ValueError(
+            f"{name}: expected a model of pixels in [0, 1]. Received: one whose layer "
+            f"{first!r} makes 0 to {scale.max():.3g} of them, as for pixels of 0 to "
+            "255; take that off by kdprune.intake.split_pixels(model)[0], or load the "
+            "file in a recipe, which does it"
+        )
+
+
+def _chain(model: keras.Model) -> tuple[dict, NDArray, NDArray]:
+    """The calls of arithmetic in front with what each is given, scale and offset."""
+    channels = int(model.inputs[0].shape[-1] or 1)
     scale, offset = np.ones(channels), np.zeros(channels)
-    if len(model.inputs) != 1:
-        return model, scale.tolist(), offset.tolist()
     tensor, chain = model.inputs[0], {}
-    while True:
+    while len(model.inputs) == 1:
         users = [
             node
             for node in nodes(model)
@@ -269,11 +300,9 @@ def split_pixels(model: keras.Model) -> tuple[keras.Model, list[float], list[flo
         if step is None or len(users[0].layer._inbound_nodes) != 1:
             break
         scale, offset = scale * step[0], offset * step[0] + step[1]
-        chain[users[0]] = tensor  # Each call is replaced by what it was given.
+        chain[users[0]] = tensor
         tensor = users[0].outputs
-    if not chain:
-        return model, scale.tolist(), offset.tolist()
-    return rebuild(model, bypass=chain), scale.tolist(), offset.tolist()
+    return chain, scale, offset
 
 
 def after(

@@ -12,6 +12,8 @@ from typing import Any, TypeGuard
 
 import tf_keras as keras
 
+from kdprune.intake.keras_layers import hard_sigmoid, hard_silu
+
 # The package name kdprune's own layers are registered under.
 OWN_PACKAGE = "kdprune>"
 
@@ -157,6 +159,9 @@ def _class_problem(item: dict) -> str | None:
         value is None or _is_text(value) for value in (module, registered)
     ):
         return "has a class that is not named by text"
+    plain = {key: item[key] for key in item if key != "shared_object_id"}
+    if name == "function" and plain in _own_functions():
+        return None
     if name in _CALLS:
         return f"is a {name.strip('_')}, which names code; only plain layers are loaded"
     own = _own_class(name if registered is None else registered)
@@ -184,6 +189,19 @@ def _class_problem(item: dict) -> str | None:
     if registered not in (None, name):
         return f"of class {name} is redirected to {str(registered)[:60]!r}"
     return None
+
+
+def _own_functions() -> list[dict[str, str]]:
+    """What Keras writes of our own activations: these entries and no others."""
+    return [
+        {
+            "module": "builtins",
+            "class_name": "function",
+            "config": f"{OWN_PACKAGE}{function.__name__}",
+            "registered_name": "function",
+        }
+        for function in (hard_sigmoid, hard_silu)
+    ]
 
 
 def _own_class(name: str) -> type | None:

@@ -212,6 +212,20 @@ def _build(
     return model
 
 
+def _numbered(config: Any, numbers: dict[int, int]) -> Any:
+    """Counts shared objects from 0, which Keras tells apart by places in memory."""
+    if isinstance(config, dict):
+        found = {key: _numbered(value, numbers) for key, value in config.items()}
+        shared = found.pop("shared_object_id", None)
+        # A function is one object wherever it is named.
+        if shared is not None and found.get("class_name") != "function":
+            found["shared_object_id"] = numbers.setdefault(shared, len(numbers))
+        return found
+    if isinstance(config, list):
+        return [_numbered(value, numbers) for value in config]
+    return config
+
+
 def _without_compilation(config: Any) -> Any:
     """Drops losses, metrics and optimizers, of nested models too."""
     if isinstance(config, dict):
@@ -296,6 +310,7 @@ def _reproducible(source: Path, half: bool) -> bytes:
         members = {name: archive.read(name) for name in archive.namelist()}
     metadata = json.loads(members[_METADATA])
     metadata.pop("date_saved", None)
+    members[_CONFIG] = json.dumps(_numbered(json.loads(members[_CONFIG]), {})).encode()
     members[_METADATA] = json.dumps(metadata).encode()
     if half:
         members[_WEIGHTS] = _halved(members[_WEIGHTS])

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kdprune import images
-from kdprune._graph import ends_in_softmax, is_graph_model, walk
+from kdprune._graph import check_classes, ends_in_softmax, is_graph_model, walk
 
 BATCH_SIZE = 128
 
@@ -52,13 +52,14 @@ def label_loss(model: keras.Model, batch: Any, labels: Any) -> tf.Tensor:
         labels: Indices of classes, or a share for each class.
 
     Raises:
-        ValueError: If the model has several outputs.
+        ValueError: If the model has several outputs, or sigmoid ones.
     """
     if len(model.outputs) != 1:
         raise ValueError(
             "gradients are taken of the loss of a classifier with one output. "
             f"Received: {len(model.outputs)} outputs"
         )
+    check_classes(model, f"model {model.name!r}")
     scores = tf.cast(model(batch, training=False), tf.float32)
     loss = (
         keras.losses.sparse_categorical_crossentropy

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from kdprune import data, distill, prune, quantize, training
+from kdprune._graph import check_classes
 from kdprune._log import logger
 from kdprune.data import batches
 from kdprune.intake import inline, pixels, split_head
@@ -138,17 +139,11 @@ def load_fitting(path: str | os.PathLike, dataset: data.Dataset) -> keras.Model:
             several classes.
     """
     model = load_model(path)
+    check_classes(model, str(path))
     try:
-        model, head = split_head(model)
+        model, _ = split_head(model)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if head.kind != "classes":
-        what = "one unit, for two classes" if head.units == 1 else "sigmoid, for labels"
-        raise ValueError(
-            f"{path}: expected a model that gives one of several classes, by softmax "
-            f"or logits. Received: one that ends in {what}, which can't be trained or "
-            "exported yet"
-        )
     expected = (tuple(dataset.image_shape), len(dataset.classes))
     received = (tuple(model.input_shape[1:]), model.output_shape[-1])
     if received != expected:

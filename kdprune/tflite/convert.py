@@ -14,8 +14,9 @@ import tf_keras as keras
 from numpy.typing import ArrayLike, NDArray
 
 from kdprune import _io
-from kdprune._graph import ends_in_softmax
+from kdprune._graph import check_classes, ends_in_softmax
 from kdprune.images import as_float
+from kdprune.intake import check_unit_range
 from kdprune.tflite.calibration import (
     RANGE_METHODS,
     calibrate,
@@ -226,6 +227,8 @@ def _check_model(model: Any, dtype: str) -> None:
             "convert_tflite expects one image input of fixed height, width and "
             f"channels. Received: input shape {shape}"
         )
+    check_classes(model, f"model {model.name!r}")
+    check_unit_range(model, f"model {model.name!r}")
     for layer in model.layers:
         if layer.compute_dtype != "float32":
             raise ValueError(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parent / "keras3_models.py"
-SMALL = ("tutorial", "arithmetic", "nested", "shared", "half")
+SMALL = ("tutorial", "arithmetic", "nested", "shared", "activations", "half")
 
 
 def run_keras3(folder, names):

@@ -88,6 +88,18 @@ def shared():
     return keras.Model(images, layers.Dense(5)(layers.Reshape((-1,))(x)))
 
 
+def activations():
+    """Every activation that can be read, by name, on values from -4 to 4."""
+    images = keras.Input((8, 8, 2))
+    x = layers.Rescaling(8 / 255, -4.0)(images)
+    names = """
+        elu exponential gelu hard_sigmoid hard_silu leaky_relu linear mish relu relu6
+        selu sigmoid silu softmax softplus softsign swish tanh log_softmax hard_swish
+    """.split()
+    found = [layers.Activation(name)(x) for name in names]
+    return keras.Model(images, layers.Flatten()(layers.Concatenate()(found)))
+
+
 def half():
     """Trained in mixed precision."""
     keras.mixed_precision.set_global_policy("mixed_float16")
@@ -113,6 +125,7 @@ MODELS = {
     "arithmetic": arithmetic,
     "nested": nested,
     "shared": shared,
+    "activations": activations,
     "half": half,
     "MobileNetV2": _application("MobileNetV2", alpha=0.35),
     "MobileNetV3Small": _application("MobileNetV3Small"),

@@ -5,7 +5,7 @@ import pytest
 import tf_keras as keras
 
 from kdprune._graph import is_graph_model
-from kdprune.intake.inline import augmentations, inline
+from kdprune.intake.inline import inline
 from kdprune.models import load_model
 
 layers = keras.layers
@@ -117,10 +117,6 @@ def test_dropout_that_stays_on_is_refused_by_name():
     model = keras.Model(source, layers.Flatten()(on))
     with pytest.raises(ValueError, match=r"'always' \(Dropout\) .*training=True"):
         inline(model)
-
-
-def test_augmentation_is_offered_to_training():
-    assert [type(x).__name__ for x in augmentations(transfer())] == ["RandomFlip"]
 
 
 def test_a_keras_3_model_becomes_flat(keras3_files):

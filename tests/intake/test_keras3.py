@@ -12,7 +12,7 @@ import tf_keras as keras
 from kdprune.intake import build_keras3
 from kdprune.models import load_model, save_model
 
-SMALL = ("tutorial", "arithmetic", "nested", "shared", "half")
+SMALL = ("tutorial", "arithmetic", "nested", "shared", "activations", "half")
 APPLICATIONS = (
     "MobileNetV2",
     "MobileNetV3Small",
@@ -52,12 +52,20 @@ def test_keras_applications_say_the_same_after_loading(name, tmp_path, save_by_k
         assert_the_same(model, tmp_path / f"{name}.npz")
 
 
-def test_the_loaded_model_is_one_of_ours(keras3_files, tmp_path):
+@pytest.mark.parametrize("name", ["nested", "arithmetic", "activations"])
+def test_the_loaded_model_is_one_of_ours(keras3_files, tmp_path, name):
     """Saved again, it is a tf_keras file that loads like any other."""
-    model = load_model(keras3_files / "nested.keras")
+    model = load_model(keras3_files / f"{name}.keras")
     assert isinstance(model, keras.Model) and not model._is_compiled
     save_model(model, tmp_path / "again.keras")
-    assert_the_same(load_model(tmp_path / "again.keras"), keras3_files / "nested.npz")
+    again = load_model(tmp_path / "again.keras")
+    assert_the_same(again, keras3_files / f"{name}.npz")
+    # The same bytes each time, though activations are shared by several layers.
+    save_model(load_model(keras3_files / f"{name}.keras"), tmp_path / "twice.keras")
+    save_model(again, tmp_path / "third.keras")
+    first = (tmp_path / "again.keras").read_bytes()
+    assert (tmp_path / "twice.keras").read_bytes() == first
+    assert (tmp_path / "third.keras").read_bytes() == first
 
 
 def test_layers_keep_their_names_and_what_may_be_trained(keras3_files):
@@ -150,12 +158,21 @@ def test_all_that_is_not_known_is_said_at_once(keras3_files, tmp_path):
         load_model(path)
 
 
-def test_dropout_that_stays_on_is_refused(keras3_files, tmp_path):
-    def change(config):
-        entry = layer_of(config, "Activation")
-        entry["inbound_nodes"][0]["kwargs"] = {"training": True}
+def as_keyword(node):
+    node["kwargs"] = {"training": True}
 
-    path = rewritten(keras3_files / "arithmetic.keras", tmp_path / "on.keras", change)
+
+def as_argument(node):
+    node["args"].append(True)
+
+
+@pytest.mark.parametrize("how", [as_keyword, as_argument])
+@pytest.mark.parametrize("kind", ["SpatialDropout2D", "GaussianNoise"])
+def test_a_layer_that_stays_in_training_is_refused(keras3_files, tmp_path, kind, how):
+    def change(config):
+        how(layer_of(config, kind)["inbound_nodes"][0])
+
+    path = rewritten(keras3_files / "shared.keras", tmp_path / "on.keras", change)
     with pytest.raises(ValueError, match="training=True, so that it changes"):
         load_model(path)
 

@@ -182,6 +182,34 @@ def test_a_model_of_the_unit_range_is_left_as_it_is(learned):
         assert unit is one and found.range == UNIT
 
 
+def test_where_scores_cannot_tell_what_stands_in_front_does():
+    keras.utils.set_random_seed(1)
+    images, labels = levels(40, seed=3)
+    net = [layers.Flatten(), layers.Dense(4)]
+    user = keras.Sequential([keras.Input((8, 8, 3)), layers.Rescaling(1 / 255), *net])
+    unit, found = to_unit_range(user, images, labels)
+    assert found.range == BYTES
+    assert not any(isinstance(layer, layers.Rescaling) for layer in unit.layers)
+
+
+def test_a_model_made_for_bytes_is_no_model_of_the_unit_range(learned):
+    """Neither converted nor scored as one: both would be wrong without a word."""
+    from kdprune.evaluate import predict
+    from kdprune.tflite import convert_tflite
+
+    model, (images, labels) = learned
+    user = keras_model(model, layers.Rescaling(1 / 127.5, -1.0, name="to_signed"))
+    for call in (convert_tflite, lambda one: predict(one, images)):
+        with pytest.raises(ValueError, match="'to_signed' makes 0 to 0.00784") as e:
+            call(user)
+        assert "\n" not in str(e.value) and "split_pixels" in str(e.value)
+    scores = predict(user, images, input_range=(0, 255))
+    expected = user.predict(BYTES.apply(images), verbose=0)
+    assert (scores.argmax(axis=1) == expected.argmax(axis=1)).all()
+    split, *_ = split_pixels(keras_model(model, layers.Rescaling(1 / 255)))
+    assert len(convert_tflite(split)) > 0
+
+
 def test_a_model_that_knows_nothing_is_taken_to_be_of_the_unit_range(learned):
     _, (images, labels) = learned
     keras.utils.set_random_seed(1)

@@ -234,6 +234,12 @@ def test_the_name_of_a_class_of_ours_imports_no_module(saved, tmp_path, monkeypa
 
 _EVIL = {"module": "os", "class_name": "function", "config": "system"}
 _OURS = {"registered_name": "kdprune>Dirac"}
+_OWN = {
+    "module": "builtins",
+    "class_name": "function",
+    "config": "kdprune>hard_silu",
+    "registered_name": "function",
+}
 
 
 @pytest.mark.parametrize(
@@ -268,6 +274,13 @@ _OURS = {"registered_name": "kdprune>Dirac"}
         ),
         # Under the registered name of a class of ours, which says nothing of the rest.
         (configure("conv", activation={**_EVIL, **_OURS}), "is a function, which"),
+        # An activation of ours, and the same but for one field.
+        (configure("conv", activation={**_OWN, "module": "os"}), "is a function, wh"),
+        (configure("conv", activation={**_OWN, "config": "system"}), "is a function"),
+        (
+            configure("conv", kernel_initializer={**_OWN, "registered_name": "x"}),
+            "is a function, which",
+        ),
         (
             configure("conv", activation={**_EVIL, **_OURS, "class_name": "Dirac"}),
             "names 'os.Dirac', which is not where Dirac lives",
