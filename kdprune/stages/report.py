@@ -41,5 +41,5 @@ class Report(Stage):
             for path in folder.rglob("*")
             if path.is_file() and path.suffix in (".md", ".html", ".png", ".svg")
         )
-        logger.info("report: %s", run.folder / "report.md")
+        logger.info("report: %s", run.folder / "report.html")
         return Result({}, written, published={name: name for name in written})
