@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
-from kdprune.intake.keras_layers import ACTIVATIONS, Unsupported, activation
+from kdprune.intake.keras_layers import Unsupported, activation
 
 layers = keras.layers
 
@@ -113,14 +113,12 @@ def _activate(kind: str, name: str, tensor: Any, settings: dict) -> Any:
     for key, value in settings.items():
         if value not in usual.get(key, ()):
             raise Unsupported(f"the operation {kind} ({name!r}) has {key}={value!r}")
-    found = activation(_FUNCTIONS[kind])
     if kind == "Gelu" and settings.get("approximate", True) is not False:
         raise Unsupported(
             f"the operation Gelu ({name!r}) is the approximate one; use "
             "approximate=False"
         )
-    assert _FUNCTIONS[kind] in ACTIVATIONS
-    return layers.Activation(found, name=name)(tensor)
+    return layers.Activation(activation(_FUNCTIONS[kind]), name=name)(tensor)
 
 
 def _is_tensor(item: Any) -> bool:

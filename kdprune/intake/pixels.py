@@ -24,8 +24,9 @@ layers = keras.layers
 
 # A range is taken if it beats each other one with this confidence, and chance, too.
 CONFIDENCE = 0.99
-# Of [0, 1]; what less is left of was made for bytes, of which 1/255 is left.
-_LEAST_SPAN = 1 / 50
+# Of [0, 1]; what leaves less was made for bytes: a Rescaling leaves 1/255, the
+# normalization of bytes, whose deviation is 20 to 100, at most a twentieth.
+_LEAST_SPAN = 1 / 10
 # More images tell no more about ranges that are so far apart.
 MOST_IMAGES = 500
 

@@ -199,7 +199,10 @@ def test_a_model_made_for_bytes_is_no_model_of_the_unit_range(learned):
 
     model, (images, labels) = learned
     user = keras_model(model, layers.Rescaling(1 / 127.5, -1.0, name="to_signed"))
+    normal = layers.Normalization(mean=[120.0], variance=[625.0], name="to_normal")
     for call in (convert_tflite, lambda one: predict(one, images)):
+        with pytest.raises(ValueError, match="'to_normal' makes 0 to 0.04"):
+            call(keras_model(model, normal))
         with pytest.raises(ValueError, match="'to_signed' makes 0 to 0.00784") as e:
             call(user)
         assert "\n" not in str(e.value) and "split_pixels" in str(e.value)
