@@ -121,7 +121,7 @@ def test_every_recipe_that_is_shipped_is_valid(path, caplog):
         ("stages.teacher.training",
          {"images": "train+validation", "select": "best"}, "leaves none to choose"),
         ("stages.student.training.images", "train+validation",
-         "stages.student: `training.images` beyond train need a live `teacher`"),
+         "stages.student.training.images: expected train, of which 'soft' stores"),
         ("seeds", {"studnt": 2}, "seeds.studnt: expected a stage of kind"),
         ("seeds", {"student": 2}, "seeds.student: expected a matrix of seeds"),
         ("stages.student.model", {"architecture_of": "soft"},

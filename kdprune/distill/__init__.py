@@ -11,7 +11,12 @@ from kdprune.distill.features import FEATURE_LOSSES, FeatureLoss
 from kdprune.distill.loss_spec import SoftLoss, as_soft_losses, register_loss
 from kdprune.distill.losses import LOGIT_LOSSES, distillation_loss
 from kdprune.distill.schedule import Schedule
-from kdprune.distill.soft_labels import load_soft_labels, store_key, write_soft_labels
+from kdprune.distill.soft_labels import (
+    describe_soft_labels,
+    load_soft_labels,
+    store_key,
+    write_soft_labels,
+)
 from kdprune.distill.toy import fit_outputs
 
 __all__ = [
@@ -23,6 +28,7 @@ __all__ = [
     "SoftLoss",
     "as_soft_losses",
     "default_feature_layers",
+    "describe_soft_labels",
     "distillation_loss",
     "feature_extractor",
     "feature_layers",

@@ -157,6 +157,40 @@ def load_soft_labels(
     return views
 
 
+def describe_soft_labels(
+    logits: np.ndarray, labels: np.ndarray, temperature: float
+) -> dict[str, float]:
+    """Measures what soft labels say, and how much of it the labels do not.
+
+    Args:
+        logits: A teacher's logits, `(images, classes)`.
+        labels: The images' classes, `(images,)`.
+        temperature: T > 0 that the logits are divided by, as in the loss.
+
+    Returns:
+        `{figure: value}`, means over images. `agreement`: share whose best class is
+        the label. `entropy`: in nats, of ln(classes) at most. `outside_top`:
+        probability of all classes but the best. `beyond_labels`: in nats, the
+        divergence KL(p(image) || mean p of the images of its label), which is the
+        mutual information of image and soft label given the label. It is 0 for a
+        teacher that says the same of all images of a class, as one trained with label
+        smoothing tends to (Müller et al., 2019, https://arxiv.org/abs/1906.02629,
+        section 4), however much entropy that has.
+    """
+    scaled = np.asarray(logits, np.float64) / temperature
+    scaled -= scaled.max(axis=1, keepdims=True)
+    log_p = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
+    p = np.exp(log_p)
+    means = {c: p[labels == c].mean(axis=0) for c in np.unique(labels)}
+    mean = np.stack([means[c] for c in labels])
+    return {
+        "agreement": float((p.argmax(axis=1) == labels).mean()),
+        "entropy": float(-(p * log_p).sum(axis=1).mean()),
+        "outside_top": float(1 - p.max(axis=1).mean()),
+        "beyond_labels": float((p * (log_p - np.log(mean))).sum(axis=1).mean()),
+    }
+
+
 def _check_models(teachers: Sequence[Any]) -> None:
     """Refuses what is no model, such as a path, or no teacher at all."""
     wrong = [model for model in teachers if not isinstance(model, keras.Model)]

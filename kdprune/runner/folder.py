@@ -124,6 +124,8 @@ class Run:
             "seconds": round(time.perf_counter() - clock, 1),
             "results": result.figures,
         }
+        if result.identity:
+            record["identity"] = result.identity
         self._publish(node, record)
         _io.write_json(folder / _RECORD, record)
         for checkpoints in folder.rglob("checkpoints"):
@@ -173,9 +175,10 @@ class Run:
         """The content that each parent handed on, by the parent's name."""
         inputs = {}
         for parent in node.all_parents():
-            record = self.record(parent)
-            outputs = record["outputs"] if record else {}
-            inputs[parent.name] = {name: o["sha256"] for name, o in outputs.items()}
+            record = self.record(parent) or {"outputs": {}}
+            outputs = {name: o["sha256"] for name, o in record["outputs"].items()}
+            identity = record.get("identity")
+            inputs[parent.name] = {"identity": identity} if identity else outputs
         return inputs
 
     def _holds(self, node: Node, outputs: dict[str, Any]) -> bool:

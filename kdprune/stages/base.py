@@ -58,11 +58,14 @@ class Result:
         outputs: Files that others build on, relative to the stage's folder.
         published: Those of the outputs that are shown at the top of the run's
             folder, by their names there: the runner copies them.
+        identity: What stands for the content of the outputs to what is built on
+            them, where that is the same though the outputs' bytes may not be.
     """
 
     figures: dict[str, Any]
     outputs: list[str]
     published: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    identity: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -370,16 +373,22 @@ class Taught(Trains):
                 f"`{sorted(unused)[0]}` needs a `teacher` or `soft_labels`; expected "
                 "one of them, or the key removed"
             )
-        if self.soft_labels and self.training.images != "train":
-            raise ValueError(
-                "`training.images` beyond train need a live `teacher`: soft labels are "
-                "stored for the training images only"
-            )
         if self.soft_labels and self.training.augment:
             raise ValueError(
                 "`training.augment` is set by the `soft_labels` stage: remove it here"
             )
         return self
+
+    def check_recipe(self, name: str, recipe: Any) -> None:
+        super().check_recipe(name, recipe)
+        if self.soft_labels:
+            stored = recipe.stages[self.soft_labels].images
+            if stored != self.training.images:
+                raise ValueError(
+                    f"stages.{name}.training.images: expected {stored}, of which "
+                    f"{self.soft_labels!r} stores soft labels, got "
+                    f"{self.training.images}; set `images` of both to the same"
+                )
 
     def check(self, run: Run, node: Node) -> None:
         from kdprune.stages.teaching import check_teaching

@@ -78,7 +78,7 @@ def fit_stage(
     images = run.dataset.shown if teaching.present else run.dataset.train
     validation: data.Split | None = run.dataset.validation
     if not held_out:
-        images = data.join_splits(images, run.dataset.validation)
+        images = with_validation(run.dataset, images)
         validation = None
     fitting = _Fitting(
         stage=_trained(node),
@@ -109,6 +109,11 @@ def fit_stage(
         results["best_epoch"] = int(best["epoch"])
         results |= {key: chosen[key] for key in ("val_accuracy", "val_loss")}
     return model, results
+
+
+def with_validation(dataset: data.Dataset, images: data.Split) -> data.Split:
+    """The images to train on where validation images are trained on, too."""
+    return data.join_splits(images, dataset.validation)
 
 
 def new_model(run: Run, node: Node) -> keras.Model:
@@ -252,8 +257,10 @@ def estimate_training(run: Run, node: Node) -> float:
 
 def images_of(run: Run, node: Node) -> int:
     """How many images an epoch of a node has."""
-    sizes = run.dataset.description["sizes"]
-    return sizes["train"] + (sizes.get("unlabelled", 0) if node.taught else 0)
+    sizes, settings = run.dataset.description["sizes"], node.settings
+    held = getattr(getattr(settings, "training", settings), "images", "train")
+    count: int = sizes["train"] + (sizes["validation"] if held != "train" else 0)
+    return count + (sizes.get("unlabelled", 0) if node.taught else 0)
 
 
 def seconds_for(work: float, precision: str) -> float:

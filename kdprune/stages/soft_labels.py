@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from typing import Literal
 
 import pydantic
 
+from kdprune import records
+from kdprune._log import logger
 from kdprune.stages.base import FLOAT_MODEL, SOFT_LABELS, Node, Result, Run, Stage
 from kdprune.stages.settings import Augment, Count, Name
+
+# Nats that soft labels must say beyond the labels, not to be warned of.
+LEAST_BEYOND_LABELS = 0.03
+_STORE, _VIEWS = "store.json", "view-*.npy"
 
 
 class SoftLabels(Stage):
@@ -23,7 +30,10 @@ class SoftLabels(Stage):
     """The augmentation of the views, which students are trained on."""
     precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
     """What the teacher computes in."""
+    images: Literal["train", "train+validation"] = "train"
+    """The images to store logits of: those that students train on."""
 
+    omit_if_default = ("images",)
     accepts = {"teacher": (FLOAT_MODEL,)}
     gives = SOFT_LABELS
 
@@ -40,14 +50,22 @@ class SoftLabels(Stage):
         return fitting.seconds_for(work, self.precision)
 
     def execute(self, run: Run, node: Node, folder: pathlib.Path) -> Result:
-        from kdprune import distill
+        """Stores the logits of all views; warns of a teacher with little to say."""
+        from kdprune import _io, distill
         from kdprune.data import batches
         from kdprune.stages import fitting
 
         split, augment = run.dataset.shown, fitting.augment_of(self)
+        if self.images != "train":
+            split = fitting.with_validation(run.dataset, split)
         teachers = [fitting.load_node(run, one) for one in node.parents_of("teacher")]
         teachers = fitting.cast_teachers(teachers, self.precision)
         key = distill.store_key(teachers, split, augment=augment, seed=self.own_seed)
+        half_done = _io.read_json(folder / _STORE)
+        if half_done and {**half_done, **json.loads(json.dumps(key))} != half_done:
+            # Begun on a processor for which another precision is the fast one.
+            for path in (folder / _STORE, *folder.glob(_VIEWS)):
+                path.unlink()
 
         def read_view(view):
             return batches.view_batches(
@@ -58,7 +76,65 @@ class SoftLabels(Stage):
             teachers, read_view, folder, views=self.views, key=key
         )
         views = distill.load_soft_labels(folder, key)
-        labels = run.dataset.train.labels  # The first rows: the others have none.
+        labels = run.dataset.train.labels  # The first rows: the others may have none.
         right = [float((v[: len(labels)].argmax(1) == labels).mean()) for v in views]
-        stored = sorted(path.name for path in folder.glob("view-*.npy"))
-        return Result({"train_accuracy_by_view": right}, ["store.json", *stored])
+        said = {
+            f"{temperature:g}": distill.describe_soft_labels(
+                views[0][: len(labels)], labels, temperature
+            )
+            for temperature in sorted({1.0, 2.0, 4.0, *self._temperatures(run, node)})
+        }
+        self._warn_if_little(run, node, said)
+        stored = sorted(path.name for path in folder.glob(_VIEWS))
+        return Result(
+            {"train_accuracy_by_view": right, "by_temperature": said},
+            [_STORE, *stored],
+            # Another processor rounds in other places, and may be faster in another
+            # precision: what learned from the store stays done.
+            identity=records.fingerprint(
+                {
+                    "views": self.views,
+                    **{k: v for k, v in key.items() if k != "precision"},
+                }
+            ),
+        )
+
+    def _temperatures(self, run: Run, node: Node) -> set[float]:
+        """At what temperatures the run's students hear it; 4 if it has none yet."""
+        given = {
+            getattr(student.settings, "temperature", None)
+            for student in run.nodes
+            if node.name in [store.name for store in student.parents_of("soft_labels")]
+        }
+        return {float(one) for one in given if isinstance(one, int | float)} or {4.0}
+
+    def _warn_if_little(
+        self, run: Run, node: Node, said: dict[str, dict[str, float]]
+    ) -> None:
+        best = max(said, key=lambda one: said[one]["beyond_labels"])
+        plain = said["1"]
+        # A smoothed teacher is less sure than it is right; a memorising one, surer.
+        smoothed = plain["outside_top"] > 2 * (1 - plain["agreement"])
+        for temperature in sorted(self._temperatures(run, node)):
+            figures = said[f"{temperature:g}"]
+            if figures["beyond_labels"] >= LEAST_BEYOND_LABELS:
+                continue
+            logger.warning(
+                "%s: at temperature %g the soft labels say next to nothing that the "
+                "labels do not: %.3f nats, expected at least %g. The teacher is right "
+                "on %.1f %% of these images and %s: train it %s%s",
+                node.name,
+                temperature,
+                figures["beyond_labels"],
+                LEAST_BEYOND_LABELS,
+                100 * figures["agreement"],
+                "unsure of all by the same, as label smoothing makes it"
+                if smoothed
+                else "sure of nearly all, as if it had memorised them",
+                "without it"
+                if smoothed
+                else "for fewer epochs or on more varied views",
+                f"; most is said at temperature {best}"
+                if float(best) != temperature
+                else "",
+            )

@@ -9,6 +9,7 @@ import tf_keras as keras
 from kdprune.data.batches import training_batches, view_batches
 from kdprune.distill import (
     Distiller,
+    describe_soft_labels,
     load_soft_labels,
     store_key,
     write_soft_labels,
@@ -306,3 +307,24 @@ def test_folders_of_stores_may_be_strings(split, tmp_path, caplog):
     assert len(load_soft_labels(folder)) == 2
     starts = [message.rpartition(",")[0] for message in caplog.messages]
     assert starts == ["soft labels: view 1 of 2", "soft labels: view 2 of 2"]
+
+
+def test_what_soft_labels_say_beyond_the_labels():
+    """Against scipy's formulas, and nothing for a teacher that knows labels alone."""
+    from scipy import special, stats
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 200)
+    logits = rng.normal(size=(200, 4)) + 4 * np.eye(4)[labels]
+    found = describe_soft_labels(logits, labels, 2.0)
+    p = special.softmax(logits / 2, axis=1)
+    mean = np.stack([p[labels == c].mean(axis=0) for c in range(4)])[labels]
+    assert found["entropy"] == pytest.approx(stats.entropy(p, axis=1).mean())
+    assert found["beyond_labels"] == pytest.approx(
+        stats.entropy(p, mean, axis=1).mean()
+    )
+    assert found["outside_top"] == pytest.approx(1 - p.max(axis=1).mean())
+    assert found["agreement"] == (logits.argmax(axis=1) == labels).mean()
+    smoothed = describe_soft_labels(3 * np.eye(4)[labels], labels, 1.0)
+    assert smoothed["beyond_labels"] == pytest.approx(0, abs=1e-12)
+    assert smoothed["entropy"] > 0.3 and smoothed["agreement"] == 1
