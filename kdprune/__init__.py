@@ -42,6 +42,7 @@ _PUBLIC = {
     "inspect_tflite": "kdprune.tflite",
     "slim_tflite": "kdprune.tflite",
     "write_kit": "kdprune.kit",
+    "check_fit": "kdprune.kit",
     "evaluate_model": "kdprune.evaluate",
     "measure_latency": "kdprune.benchmark",
     "register_loss": "kdprune.distill",

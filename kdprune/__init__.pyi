@@ -7,6 +7,7 @@ from kdprune.distill import Distiller as Distiller
 from kdprune.distill import distillation_loss as distillation_loss
 from kdprune.distill import register_loss as register_loss
 from kdprune.evaluate import evaluate_model as evaluate_model
+from kdprune.kit import check_fit as check_fit
 from kdprune.kit import write_kit as write_kit
 from kdprune.models import build_model as build_model
 from kdprune.models import count_macs as count_macs

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import kdprune
 from kdprune import _log
-from kdprune.cli import bench, measure, recipes, slim
+from kdprune.cli import bench, fits, measure, recipes, slim
 from kdprune.cli.options import add_debug
 from kdprune.runner.errors import explain
 
@@ -23,6 +23,7 @@ _DESCRIPTION = """Makes image classifiers small: distills, prunes, quantizes, pr
   kdprune compare a.tflite b.tflite --dataset cifar10 --data-dir DIR
   kdprune bench a.tflite b.tflite --profile
   kdprune slim model.tflite
+  kdprune fits model.tflite --board "Raspberry Pi Pico"
 
 `kdprune COMMAND --help` tells more of a command.
 """
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_evaluate(commands)
     measure.add_compare(commands)
     slim.add_slim(commands)
+    fits.add_fits(commands)
     bench_parser = commands.add_parser(
         "bench",
         help="measure how long one image takes, here or on a phone",
@@ -72,14 +74,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _guarded(
-    function: Callable[[argparse.Namespace], None], options: argparse.Namespace
+    function: Callable[[argparse.Namespace], int | None], options: argparse.Namespace
 ) -> int:
-    """Calls a command; a user's errors become a line each and exit status 2."""
+    """Calls a command, whose exit status is 0 unless it returns another.
+
+    A user's errors become a line each and exit status 2.
+    """
     before = signal.signal(signal.SIGINT, _stop)
     try:
         with _log.shown():
-            function(options)
-        return 0
+            return function(options) or 0
     except Exception as error:
         lines = explain(error)
         if options.debug or not lines:

@@ -21,9 +21,9 @@ from kdprune.kit import selftest
 from kdprune.kit.c_source import c_source
 from kdprune.kit.card import write_card
 from kdprune.kit.facts import Facts
+from kdprune.kit.fits import find_needs
 from kdprune.kit.golden import golden_images
 from kdprune.kit.metadata import LABELS, add_metadata
-from kdprune.kit.micro import measure_arena
 from kdprune.tflite.format import File, read_content, read_tflite
 from kdprune.tflite.inspection import inspect_tflite
 
@@ -100,10 +100,7 @@ def write_kit(
     pixels = _gather_images(shape, images)
     scores, deviation = _score(models, pixels)
     limit = _kernel_limit(deviation)
-    try:
-        arena, refusal = measure_arena(models["int8"]), None
-    except ValueError as error:
-        arena, refusal = None, str(error)
+    needs = find_needs(models["int8"])
 
     files: dict[str, bytes | str] = {
         f"model_{dtype}.tflite": label_file(
@@ -125,8 +122,7 @@ def write_kit(
         ends=ends,
         sizes={file: len(content) for file, content in files.items()},
         flash=len(models["int8"]),
-        arena=arena,
-        refusal=refusal,
+        needs=needs,
         golden=len(pixels),
         deviation=deviation,
         metrics=metrics or {},

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from kdprune.kit import snippets
 from kdprune.kit.facts import Facts
+from kdprune.kit.fits import check_fit
 
 _CLASSES_SHOWN = 50
 
@@ -50,6 +51,8 @@ def write_card(facts: Facts) -> str:
         *_describe_figures(facts),
         "## Memory",
         _describe_memory(facts),
+        "## Boards and phones",
+        *_describe_fits(facts),
         "## Known limits",
         "\n".join(f"- {limit}" for limit in _known_limits(facts)),
         *snippets.write_snippets(facts),
@@ -194,6 +197,28 @@ def _describe_memory(facts):
         "Micro on a 64-bit machine; with 32-bit pointers it is somewhat less, and "
         "optimized kernels may need more for their own buffers."
     )
+
+
+def _describe_fits(facts):
+    """What the int8 file fits; phones take the uint8 file, which is as large."""
+    rows = [
+        (
+            escape(fit.board),
+            _yes(fit.fits),
+            f"{fit.flash / 1024:,.0f} of {fit.flash_of / 1024:,.0f}",
+            f"{fit.ram / 1024:,.0f} of {fit.ram_of / 1024:,.0f}",
+            escape("; ".join(fit.reasons)),
+        )
+        for fit in check_fit(facts.needs)
+    ]
+    note = (
+        "Flash: the file and an allowance for the application with the runtime's code. "
+        "RAM: the arena "
+        f"({'measured' if facts.arena is not None else 'planned, not measured'}), an "
+        "upper bound of what the board's optimized kernels take beside it, and an "
+        "allowance for the application."
+    )
+    return [table(("board", "fits", "flash, KiB", "RAM, KiB", ""), rows), note]
 
 
 def _known_limits(facts):

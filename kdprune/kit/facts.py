@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from kdprune.kit.fits import Needs
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -19,8 +21,7 @@ class Facts:
             and `output` a `name`.
         sizes: Bytes of each file of the kit.
         flash: Bytes of the int8 model without metadata.
-        arena: Working memory on TFLite Micro in bytes, None if not measured.
-        refusal: Why TFLite Micro does not run it, None if it does.
+        needs: What the int8 model needs of a device.
         golden: The number of golden images.
         deviation: How much this machine's kernels differ from the reference
             kernels on them, in steps of 1/256.
@@ -34,11 +35,23 @@ class Facts:
     ends: dict[str, dict[str, Any]]
     sizes: dict[str, int]
     flash: int
-    arena: int | None
-    refusal: str | None
+    needs: Needs
     golden: int
     deviation: int
     metrics: dict[str, Any]
+
+    @property
+    def arena(self) -> int | None:
+        """Working memory on TFLite Micro in bytes, None if not measured."""
+        return self.needs.arena if self.needs.measured else None
+
+    @property
+    def refusal(self) -> str | None:
+        """Why TFLite Micro does not run it, None if it does."""
+        if self.needs.missing:
+            listed = ", ".join(self.needs.missing)
+            return f"TFLite Micro does not run this model: no kernel for {listed}"
+        return self.needs.refusal
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from kdprune._registry import add
 from kdprune.report import pruning, quantization
+from kdprune.report.devices import write_devices
 from kdprune.report.document import (
     Block,
     Command,
@@ -185,6 +186,7 @@ def write_page(
     ]
     if any(len(model.entries) > 1 for model in run.models):
         parts.append(Paragraph(SEEDS_NOTE))
+    parts += write_devices(run)
     if others:
         parts.append(Heading(2, "Plots"))
     parts += [Picture(name, plots[name]) for name in others]

@@ -107,6 +107,20 @@ def _shares_by_layer(value: Any) -> dict[str, float]:
     return {layer: share for layer, share in shares.items() if share is not None}
 
 
+class Fit(_Schema):
+    """Whether a file fits one board or phone."""
+
+    board: str
+    fits: bool
+    place: str | None = None
+    flash: Figure = None
+    flash_of: Figure = None
+    ram: Figure = None
+    ram_of: Figure = None
+    measured: bool = False
+    reasons: list[str] = []
+
+
 class Entry(_Schema):
     """One measured model or file in `metrics.json`."""
 
@@ -128,6 +142,7 @@ class Entry(_Schema):
     latency_ms_p90: Figure = None
     arena_bytes: Figure = None
     peak_activation_bytes: Figure = None
+    fits: list[Fit] = []
 
 
 class Metrics(_Schema):

@@ -81,6 +81,7 @@ class Evaluate(Stage):
         if self.latency:
             self._time(run, entries)
         recipe = run.recipe
+        _add_fits(run, entries)
         metrics = {
             "schema": records.SCHEMA,
             "recipe": recipe.name,
@@ -149,6 +150,17 @@ class Evaluate(Stage):
         for entry, times in zip(files, timed, strict=True):
             for key in ("latency_ms_p50", "latency_ms_p90"):
                 entry[key] = times[key]
+
+
+def _add_fits(run: Run, entries: list[dict[str, Any]]) -> None:
+    """Adds the flagship's arena and which boards and phones its int8 file fits."""
+    from kdprune import kit
+
+    flagship = run.recipe.flagship and f"{run.recipe.flagship}_int8"
+    for entry in [e for e in entries if flagship and e["name"] == flagship]:
+        needs = kit.find_needs(run.folder / entry["path"])
+        entry["arena_bytes"] = needs.arena if needs.measured else None
+        entry["fits"] = [fit.to_json() for fit in kit.check_fit(needs)]
 
 
 def _test_sha256(run: Run, node: Node) -> str | None:

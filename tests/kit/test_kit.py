@@ -13,7 +13,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from kdprune.data.shapes import CLASSES
-from kdprune.kit import build as kit_module
+from kdprune.kit import fits as kit_module
 from kdprune.kit import label_file, selftest, write_kit
 from kdprune.kit.golden import golden_images
 from kdprune.kit.metadata import add_metadata

@@ -1,0 +1,51 @@
+"""Tables: drawn on a terminal, aligned plain text elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+from kdprune._log import logger
+
+
+def show_table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()
+) -> None:
+    """Shows a table.
+
+    Args:
+        header: The columns' names.
+        rows: Their cells.
+        right: The columns that are aligned to the right.
+    """
+    cells, right = [list(map(str, row)) for row in rows], set(right)
+    if sys.stdout.isatty():
+        _draw(header, cells, right)
+        return
+    for line in align([list(header), *cells], right):
+        logger.info("%s", line)
+
+
+def align(rows: Sequence[Sequence[str]], right: set[int]) -> list[str]:
+    """Rows as lines, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _draw(header: Sequence[str], rows: list[list[str]], right: set[int]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i in right else "left")
+    for row in rows:
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    Console().print(table)
