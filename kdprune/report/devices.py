@@ -18,7 +18,9 @@ def write_devices(run: Run) -> list[Block]:
     """A row for each board that the flagship's file was held against; none if none."""
     flagship = run.find("flagship")
     entries = flagship.entries if flagship else []
-    fits = next((entry["fits"] for entry in entries if entry.get("fits")), [])
+    fits: list[dict] = next(
+        (entry["fits"] for entry in entries if entry.get("fits")), []
+    )
     if not fits:
         return []
     measured = any(row.get("measured") for row in fits)
