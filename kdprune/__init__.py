@@ -20,6 +20,7 @@ _PUBLIC = {
     "build_model": "kdprune.models",
     "load_model": "kdprune.models",
     "save_model": "kdprune.models",
+    "take_model": "kdprune.models",
     "register_model": "kdprune.models",
     "count_macs": "kdprune.models",
     "load_dataset": "kdprune.data",

@@ -14,6 +14,7 @@ from kdprune.models import count_macs as count_macs
 from kdprune.models import load_model as load_model
 from kdprune.models import register_model as register_model
 from kdprune.models import save_model as save_model
+from kdprune.models import take_model as take_model
 from kdprune.prune import plan_channels as plan_channels
 from kdprune.prune import prune_channels as prune_channels
 from kdprune.prune import prune_magnitude as prune_magnitude

@@ -232,6 +232,7 @@ def rebuild(
     replace: Callable[[keras.layers.Layer], keras.layers.Layer | None] | None = None,
     insert: Callable[[keras.layers.Layer], keras.layers.Layer | None] | None = None,
     bypass: Mapping[Any, Any] | None = None,
+    first: Sequence[keras.layers.Layer] = (),
     weights: Callable[[keras.layers.Layer, keras.layers.Layer], Sequence | None]
     | None = None,
 ) -> keras.Model:
@@ -251,6 +252,8 @@ def rebuild(
             the layer, or None.
         bypass: `{call: tensor}`: calls (see `nodes`) whose output is replaced by one
             of their inputs.
+        first: New layers that are called one after the other on the model's input, of
+            which there is one, before all others; with weights of their own.
         weights: `weights(old, new)` returns the arrays for the new layer, or None
             for those of the old one. Where only one of the two is wrapped, they are
             those of the layer inside; a wrapper's own variables are initialized.
@@ -275,7 +278,7 @@ def rebuild(
         insert or _nothing,
         bypass or {},
         weights or _nothing,
-    ).rebuilt(model)
+    ).rebuilt(model, first)
 
 
 def _nothing(*_: keras.layers.Layer) -> None:
@@ -293,19 +296,22 @@ class _Rebuilder:
         # layer may be shared with one of them.
         self.made: dict[int, tuple[Any, Any, Any]] = {}
 
-    def rebuilt(self, model):
-        copy = self._model(model)
+    def rebuilt(self, model, first):
+        copy = self._model(model, first)
         for old, new, _ in self.made.values():
             if not is_graph_model(old):
                 _carry_weights(old, new, self.weights(old, new))
         return copy
 
-    def _model(self, model):
+    def _model(self, model, first=()):
         _check_complete(model)
         inputs = [self._input(tensor) for tensor in model.inputs]
         if isinstance(model, keras.Sequential):
-            return self._sequential(model, inputs[0]._keras_history.layer)
-        outputs = _walk(model, inputs, self._call, _needed(model, self.bypass))
+            return self._sequential(model, [inputs[0]._keras_history.layer, *first])
+        given = inputs
+        for layer in first:
+            given = [layer(tensor) for tensor in given]
+        outputs = _walk(model, given, self._call, _needed(model, self.bypass))
         return keras.Model(
             tf.nest.pack_sequence_as(model._nested_inputs, inputs),
             tf.nest.pack_sequence_as(model._nested_outputs, outputs),
@@ -313,8 +319,7 @@ class _Rebuilder:
             trainable=model._trainable,
         )
 
-    def _sequential(self, model, start):
-        stack = [start]
+    def _sequential(self, model, stack):
         for node in nodes(model):
             if id(node) not in self.bypass:
                 stack += [made for made in self._made(node.layer) if made is not None]

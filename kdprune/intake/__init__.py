@@ -8,13 +8,23 @@ called. Whatever is not in the table is refused by name.
 from kdprune.intake.heads import Head, split_head
 from kdprune.intake.keras_config import build_keras3
 from kdprune.intake.keras_weights import load_keras3_weights
-from kdprune.intake.pixels import check_unit_range, split_pixels
+from kdprune.intake.pixels import (
+    PixelRange,
+    check_unit_range,
+    parse_range,
+    split_pixels,
+)
+from kdprune.intake.taking import Taken, take_model
 
 __all__ = [
     "Head",
+    "PixelRange",
+    "Taken",
     "build_keras3",
     "check_unit_range",
     "load_keras3_weights",
+    "parse_range",
     "split_head",
     "split_pixels",
+    "take_model",
 ]

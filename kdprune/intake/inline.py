@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from kdprune._graph import check_graph_model, is_graph_model, walk
+from kdprune._graph import check_graph_model, is_graph_model, nodes, walk
 from kdprune._io import first_line
 
 layers = keras.layers
@@ -21,6 +21,8 @@ _TRAINING_ONLY = tuple(
     RandomZoom SpatialDropout1D SpatialDropout2D
     """.split()
 )
+# In training these go by the batch that an image is in.
+_BY_BATCH = (layers.BatchNormalization,)
 
 
 def inline(model: keras.Model) -> tuple[keras.Model, list[str]]:
@@ -42,8 +44,8 @@ def inline(model: keras.Model) -> tuple[keras.Model, list[str]]:
 
     Raises:
         ValueError: If it is not a graph model, a layer cannot be made again, or
-            dropout or noise is called with `training=True`, which makes the model
-            say something else each time.
+            dropout, noise or batch normalization is called with `training=True`, which
+            makes the model say something else each time, or of each batch.
     """
     check_graph_model(model)
     inliner = _Inliner(model)
@@ -59,8 +61,10 @@ class _Inliner:
         self.nested: dict[str, int] = {}
         self.dropped: dict[str, None] = {}
         self.needed = any(
-            is_graph_model(layer) or isinstance(layer, _TRAINING_ONLY)
-            for layer in model.layers
+            is_graph_model(node.layer)
+            or isinstance(node.layer, _TRAINING_ONLY)
+            or _called_in_training(node.call_kwargs, node.call_args)
+            for node in nodes(model)
         )
 
     def flat(self, model: keras.Model) -> keras.Model:
@@ -97,13 +101,14 @@ class _Inliner:
                 inner = frozen or kwargs.get("training") is False or not layer.trainable
                 outputs = self._run(layer, tensors, inner)
                 return tf.nest.pack_sequence_as(layer._nested_outputs, outputs)
+            training = _called_in_training(kwargs, args)
+            if training and isinstance(layer, _TRAINING_ONLY + _BY_BATCH):
+                raise ValueError(
+                    f"layer {layer.name!r} ({type(layer).__name__}) is called with "
+                    "training=True, so that the model says something else each time "
+                    "or of each batch; call it without"
+                )
             if isinstance(layer, _TRAINING_ONLY):
-                if kwargs.get("training") is True or True in args[1:]:
-                    raise ValueError(
-                        f"layer {layer.name!r} ({type(layer).__name__}) is called with "
-                        "training=True, so that the model says something else each "
-                        "time; call it without"
-                    )
                 kind = f"{layer.name} ({type(layer).__name__})"
                 self.dropped[kind] = None
                 return args[0]
@@ -138,6 +143,10 @@ class _Inliner:
                 candidates.append(f"{model_name}_{name}_{number}")
         self.names.add(candidates[0])
         return candidates[0]
+
+
+def _called_in_training(kwargs: Any, args: Any) -> bool:
+    return kwargs.get("training") is True or any(given is True for given in args[1:])
 
 
 def _inputs(model: keras.Model) -> list:

@@ -8,13 +8,13 @@ the rest is found by scoring labelled images in each of the usual ways.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tf_keras as keras
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from kdprune import images as pixels_of
@@ -27,6 +27,8 @@ CONFIDENCE = 0.99
 # Of [0, 1]; what leaves less was made for bytes: a Rescaling leaves 1/255, the
 # normalization of bytes, whose deviation is 20 to 100, at most a twentieth.
 _LEAST_SPAN = 1 / 10
+# From 0, in spans of [0, 1]: of BGR minus mean, it is a hundred.
+_FARTHEST = 10
 # More images tell no more about ranges that are so far apart.
 MOST_IMAGES = 500
 
@@ -103,6 +105,73 @@ IMAGENET = PixelRange(
 CAFFE = PixelRange(
     "BGR minus ImageNet mean", (1.0,), (-103.939, -116.779, -123.68), reverse=True
 )
+
+
+# Names by which recipes and calls give a range.
+_NAMES = {"imagenet": IMAGENET, "caffe": CAFFE}
+Given = (
+    PixelRange
+    | Sequence[float]
+    | str
+    | Mapping[Literal["mean", "std"], Sequence[float]]
+)
+
+
+def parse_range(given: Given) -> PixelRange:
+    """The pixel range that a user means.
+
+    Args:
+        given: `(low, high)`, what black and white are to the model; "imagenet" (mean
+            and deviation taken off outside of the model, as PyTorch and the DenseNets
+            of Keras do) or "caffe" (BGR minus ImageNet's mean, as the ResNets and VGG
+            of Keras); or `{"mean": …, "std": …}` of pixels in [0, 1], a number for
+            each channel.
+
+    Returns:
+        A `PixelRange`.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    if isinstance(given, PixelRange):
+        return given
+    if isinstance(given, str):
+        if given in _NAMES:
+            return _NAMES[given]
+    elif isinstance(given, Mapping):
+        if set(given) == {"mean", "std"}:
+            return _standardized(given["mean"], given["std"])
+    elif len(bounds := list(given)) == 2:
+        return PixelRange.between(*(float(bound) for bound in bounds))
+    raise ValueError(
+        "input_range must be [low, high], what black and white are to the model, one "
+        f"of {', '.join(_NAMES)}, or {{'mean': [...], 'std': [...]}} of pixels in "
+        f"[0, 1]. Received: {given!r}"
+    )
+
+
+def _standardized(mean: Sequence[float], deviation: Sequence[float]) -> PixelRange:
+    means, deviations = (np.ravel(np.asarray(v, float)) for v in (mean, deviation))
+    if len(means) != len(deviations) or not (deviations > 0).all():
+        raise ValueError(
+            "input_range needs as many means as deviations, and those above 0. "
+            f"Received: mean {means.tolist()}, std {deviations.tolist()}"
+        )
+    return PixelRange(
+        f"mean {means.tolist()} and deviation {deviations.tolist()}",
+        tuple((1 / (255 * deviations)).tolist()),
+        tuple((-means / deviations).tolist()),
+    )
+
+
+def check_channels(range_: PixelRange, channels: int) -> None:
+    """Raises a `ValueError` if a range is one of images of other channels."""
+    sizes = {len(range_.scale), len(range_.offset)} - {1, channels}
+    if sizes or (range_.reverse and channels != 3):
+        raise ValueError(
+            f"the pixel range {range_.name} is of {max(sizes, default=3)} channels. "
+            f"Received: a model of images with {channels}"
+        )
 
 
 def usual_ranges(channels: int) -> tuple[PixelRange, ...]:
@@ -193,129 +262,222 @@ def find_range(
     return Found(best, accuracies, len(images))
 
 
-def to_unit_range(
-    model: keras.Model, images: NDArray, labels: NDArray
-) -> tuple[keras.Model, Found]:
-    """Makes a classifier take pixels in [0, 1], if it does not.
+@dataclass(frozen=True)
+class Chain:
+    """The arithmetic on pixels at the front of a model.
 
-    Arithmetic in front that only brings bytes to [0, 1] is taken off, so that the
-    bytes of an image can go into the file made of it as they are.
-
-    Args:
-        model: A model that gives logits `(n, classes)`.
-        images: Validation images, uint8 or float in [0, 1].
-        labels: Their classes, `(n,)`.
-
-    Returns:
-        `(model, found)`: a model that takes [0, 1], and the range of the given one:
-        [0, 1], or [0, 255] if what stands in front of it makes [0, 1] of that, unless
-        another is surely ahead.
-
-    Raises:
-        ValueError: If it takes pixels of a range that can't be brought to [0, 1] by
-            leaving something out: which, and what to put in front of it.
+    Attributes:
+        model: The model it stands in.
+        calls: Its calls, with the tensor that each is given.
+        scale: What it does to each channel, `(channels,)`: `pixel * scale + offset`.
+        offset: Likewise.
+        reverse: Whether it turns the channels around first, to BGR; scale and offset
+            are of the channels as they are then.
     """
 
-    def predict(values: NDArray) -> NDArray:
-        return model.predict(values, batch_size=100, verbose=0)
+    model: keras.Model
+    calls: dict[Any, Any]
+    scale: NDArray
+    offset: NDArray
+    reverse: bool
 
-    split, scale, offset = split_pixels(model)
-    # Where scores can't tell, what stands in front of the model does.
-    for_bytes = split is not model and _same(after(BYTES, scale, offset), UNIT)
-    assumed = BYTES if for_bytes else UNIT
-    found = find_range(predict, images, labels, assumed=assumed)
-    if _same(found.range, UNIT):
-        return model, found
-    if split is not model and _same(after(found.range, scale, offset), UNIT):
-        return split, found
-    listed = ", ".join(
-        f"{100 * share:.1f} % in {name}" for name, share in found.accuracies.items()
-    )
-    one = found.range
-    layer = f"Rescaling({_numbers(255 * s for s in one.scale)}, {_numbers(one.offset)})"
-    reverse = " and the channels turned around" if one.reverse else ""
-    raise ValueError(
-        f"expected a model of pixels in [0, 1]. Received: one of {one.name} (on "
-        f"{found.images} validation images it is right on {listed}); save it with "
-        f"keras.layers.{layer}{reverse} in front"
-    )
+    @property
+    def range(self) -> PixelRange:
+        """What the model was made to take: [0, 1], or [0, 255] if it looks like that.
+
+        Of bytes a chain makes a few units, of [0, 1] next to nothing, or numbers that
+        are far from 0 and next to each other.
+        """
+        low, high = self.offset, self.scale + self.offset
+        span = np.abs(high - low).max()
+        distant = np.abs(low + high).min() / 2 > _FARTHEST * span
+        return BYTES if self.calls and (span < _LEAST_SPAN or distant) else UNIT
+
+    def bypassed(self) -> keras.Model:
+        """The model without the chain."""
+        return rebuild(self.model, bypass=self.calls) if self.calls else self.model
+
+    def after(self, outer: PixelRange) -> PixelRange:
+        """The range behind the chain, of pixels in another one."""
+        return after(outer, self.scale, self.offset, self.reverse)
 
 
-def _numbers(values: Iterable[float]) -> str:
-    found = [float(f"{value:.7g}") for value in values]
-    return f"{found[0]:g}" if len(found) == 1 else str(found)
+def read_chain(model: keras.Model, reverse: bool = True) -> Chain:
+    """Reads the arithmetic on pixels off the front of a model.
+
+    That is a chain of layers that alone use the input and do to each channel `x * a +
+    b`: Rescaling, Normalization, and operations as `preprocess_input` leaves them.
+
+    Args:
+        model: A graph model of one image input.
+        reverse: Whether turning RGB to BGR is part of it, or its end.
+    """
+    channels = int(model.inputs[0].shape[-1] or 1)
+    scale, offset, reversed_ = np.ones(channels), np.zeros(channels), False
+    tensor, chain = model.inputs[0], {}
+    while len(model.inputs) == 1 and len(model.inputs[0].shape) == 4:
+        user = _only_user(model, tensor)
+        if user is None:
+            break
+        if reverse and _reverses(user, channels):
+            scale, offset, reversed_ = scale[::-1], offset[::-1], not reversed_
+        else:
+            step = _affine(user, channels)
+            if step is None:
+                break
+            scale, offset = scale * step[0], offset * step[0] + step[1]
+        chain[user] = tensor
+        tensor = user.outputs
+    return Chain(model, chain, scale, offset, reversed_)
 
 
 def split_pixels(model: keras.Model) -> tuple[keras.Model, list[float], list[float]]:
     """Takes the arithmetic on pixels off the front of a model.
 
-    That is a chain of Rescaling and Normalization layers that alone use the input,
-    as a Rescaling or what `preprocess_input` left in the graph.
-
     Args:
         model: A graph model of one image input.
 
     Returns:
-        `(model, scale, offset)`: the model without the chain (itself where there is
-        none), and what the chain did to each channel: `pixel * scale + offset`.
+        `(model, scale, offset)`: the model without the chain (see `read_chain`;
+        itself where there is none), and what the chain did to each channel: `pixel *
+        scale + offset`. Turning channels around is no part of it.
     """
-    chain, scale, offset = _chain(model)
-    split = rebuild(model, bypass=chain) if chain else model
-    return split, scale.tolist(), offset.tolist()
+    chain = read_chain(model, reverse=False)
+    return chain.bypassed(), chain.scale.tolist(), chain.offset.tolist()
 
 
 def check_unit_range(model: Any, name: str) -> None:
     """Refuses a model that evidently does not take pixels in [0, 1].
 
     Raises:
-        ValueError: If what stands in front of it leaves next to nothing of [0, 1],
-            as a `Rescaling(1 / 255)` does, which is made for bytes.
+        ValueError: If what stands in front of it is made for bytes, as a
+            `Rescaling(1 / 255)` is.
     """
     if not is_graph_model(model) or len(model.inputs[0].shape) != 4:
         return
-    chain, scale, _ = _chain(model)
-    if chain and np.abs(scale).max() < _LEAST_SPAN:
-        first = next(iter(chain)).layer.name
+    chain = read_chain(model)
+    if not is_unit(chain.range):
+        first = next(iter(chain.calls)).layer.name
         raise ValueError(
             f"{name}: expected a model of pixels in [0, 1]. Received: one whose layer "
-            f"{first!r} makes 0 to {scale.max():.3g} of them, as for pixels of 0 to "
-            "255; take that off by kdprune.intake.split_pixels(model)[0], or load the "
-            "file in a recipe, which does it"
+            f"{first!r} takes bytes of 0 to 255; kdprune.take_model(model).model is "
+            "the one that takes [0, 1]"
         )
 
 
-def _chain(model: keras.Model) -> tuple[dict, NDArray, NDArray]:
-    """The calls of arithmetic in front with what each is given, scale and offset."""
-    channels = int(model.inputs[0].shape[-1] or 1)
-    scale, offset = np.ones(channels), np.zeros(channels)
-    tensor, chain = model.inputs[0], {}
-    while len(model.inputs) == 1:
-        users = [
-            node
-            for node in nodes(model)
-            if any(given is tensor for given in node.keras_inputs)
-        ]
-        if len(users) != 1 or len(users[0].keras_inputs) != 1:
-            break
-        step = _affine(users[0].layer, channels)
-        if step is None or len(users[0].layer._inbound_nodes) != 1:
-            break
-        scale, offset = scale * step[0], offset * step[0] + step[1]
-        chain[users[0]] = tensor
-        tensor = users[0].outputs
-    return chain, scale, offset
+def put_in_front(model: keras.Model, range_: PixelRange) -> keras.Model:
+    """Makes a model of one pixel range take [0, 1].
+
+    Args:
+        model: A flat graph model that takes pixels of `range_`.
+        range_: What it takes.
+
+    Returns:
+        A model that starts with one `Rescaling` layer, or with none if it takes [0, 1]
+        already. The order of channels is moved into the kernel of the first
+        convolution, or is a convolution of its own where that is not what comes first.
+    """
+    scale = [255 * value for value in range_.scale]
+    offset = list(range_.offset)
+    if range_.reverse:
+        model = _reversed(model)
+        scale, offset = scale[::-1], offset[::-1]
+    if np.allclose(scale, 1, rtol=1e-6) and np.allclose(offset, 0, atol=1e-7):
+        return model
+    name = "input_range"
+    while name in {layer.name for layer in model.layers}:
+        name += "_"
+    layer = layers.Rescaling(_short(scale), _short(offset), name=name)
+    return rebuild(model, first=[layer])
+
+
+def _short(values: list[float]) -> float | list[float]:
+    """One number where all are equal, without what was rounded on the way."""
+    found = [float(f"{value:.9g}") for value in values]
+    return found[0] if len(set(found)) == 1 else found
+
+
+def _reversed(model: keras.Model) -> keras.Model:
+    """A model that takes RGB where the given one takes BGR, or the other way around.
+
+    Padding puts the same number into all channels, so that they can be turned around
+    before or behind it.
+    """
+    user = _only_user(model, model.inputs[0])
+    while user is not None and type(user.layer) is layers.ZeroPadding2D:
+        user = _only_user(model, user.outputs)
+    if user is not None and type(user.layer) is layers.Conv2D:
+        conv = user.layer
+        if conv.groups == 1:
+            kernel, *bias = conv.get_weights()
+            turned = {id(conv): [kernel[:, :, ::-1], *bias]}
+            return rebuild(model, weights=lambda old, new: turned.get(id(old)))
+    channels = int(model.inputs[0].shape[-1])
+    return rebuild(model, first=[turning_layer(channels, "channels_reversed")])
+
+
+def turning_layer(channels: int, name: str) -> keras.layers.Layer:
+    """A convolution that turns the channels around, RGB to BGR; never trained."""
+    kernel = np.eye(channels)[::-1][None, None]
+    return layers.Conv2D(
+        *(channels, 1),
+        use_bias=False,
+        kernel_initializer=keras.initializers.Constant(kernel.tolist()),
+        trainable=False,
+        name=name,
+    )
+
+
+def _only_user(model: keras.Model, tensor: Any) -> Any:
+    """The call that alone takes a tensor, and nothing else, of a layer called once."""
+    users = [
+        node
+        for node in nodes(model)
+        if any(given is tensor for given in node.keras_inputs)
+    ]
+    if len(users) != 1 or len(users[0].keras_inputs) != 1:
+        return None
+    calls = [node for node in nodes(model) if node.layer is users[0].layer]
+    return users[0] if len(calls) == 1 else None
+
+
+def _reverses(node: Any, channels: int) -> bool:
+    """Whether a call turns the channels around and does nothing else."""
+    layer = node.layer
+    if channels < 2:
+        return False
+    if type(layer) is layers.Conv2D:
+        plain = layer.kernel_size == (1, 1) and layer.strides == (1, 1)
+        if not plain or layer.use_bias or layer.filters != channels:
+            return False
+        linear = layer.activation in (None, keras.activations.linear)
+        kernel = layer.get_weights()[0]
+        return linear and np.array_equal(kernel[0, 0], np.eye(channels)[::-1])
+    if getattr(layer, "symbol", None) == "__operators__.getitem":
+        spec = [*node.call_args[1:], *node.call_kwargs.values()]
+        turned = {"start": None, "stop": None, "step": -1}
+        return len(spec) == 1 and list(spec[0]) == [Ellipsis, turned]
+    return False
 
 
 def after(
-    outer: PixelRange, scale: Sequence[float], offset: Sequence[float]
+    outer: PixelRange,
+    scale: ArrayLike,
+    offset: ArrayLike,
+    reverse: bool = False,
 ) -> PixelRange:
-    """The range behind `pixel * scale + offset` of pixels in another range."""
-    channels = len(scale)
-    outer_scale = np.broadcast_to(np.asarray(outer.scale, float), (channels,))
-    outer_offset = np.broadcast_to(np.asarray(outer.offset, float), (channels,))
+    """The range behind `pixel * scale + offset` of pixels in another range.
+
+    `reverse`: with their channels turned around first.
+    """
+    scale, offset = np.asarray(scale, float), np.asarray(offset, float)
+    turn = -1 if reverse else 1
+    outer_scale = np.broadcast_to(np.asarray(outer.scale, float), scale.shape)[::turn]
+    outer_offset = np.broadcast_to(np.asarray(outer.offset, float), scale.shape)[::turn]
     scales = outer_scale * scale
     offsets = outer_offset * scale + offset
-    if np.ptp(scales) == 0 and np.ptp(offsets) == 0 and not outer.reverse:
+    reversed_ = outer.reverse != reverse
+    if np.ptp(scales) == 0 and np.ptp(offsets) == 0 and not reversed_:
         low = float(offsets[0])
         high = low + 255 * float(scales[0])
         # What a float32 rounded on the way: 0.00392156862745098 * 255 is 1.
@@ -323,26 +485,63 @@ def after(
         if low < high:
             return PixelRange.between(low, high)
     name = f"{outer.name}, normalized per channel"
-    return PixelRange(
-        name, tuple(scales.tolist()), tuple(offsets.tolist()), outer.reverse
-    )
+    return PixelRange(name, tuple(scales.tolist()), tuple(offsets.tolist()), reversed_)
 
 
-def _affine(layer: Any, channels: int) -> tuple[NDArray, NDArray] | None:
-    """`(scale, offset)` of a layer that does no more to each channel, else None."""
+def _affine(node: Any, channels: int) -> tuple[NDArray, NDArray] | None:
+    """`(scale, offset)` of a call that does no more to each channel, else None."""
+    layer = node.layer
+    found: Any = None
     if isinstance(layer, layers.Rescaling):
         found = (np.asarray(layer.scale, float), np.asarray(layer.offset, float))
     elif isinstance(layer, layers.Normalization):
         mean, variance = (np.asarray(v, float) for v in (layer.mean, layer.variance))
         deviation = np.maximum(np.sqrt(variance), keras.backend.epsilon())
         found = 1 / deviation, -mean / deviation
-    else:
+    elif isinstance(layer, layers.Identity) or (
+        isinstance(layer, layers.Activation)
+        and layer.activation is keras.activations.linear
+    ):
+        found = 1.0, 0.0
+    elif hasattr(layer, "symbol"):
+        found = _affine_operation(node, layer.symbol)
+    if found is None:
         return None
     try:
         scale, offset = (np.broadcast_to(part, (1, 1, 1, channels)) for part in found)
     except ValueError:
         return None  # Other numbers for each pixel.
     return scale.reshape(channels), offset.reshape(channels)
+
+
+# What TensorFlow calls the operations on a tensor and a constant.
+_ADDS = ("math.add", "__operators__.add", "nn.bias_add")
+_SUBTRACTS = ("math.subtract", "__operators__.sub")
+_DIVIDES = ("math.truediv", "math.divide", "__operators__.truediv")
+_MULTIPLIES = ("math.multiply", "__operators__.mul")
+
+
+def _affine_operation(node: Any, symbol: str) -> tuple[Any, Any] | None:
+    """`(scale, offset)` of a tensor's operation with a constant, else None."""
+    args = list(node.call_args)
+    named = {k: v for k, v in node.call_kwargs.items() if k in ("y", "bias")}
+    args += named.values()
+    if len(args) != 2 or hasattr(args[1], "_keras_history"):
+        return None
+    first = hasattr(args[0], "_keras_history")
+    try:
+        number = np.asarray(args[1] if first else args[0], float)
+    except (TypeError, ValueError):
+        return None
+    if symbol in _ADDS:
+        return 1.0, number
+    if symbol in _MULTIPLIES:
+        return number, 0.0
+    if symbol in _SUBTRACTS:
+        return (1.0, -number) if first else (-1.0, number)
+    if symbol in _DIVIDES and first and (number != 0).all():
+        return 1 / number, 0.0
+    return None
 
 
 def _right(scores: NDArray, labels: NDArray) -> NDArray[np.bool_]:
@@ -371,6 +570,11 @@ def _above_chance(right: NDArray, labels: NDArray) -> bool:
     chance = min(counts.max() / len(values), 0.999)
     test = stats.binomtest(int(right.sum()), len(right), chance, alternative="greater")
     return bool(test.pvalue < 1 - CONFIDENCE)
+
+
+def is_unit(range_: PixelRange) -> bool:
+    """Whether a range is [0, 1], by whatever name."""
+    return _same(range_, UNIT)
 
 
 def _same(a: PixelRange, b: PixelRange) -> bool:

@@ -8,6 +8,7 @@ from kdprune.models.factories import (
     reset_weights,
 )
 from kdprune.models.io import load_model, save_model
+from kdprune.models.taking import take_model
 
 __all__ = [
     "MODELS",
@@ -18,4 +19,5 @@ __all__ = [
     "register_model",
     "reset_weights",
     "save_model",
+    "take_model",
 ]

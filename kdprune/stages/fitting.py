@@ -15,7 +15,8 @@ from kdprune import data, distill, prune, quantize, training
 from kdprune._graph import check_classes
 from kdprune._log import logger
 from kdprune.data import batches
-from kdprune.intake import inline, pixels, split_head
+from kdprune.intake import split_head, take_model
+from kdprune.intake.pixels import Given
 from kdprune.models import (
     build_model,
     count_macs,
@@ -127,7 +128,7 @@ def new_model(run: Run, node: Node) -> keras.Model:
     if model.architecture_of:
         return reset_weights(load_node(run, node.parent_of("model.architecture_of")))
     if model.file:
-        return load_in_range(model.file, run.dataset)
+        return load_in_range(model.file, run.dataset, model.input_range)
     assert model.name is not None  # One of the three is given.
     classes = len(run.dataset.classes)
     return build_model(model.name, run.dataset.image_shape, classes, **model.arguments)
@@ -160,38 +161,42 @@ def load_fitting(path: str | os.PathLike, dataset: data.Dataset) -> keras.Model:
     return model
 
 
-def load_in_range(path: str | os.PathLike, dataset: data.Dataset) -> keras.Model:
+def load_in_range(
+    path: str | os.PathLike, dataset: data.Dataset, input_range: Given | None = None
+) -> keras.Model:
     """Loads a model file as the other stages take it: flat, of pixels in [0, 1].
 
-    Its pixel range is found out on validation images; models inside it become part of
-    its graph, and what only trains (dropout, augmentation) is left out.
+    Args:
+        path: The file.
+        dataset: What the recipe's models are for; its validation images tell the
+            pixel range.
+        input_range: The range as the recipe gives it.
 
     Raises:
-        ValueError: As `load_fitting`, or if its pixel range is another.
+        ValueError: As `load_fitting`, or if the pixel range can't be told or is not
+            the given one.
     """
     model = load_fitting(path, dataset)
     validation = dataset.validation
     try:
-        model, found = pixels.to_unit_range(model, validation.images, validation.labels)
-        model, changes = inline.inline(model)
+        taken = take_model(
+            model,
+            input_range=input_range,
+            images=validation.images,
+            labels=validation.labels,
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if found.range != pixels.UNIT:
-        logger.info(
-            "%s: takes pixels in %s; what brings them to [0, 1] in front of it is left "
-            "out",
-            path,
-            found.range.name,
-        )
-    for change in changes:
-        logger.info("%s: %s", path, change)
-    return model
+    for note in taken.notes:
+        logger.info("%s: %s", path, note)
+    return taken.model
 
 
-def load_layers(path: str | os.PathLike, dataset: data.Dataset) -> keras.Model:
+def load_layers(
+    path: str | os.PathLike, dataset: data.Dataset, input_range: Given | None = None
+) -> keras.Model:
     """Loads a model file with the layers that `load_in_range` leaves, unscored."""
-    model, *_ = pixels.split_pixels(load_fitting(path, dataset))
-    return inline.inline(model)[0]
+    return take_model(load_fitting(path, dataset), input_range=input_range).model
 
 
 def load_node(run: Run, node: Node) -> keras.Model:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from kdprune._log import logger
 from kdprune.stages.base import FLOAT_MODEL, Node, Result, Run, Stage
+from kdprune.stages.settings import InputRange
 
 if TYPE_CHECKING:
     import tf_keras as keras
@@ -18,7 +19,12 @@ class Load(Stage):
     kind: Literal["load"]
     file: str
     """The model, a `.keras` or `.h5` file of Keras 3 or tf_keras."""
+    input_range: InputRange | None = None
+    """What the model takes for black and white, `[0, 255]`, `[-1, 1]`, …; `imagenet`
+    (mean and deviation taken off outside of it), `caffe` (BGR minus mean), or `{mean:
+    […], std: […]}` of pixels in [0, 1]. Checked, or found, on validation images."""
 
+    omit_if_default = ("input_range",)
     gives = FLOAT_MODEL
 
     def draws(self) -> bool:
@@ -32,7 +38,7 @@ class Load(Stage):
 
         # A dry run plans with the file itself: it is there before its stage is done.
         if not run.record(node):
-            return fitting.load_layers(self.file, run.dataset)
+            return fitting.load_layers(self.file, run.dataset, self.input_range)
         return super().load_model(run, node)
 
     def execute(self, run: Run, node: Node, folder: pathlib.Path) -> Result:
@@ -42,7 +48,7 @@ class Load(Stage):
         from kdprune import evaluate
         from kdprune.stages import fitting
 
-        model = fitting.load_in_range(self.file, run.dataset)
+        model = fitting.load_in_range(self.file, run.dataset, self.input_range)
         validation = run.dataset.validation
         scores = evaluate.predict(model, validation.images)
         accuracy = float(np.mean(scores.argmax(axis=1) == validation.labels))
@@ -50,8 +56,7 @@ class Load(Stage):
         if accuracy < chance + 0.1 * (1 - chance):
             logger.warning(
                 "%s is right on %.1f %% of the validation images, near the %.1f %% of "
-                "chance: are its inputs pixels in [0, 1], and its outputs in the order "
-                "%s, …?",
+                "chance: are its outputs in the order %s, …?",
                 self.file,
                 100 * accuracy,
                 100 * chance,

@@ -22,6 +22,24 @@ Names = Annotated[
     pydantic.BeforeValidator(lambda v: (v,) if isinstance(v, str) else v),
     pydantic.Field(min_length=1),
 ]
+
+
+def _check_order(bounds: Any) -> Any:
+    if isinstance(bounds, tuple) and not bounds[0] < bounds[1]:
+        raise ValueError(
+            "expected [low, high], what black and white are to the model, got "
+            f"{list(bounds)}"
+        )
+    return bounds
+
+
+# What a model takes for the bytes of an image; see `kdprune.intake.parse_range`.
+InputRange = Annotated[
+    tuple[float, float]
+    | Literal["imagenet", "caffe"]
+    | dict[Literal["mean", "std"], tuple[float, ...]],
+    pydantic.AfterValidator(_check_order),
+]
 # What a serializer is told to write keys by the names they first had.
 _FIRST_NAMES = {"first_names": True}
 
@@ -149,7 +167,10 @@ class Model(Settings):
     """A saved model, `.keras` or `.h5` of Keras 3 or tf_keras."""
     architecture_of: Name | None = None
     """A stage whose model's layers are taken, with new weights."""
+    input_range: InputRange | None = None
+    """Of `file`: what it takes for black and white, as of a `load` stage."""
 
+    omit_if_default = ("input_range",)
     renamed = {"like": "architecture_of"}
 
     @pydantic.model_validator(mode="after")
@@ -165,6 +186,11 @@ class Model(Settings):
         if self.name is None and self.model_extra:
             raise ValueError(
                 f"expected no more than `{given[0]}`, got {self.model_extra}"
+            )
+        if self.input_range is not None and self.file is None:
+            raise ValueError(
+                f"`input_range` is of a saved model, `file`; got it with `{given[0]}`, "
+                "whose models take [0, 1]"
             )
         return self
 

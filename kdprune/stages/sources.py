@@ -29,4 +29,5 @@ def untrained_model(run: Run, source: Node) -> keras.Model:
     """The model of a node that `source_of` returned, before it is trained."""
     if hasattr(source.settings, "model"):
         return fitting.new_model(run, source)
-    return fitting.load_layers(str(source.settings.origin()), run.dataset)
+    given = getattr(source.settings, "input_range", None)
+    return fitting.load_layers(str(source.settings.origin()), run.dataset, given)

@@ -25,7 +25,8 @@ def given(tmp_path):
     """The file of a small model."""
     keras.utils.set_random_seed(0)
     save_model(build_model("article_student"), tmp_path / "given.keras")
-    return {"kind": "load", "file": str(tmp_path / "given.keras")}
+    path = str(tmp_path / "given.keras")
+    return {"kind": "load", "file": path, "input_range": [0, 1]}
 
 
 def recipe(**stages):

@@ -33,8 +33,8 @@ DATA = {"dataset": "shapes", "image_size": 16, "train_images": 100, "test_images
 def measured(models, tmp_path_factory):
     """A recipe that measures two models and a file of one, and its run's folder."""
     stages = {
-        "one": {"kind": "load", "file": str(models[0])},
-        "two": {"kind": "load", "file": str(models[1])},
+        "one": {"kind": "load", "file": str(models[0]), "input_range": [0, 1]},
+        "two": {"kind": "load", "file": str(models[1]), "input_range": [0, 1]},
         "int8": {"kind": "quantize", "from": "one"},
         "files": {"kind": "export", "from": "int8"},
         "measured": {
@@ -88,10 +88,11 @@ def test_a_changed_setting_is_neither_done_nor_half_done(stage, again, old_run, 
 def loading(path, **more):
     """A recipe of a stage that loads the file, and of one that starts from it."""
     training = {"epochs": 1, "precision": "float32"}
+    given = {"file": str(path), "input_range": [0, 1]}
     stages = {
-        "given": {"kind": "load", "file": str(path), **more},
+        "given": {"kind": "load", **given, **more},
         "further": {"kind": "train", "from": "given", "training": training},
-        "direct": {"kind": "train", "model": {"file": str(path)}, "training": training},
+        "direct": {"kind": "train", "model": given, "training": training},
     }
     return parse_recipe({"name": "loading", "data": DATA, "stages": stages})
 

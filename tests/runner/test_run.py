@@ -325,7 +325,7 @@ def test_a_dry_run_tells_what_a_loaded_model_loses(finished, tmp_path):
     training = content["stages"]["student"]["training"]
     file = str(finished / "student" / "model.keras")
     content["stages"] = {
-        "net": {"kind": "load", "file": file},
+        "net": {"kind": "load", "file": file, "input_range": [0, 1]},
         "slim": {
             "kind": "prune_channels",
             "from": "net",
@@ -662,7 +662,8 @@ def test_a_student_learns_from_images_without_labels_and_its_teacher_does_not(tm
 def test_a_given_model_that_guesses_is_warned_of(tmp_path, caplog):
     model = build_model("article_student", (32, 32, 3), 10)
     path = tmp_path / "given.keras"
-    stages = {"given": {"kind": "load", "file": str(path)}}
+    given = {"kind": "load", "file": str(path), "input_range": [0, 1]}
+    stages = {"given": given}
     small = recipe(stages=stages, baseline=None, flagship=None)
     *_, bias = model.get_weights()
     model.set_weights([*model.get_weights()[:-1], bias + 1e6 * np.eye(10)[3]])

@@ -1,0 +1,153 @@
+"""A model in whatever form it came, made into one of pixels in [0, 1] and logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import tf_keras as keras
+from numpy.typing import ArrayLike
+
+from kdprune._graph import check_float_model, check_graph_model, named_layers
+from kdprune.images import check
+from kdprune.intake import pixels
+from kdprune.intake.heads import Head, split_head
+from kdprune.intake.inline import inline
+
+_BATCH = 100
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A model as all of kdprune takes it, and what was done to it.
+
+    Attributes:
+        model: One flat graph that takes float32 images `(batch, height, width,
+            channels)` in [0, 1] and gives logits `(batch, units)`. Where the given one
+            took other numbers, it starts with a `Rescaling`.
+        head: What its outputs mean.
+        range: The pixel range that the given model takes.
+        found: How it did in each range, where labelled images were there to tell.
+        augmentation: The random layers that were left out, in their order.
+        notes: A line for each thing that was done.
+    """
+
+    model: keras.Model
+    head: Head
+    range: pixels.PixelRange
+    found: pixels.Found | None
+    augmentation: tuple[keras.layers.Layer, ...]
+    notes: tuple[str, ...]
+
+
+def take_model(
+    model: keras.Model,
+    *,
+    input_range: pixels.Given | None = None,
+    images: ArrayLike | None = None,
+    labels: ArrayLike | None = None,
+    output: str | None = None,
+) -> Taken:
+    """Brings a classifier to the form that training, pruning and export work on.
+
+    Models inside it become part of its graph; dropout, noise and random augmentation
+    are left out; a final softmax or sigmoid is split off; and arithmetic in front, of
+    one layer at most, makes it take pixels in [0, 1] whatever it was made for.
+
+    The pixel range is the given one; else the one that stands out on labelled images;
+    else what the arithmetic at the front of the model is for: bytes, if it makes a few
+    units of 0 to 255. Without any of these it is [0, 1].
+
+    Args:
+        model: A built Functional or Sequential float model; left as it is.
+        input_range: What the model takes for black and white, or a name, as
+            `parse_range` reads it. With labelled images it is checked.
+        images: Validation images, uint8 or float in [0, 1], shape
+            `(n, height, width, channels)`.
+        labels: Their classes, `(n,)`, or zeros and ones `(n, labels)`.
+        output: The name of the layer whose output counts, of a model with several.
+
+    Returns:
+        A `Taken`.
+
+    Raises:
+        ValueError: If the model has no graph, another number of outputs, or layers that
+            can't be made again; if it says something else each time (dropout called
+            with `training=True`); or if the pixel range can't be told, or is not the
+            given one.
+    """
+    check_graph_model(model)
+    check_float_model(model)
+    notes: list[str] = []
+    if output is not None:
+        model = _with_output(model, output)
+        notes.append(f"output {output!r} is the one that counts")
+    random = tuple(
+        layer
+        for _, layer in named_layers(model)
+        if type(layer).__name__.startswith("Random")
+    )
+    flat, changes = inline(model)
+    notes += changes
+    flat, head = split_head(flat)
+    if head.activation != "none":
+        notes.append(f"the final {head.activation} is split off")
+    chain = pixels.read_chain(flat)
+    given = None if input_range is None else pixels.parse_range(input_range)
+    if given is not None:
+        pixels.check_channels(given, int(flat.inputs[0].shape[-1]))
+    found = None
+    if images is not None and labels is not None:
+        found = pixels.find_range(
+            lambda values: flat.predict(values, batch_size=_BATCH, verbose=0),
+            check(images, flat.input_shape[1:]),
+            np.asarray(labels),
+            given=given,
+            assumed=chain.range if chain.calls else None,
+        )
+    range_ = found.range if found else given or chain.range
+    notes += _told(chain, range_, given is not None, found)
+    return Taken(
+        _in_unit_range(flat, chain, range_), head, range_, found, random, tuple(notes)
+    )
+
+
+def _in_unit_range(
+    model: keras.Model, chain: pixels.Chain, range_: pixels.PixelRange
+) -> keras.Model:
+    plain = all(isinstance(c.layer, keras.layers.Rescaling) for c in chain.calls)
+    if pixels.is_unit(range_) and plain and len(chain.calls) <= 1:
+        return model
+    return pixels.put_in_front(chain.bypassed(), chain.after(range_))
+
+
+def _told(
+    chain: pixels.Chain,
+    range_: pixels.PixelRange,
+    given: bool,
+    found: pixels.Found | None,
+) -> list[str]:
+    """What was found of the pixel range, in a line, if it is not [0, 1]."""
+    if pixels.is_unit(range_):
+        return []
+    why = "as given" if given else "as what stands in front of it tells"
+    if found is not None:
+        shares = ", ".join(
+            f"{100 * share:.1f} % in {name}" for name, share in found.accuracies.items()
+        )
+        why = f"right on {shares} of {found.images} images"
+    front = ", ".join(repr(call.layer.name) for call in chain.calls)
+    done = f"; {front} is made part of what brings [0, 1] to it" if front else ""
+    return [f"takes pixels in {range_.name}, {why}{done}"]
+
+
+def _with_output(model: keras.Model, name: str) -> keras.Model:
+    """The model up to one of its outputs, called by the name of its layer."""
+    outputs = {tensor._keras_history.layer.name: tensor for tensor in model.outputs}
+    if isinstance(model.output, dict):
+        outputs |= model.output
+    if name not in outputs:
+        raise ValueError(
+            f"output must be one of {', '.join(outputs)}. Received: {name!r}"
+        )
+    return keras.Model(model.inputs, outputs[name], name=model.name)
