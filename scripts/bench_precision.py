@@ -1,11 +1,14 @@
 """Measures a training step in float32 and in bfloat16, for nets of several widths.
 
-The two are timed interleaved on one batch. A processor's bfloat16 kernels take 16
+They are timed interleaved on one batch. A processor's bfloat16 kernels take 16
 channels at a time: nets of other widths, such as channel pruning leaves, can be slower
-in bfloat16 than in float32, and `precision: auto` leaves them in float32.
+in bfloat16 than in float32, and `precision: auto` leaves them in float32. Depthwise
+convolutions with strides stay in float32 within a bfloat16 net; "everywhere" is the
+net without that exception.
 
 Usage:
-    python scripts/bench_precision.py [--filters 16,32,64 12,24,48] [--json OUT]
+    python scripts/bench_precision.py [--filters 16,32,64 12,24,48]
+        [--networks inverted_residual] [--json OUT]
 """
 
 import argparse
@@ -17,9 +20,11 @@ import tf_keras as keras
 
 import kdprune
 from kdprune import records, training
+from kdprune._graph import rebuild
 from kdprune.models.precision import cast_model
 
-PRECISIONS = ("float32", "mixed_bfloat16")
+PRECISIONS = ("float32", "mixed_bfloat16", "everywhere")
+NETWORKS = ("inverted_residual", "bsconv_resnet")
 WIDTHS = (
     (16, 32, 64),
     (16, 24, 64),
@@ -42,27 +47,40 @@ def main():
         metavar="A,B,C",
         help="filters of the three stages of a resnet of depth 8 (several)",
     )
+    parser.add_argument(
+        "--networks",
+        nargs="*",
+        default=NETWORKS,
+        metavar="NAME",
+        help=f"other networks, by name ({', '.join(NETWORKS)})",
+    )
     parser.add_argument("--batch", type=int, default=128, help="images a step (128)")
     parser.add_argument("--steps", type=int, default=20, help="steps of each (20)")
     parser.add_argument("--json", metavar="OUT", help="write the figures to a file")
     options = parser.parse_args()
-    print("milliseconds a step: float32, bfloat16, their ratio, what auto takes")
+    print(
+        "milliseconds a step: float32, bfloat16, bfloat16 everywhere; the second in "
+        "terms of the first; what auto takes"
+    )
     results = {}
-    for filters in options.filters:
-        model = kdprune.build_model(
-            "resnet", (32, 32, 3), 10, depth=8, filters=list(filters)
-        )
+    nets = {",".join(map(str, f)): ("resnet", _resnet8(f)) for f in options.filters}
+    nets |= {name: (name, {}) for name in options.networks}
+    for label, (name, arguments) in nets.items():
+        model = kdprune.build_model(name, (32, 32, 3), 10, **arguments)
         times = _measure(model, options.batch, options.steps)
         chosen = training.resolve_precision("auto", model)
         ratio = times["mixed_bfloat16"] / times["float32"]
-        name = ",".join(map(str, filters))
-        results[name] = {**times, "ratio": ratio, "auto": chosen}
+        results[label] = {**times, "ratio": ratio, "auto": chosen}
         milliseconds = " ".join(f"{1e3 * times[key]:7.1f}" for key in PRECISIONS)
-        print(f"{name:12} {milliseconds}   {ratio:.2f}   {chosen}", flush=True)
+        print(f"{label:18} {milliseconds}   {ratio:.2f}   {chosen}", flush=True)
     if options.json:
         content = {"command": records.command(), "seconds_per_step": results}
         content |= {"machine": records.machine(), "versions": records.versions()}
         records.write_json(options.json, content)
+
+
+def _resnet8(filters):
+    return {"depth": 8, "filters": list(filters)}
 
 
 def _widths(text):
@@ -85,7 +103,7 @@ def _measure(model, batch, steps):
     labels = random.integers(0, 10, batch)
     models = {}
     for precision in PRECISIONS:
-        models[precision] = cast_model(model, precision)
+        models[precision] = _cast(model, precision)
         models[precision].compile(
             "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         )
@@ -97,6 +115,16 @@ def _measure(model, batch, steps):
             seconds[precision].append(time.perf_counter() - start)
     # The first two steps trace and fill caches.
     return {key: statistics.median(values[2:]) for key, values in seconds.items()}
+
+
+def _cast(model, precision):
+    if precision != "everywhere":
+        return cast_model(model, precision)
+    last = model.layers[-1]
+    return rebuild(
+        model,
+        config=lambda layer: None if layer is last else {"dtype": "mixed_bfloat16"},
+    )
 
 
 if __name__ == "__main__":

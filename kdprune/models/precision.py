@@ -17,7 +17,10 @@ def cast_model(model: keras.Model, policy: str) -> keras.Model:
     """Rebuilds a model under another precision policy, weights carried over.
 
     Variables stay float32; only what layers compute in changes. Output layers
-    keep computing in float32, so that losses see full precision.
+    keep computing in float32, so that losses see full precision. So do depthwise
+    convolutions with strides: the gradient of their input takes twelve times as long in
+    bfloat16 as in float32 on a processor (`scripts/bench_precision.py`), which would
+    cost more than all other layers of a mobile network gain.
 
     Args:
         model: A Functional or Sequential `keras.Model`.
@@ -86,8 +89,13 @@ def _policies(model, policy, keep_outputs):
         if is_graph_model(layer):
             policies |= _policies(layer, policy, is_output)
         elif not isinstance(layer, keras.layers.InputLayer):
-            policies[id(layer)] = "float32" if is_output else policy
+            exact = is_output or _is_slow_in_bfloat16(layer)
+            policies[id(layer)] = "float32" if exact else policy
     return policies
+
+
+def _is_slow_in_bfloat16(layer):
+    return isinstance(layer, keras.layers.DepthwiseConv2D) and max(layer.strides) > 1
 
 
 def _output_layers(model):

@@ -160,7 +160,7 @@ class Run:
             "schema": records.SCHEMA,
             "settings": node.settings.hashed(),
             "data": self.dataset.description["sha256"],
-            "inputs": self._inputs(node),
+            "inputs": self._inputs(node, identities=True),
             "files": [_io.sha256(pathlib.Path(path)) for path in node.settings.files()],
             **node.settings.fingerprinted(self, node),
         }
@@ -171,13 +171,18 @@ class Run:
             content["plugins"] = self.plugins
         return records.fingerprint(content)
 
-    def _inputs(self, node: Node) -> dict[str, dict[str, str]]:
-        """The content that each parent handed on, by the parent's name."""
+    def _inputs(
+        self, node: Node, identities: bool = False
+    ) -> dict[str, dict[str, str]]:
+        """The content that each parent handed on, by the parent's name.
+
+        With `identities`, what stands for it where a parent says so.
+        """
         inputs = {}
         for parent in node.all_parents():
             record = self.record(parent) or {"outputs": {}}
             outputs = {name: o["sha256"] for name, o in record["outputs"].items()}
-            identity = record.get("identity")
+            identity = record.get("identity") if identities else None
             inputs[parent.name] = {"identity": identity} if identity else outputs
         return inputs
 

@@ -182,7 +182,7 @@ def exported(run: Run, parents: list[Node]) -> list[tuple[pathlib.Path, Node]]:
         record = run.record(parent) or {"outputs": {}}
         for source in parent.all_parents():
             for name in record["outputs"]:
-                if name.startswith(f"{source.stage}."):
+                if name.startswith(f"{source.stage}.") and name.endswith(".tflite"):
                     path = run.folder / parent.name / name
                     found.setdefault((source.name, name), (path, source))
     return list(found.values())

@@ -38,7 +38,11 @@ class Export(Stage):
     max_drop: Share = 0.01
     """Accuracy that a file may lose, as a share of images: it is refused if it
     surely loses more."""
+    slim: bool = True
+    """Store what is equal in a file once and its tensors' names beside it, if that is
+    proven to change no output."""
 
+    omit_if_default = ("slim",)
     accepts = {"from": (FLOAT_MODEL, QUANTIZED_MODEL)}
     gives = FILES
     role = "export"
@@ -52,7 +56,7 @@ class Export(Stage):
         from kdprune.stages import fitting
         from kdprune.tflite.convert import is_quantization_aware
 
-        files = {}
+        files, written = {}, []
         for parent in node.all_parents():
             model = fitting.load_node(run, parent)
             scores = evaluate.predict(model, run.dataset.validation.images)
@@ -68,7 +72,25 @@ class Export(Stage):
                     float_layers=arguments.get("float_layers", ()),
                     strict=is_quantization_aware(model),
                 )
-        return Result({"files": files}, list(files))
+                written.append(name)
+                if self.slim:
+                    figures = files[name]
+                    figures["slimmed"], names = self._slim(folder / name)
+                    written += names
+        return Result({"files": files}, written)
+
+    def _slim(self, path: pathlib.Path) -> tuple[dict[str, Any], list[str]]:
+        """Makes a file smaller; returns what that was worth and the names' file."""
+        from kdprune import tflite
+
+        names = tflite.tensor_names(path)
+        slimmed = tflite.slim_tflite(path)
+        figures = {"bytes_before": slimmed.before, "bytes": slimmed.after}
+        if slimmed.reason is not None:
+            return {**figures, "kept": slimmed.reason}, []
+        _io.write_file(path, slimmed.content)
+        place = tflite.write_names(path, names)
+        return {**figures, "equal_on_inputs": slimmed.proof}, [place.name]
 
     def _pass_gate(
         self,

@@ -30,7 +30,7 @@ class PruneChannels(Compressed, RanksChannels):
     target_parameters: Count | None = None
     """Upper bound of parameters."""
     target_bytes: Count | None = None
-    """Upper bound of the int8 file's bytes."""
+    """Upper bound of the int8 file's bytes, slimmed if export stages do that."""
     threshold: Positive | None = None
     """Channels that score below this are removed."""
     scope: Literal["global", "per_cost", "local"] = "global"
@@ -144,9 +144,13 @@ class PruneChannels(Compressed, RanksChannels):
         from kdprune.stages import fitting, sensitivity
         from kdprune.stages.validation import ranking_images
 
+        exports = [one.settings for one in run.nodes if one.kind == "export"]
+        slim = all(getattr(settings, "slim", True) for settings in exports)
+
         def measure_bytes(model):
             calibration = run.dataset.calibration.images
-            return len(tflite.convert_tflite(model, "int8", calibration))
+            content = tflite.convert_tflite(model, "int8", calibration)
+            return len(tflite.share_content(content) if slim else content)
 
         table = None
         if self.sensitivity:

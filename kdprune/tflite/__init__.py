@@ -2,7 +2,12 @@
 
 from kdprune.tflite.convert import convert_tflite, layer_report
 from kdprune.tflite.coverage import xnnpack_leaves
-from kdprune.tflite.format import read_tflite
+from kdprune.tflite.format import (
+    read_tflite,
+    share_content,
+    tensor_names,
+    write_names,
+)
 from kdprune.tflite.gate import (
     check_tflite,
     compare_kernels,
@@ -29,6 +34,9 @@ __all__ = [
     "read_tflite",
     "Slimmed",
     "sensitive_layers",
+    "share_content",
     "slim_tflite",
+    "tensor_names",
+    "write_names",
     "xnnpack_leaves",
 ]

@@ -14,7 +14,7 @@ import os
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import ArrayLike, NDArray
 
-from kdprune._io import first_line
+from kdprune._io import first_line, read_json, sha256, write_json
 
 # A model file: its path, or its content.
 File = str | os.PathLike | bytes | bytearray
@@ -200,7 +200,15 @@ def read_tflite(file: File) -> Graph:
 
 def read_graphs(file: File) -> list[Graph]:
     """Reads all subgraphs of a file, as `read_tflite` does the first."""
-    return parse_graphs(read_content(file), prefix(file))
+    graphs = parse_graphs(read_content(file), prefix(file))
+    if isinstance(file, str | os.PathLike):
+        for graph, names in zip(graphs, _names_beside(Path(file)), strict=False):
+            if len(names) == len(graph.tensors):
+                graph.tensors[:] = [
+                    replace(tensor, name=tensor.name or str(name))
+                    for tensor, name in zip(graph.tensors, names, strict=True)
+                ]
+    return graphs
 
 
 def parse_graphs(content: bytes, start: str = "") -> list[Graph]:
@@ -336,15 +344,42 @@ def share_content(file: File) -> bytes:
                     noted.min = noted.max = None
                 if all(v is None for v in (noted.scale, noted.min, noted.details)):
                     tensor.quantization = None
-                else:
-                    tensor.quantization = _SharedTable(noted)
-        for op in graph.operators:
-            if op.builtinOptions is not None:
-                op.builtinOptions = _SharedTable(op.builtinOptions)
-    model.buffers = [_AlignedBuffer(buffer.data) for buffer in model.buffers]
-    builder = _SharingBuilder(1 << 16)
-    builder.Finish(model.Pack(builder), _IDENTIFIER)
-    return _append_archive(bytes(builder.Output()), read_content(file))
+    return _append_archive(_pack_tree(model), read_content(file))
+
+
+def tensor_names(file: File) -> list[list[str]]:
+    """The names of all tensors, by subgraph; empty where a file does not tell one."""
+    return [[tensor.name for tensor in graph.tensors] for graph in read_graphs(file)]
+
+
+def write_names(path: str | os.PathLike, names: Sequence[Sequence[str]]) -> Path:
+    """Writes the names of a file's tensors beside it, where `read_tflite` finds them.
+
+    Names tell reports which layer an operator was; the file itself runs without.
+
+    Args:
+        path: The `.tflite` file, written already.
+        names: What `tensor_names` returned of the file that had them.
+
+    Returns:
+        The path of the names.
+    """
+    place = _names_path(Path(path))
+    write_json(place, {"sha256": sha256(path), "names": names})
+    return place
+
+
+def _names_path(path: Path) -> Path:
+    return path.with_suffix(".names.json")
+
+
+def _names_beside(path: Path) -> list[list[str]]:
+    """The names that stand beside a file, if they are those of this very file."""
+    found = read_json(_names_path(path))
+    if not isinstance(found, dict) or found.get("sha256") != sha256(path):
+        return []
+    names: list[list[str]] = found.get("names", [])
+    return names
 
 
 def one_relu() -> bytes:
@@ -388,9 +423,19 @@ def _read_tree(file: File) -> Any:
 
 
 def _pack_tree(model: Any) -> bytes:
-    """Writes a `schema.ModelT`, every buffer at a multiple of `ALIGNMENT` bytes."""
+    """Writes a `schema.ModelT`, every buffer at a multiple of `ALIGNMENT` bytes.
+
+    Vectors, strings and tables that are equal are stored once.
+    """
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            if tensor.quantization is not None:
+                tensor.quantization = _SharedTable(tensor.quantization)
+        for op in graph.operators:
+            if op.builtinOptions is not None:
+                op.builtinOptions = _SharedTable(op.builtinOptions)
     model.buffers = [_AlignedBuffer(buffer.data) for buffer in model.buffers]
-    builder = flatbuffers.Builder(1 << 16)
+    builder = _SharingBuilder(1 << 16)
     builder.Finish(model.Pack(builder), _IDENTIFIER)
     return bytes(builder.Output())
 

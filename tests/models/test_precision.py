@@ -165,3 +165,21 @@ def test_bfloat16_is_for_widths_its_kernels_take(filters, fits, monkeypatch):
 
 def test_a_model_without_convolutions_may_be_in_any_precision():
     assert fits_bfloat16(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
+
+
+def test_depthwise_convolutions_with_strides_stay_in_float32():
+    """Their input's gradient is slow in bfloat16; the layers around are not."""
+    model = build_model(
+        "inverted_residual", (16, 16, 3), stem=16, blocks=[[16, 32, 1], [16, 32, 2]]
+    )
+    cast = cast_model(model, "mixed_bfloat16")
+    depthwise = {
+        layer.strides[0]: layer.compute_dtype
+        for layer in cast.layers
+        if isinstance(layer, layers.DepthwiseConv2D)
+    }
+    assert depthwise == {1: "bfloat16", 2: "float32"}
+    images = np.random.default_rng(0).random((4, 16, 16, 3), np.float32)
+    np.testing.assert_allclose(cast(images), model(images), atol=0.1)
+    back = cast_model(cast, "float32")
+    np.testing.assert_array_equal(back(images), model(images))

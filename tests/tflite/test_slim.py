@@ -11,7 +11,15 @@ import tf_keras as keras
 
 from kdprune.kit.metadata import add_metadata
 from kdprune.models import build_model
-from kdprune.tflite import convert_tflite, read_tflite, slim, slim_tflite
+from kdprune.tflite import (
+    convert_tflite,
+    describe_file,
+    read_tflite,
+    slim,
+    slim_tflite,
+    tensor_names,
+    write_names,
+)
 from kdprune.tflite.format import share_content
 
 layers = keras.layers
@@ -163,3 +171,28 @@ def test_what_is_no_model_is_one_line(tmp_path):
     (tmp_path / "words.tflite").write_text("these are words, not a model")
     with pytest.raises(ValueError, match="words.tflite: not a .tflite model"):
         slim_tflite(tmp_path / "words.tflite")
+
+
+def test_names_beside_a_file_tell_what_it_tells_no_more(files, tmp_path):
+    old = files["mobile", "int8"]
+    path = tmp_path / "model.tflite"
+    path.write_bytes(share_content(old))
+    bare = describe_file(path)["sparsity_by_layer"]
+    write_names(path, tensor_names(old))
+    assert [t.name for t in read_tflite(path).tensors] == [
+        t.name for t in read_tflite(old).tensors
+    ]
+    named = describe_file(path)["sparsity_by_layer"]
+    assert set(named) != set(bare) and "logits" in named
+    # Names of another file are not taken.
+    path.write_bytes(path.read_bytes() + b"\0" * 16)
+    assert describe_file(path)["sparsity_by_layer"] == bare
+
+
+def test_what_is_added_to_a_slim_file_leaves_it_slim(files):
+    smaller = share_content(files["resnet", "int8"])
+    labels = [f"class {number}" for number in range(10)]
+    added = add_metadata(smaller, labels, name="n", description="d", version="1")
+    # The graph within is no larger; the labels' archive and what is said are added.
+    assert len(share_content(added)) == len(added)
+    assert 0 < len(added) - len(smaller) < 2_500
