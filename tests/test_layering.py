@@ -51,7 +51,9 @@ ALLOWED = {
     "stages": {*ROOMS},
     "config": {"data", "stages"},
     "runner": {*ROOMS, "config", "stages"},
-    "cli": {*ROOMS, "config", "runner", "stages"},
+    # Writes a recipe, runs it and reads what came of it.
+    "compression": {*ROOMS, "config", "runner", "stages"},
+    "cli": {*ROOMS, "compression", "config", "runner", "stages"},
     "__main__": {"cli"},
 }
 MAY_IMPORT = {
@@ -64,6 +66,7 @@ LIGHT = (
     "report",
     "config",
     "stages",
+    "compression",
     "cli",
     "records",
     "images",

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 
 import kdprune
 from kdprune import _log
-from kdprune.cli import bench, fits, measure, recipes, slim
+from kdprune.cli import bench, compress, fits, measure, recipes, slim
 from kdprune.cli.options import add_debug
 from kdprune.runner.errors import explain
 
 _DESCRIPTION = """Makes image classifiers small: distills, prunes, quantizes, proves.
 
+  kdprune compress mine.keras --images photos/    a model of yours, in one command
   kdprune run configs/quickstart.yaml             everything, on generated images
   kdprune run RECIPE.yaml --dry-run               what would be done, and how long
   kdprune run RECIPE.yaml --set stages.student.training.epochs=5
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"kdprune {kdprune.__version__}"
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    compress.add_compress(commands)
     recipes.add_run(commands)
     measure.add_evaluate(commands)
     measure.add_compare(commands)

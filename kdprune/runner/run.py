@@ -47,7 +47,11 @@ def run(
         OSError: If a file can't be read or written.
     """
     current = Run(recipe, pathlib.Path(folder), data_dir, command)
-    nodes = select(current, until=until, wanted=wanted)
+    execute(current, select(current, until=until, wanted=wanted), jobs)
+
+
+def execute(current: Run, nodes: list[Node], jobs: int = 1) -> None:
+    """Runs some nodes of a run, each after those it needs; see `run`."""
     _check_writable(current.folder)
     with _only_run_of(current.folder) as lock:
         remove_partial(current.folder.iterdir())

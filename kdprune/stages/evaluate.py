@@ -66,18 +66,21 @@ class Evaluate(Stage):
 
         test, parents = run.dataset.test, list(node.all_parents())
         scores: dict[str, np.ndarray] = {}
-        entries = []
+        entries, said = [], []
         for parent in [p for p in parents if p.settings.gives != FILES]:
             path = run.folder / parent.name / MODEL
             entry, scores[parent.name] = self._measure(run, path, parent, parent.stage)
             entries.append(entry)
+            said.append(scores[parent.name])
         for path, source in exported(run, parents):
             if source.name not in scores:
                 model = fitting.load_node(run, source)
                 scores[source.name] = evaluate.predict(model, test.images)
             called = path.stem.replace(".", "_")
-            entry, _ = self._measure(run, path, source, called, scores[source.name])
+            entry, own = self._measure(run, path, source, called, scores[source.name])
             entries.append(entry)
+            said.append(own)
+        _compare(run, entries, said)
         if self.latency:
             self._time(run, entries)
         recipe = run.recipe
@@ -161,6 +164,26 @@ def _add_fits(run: Run, entries: list[dict[str, Any]]) -> None:
         needs = kit.find_needs(run.folder / entry["path"])
         entry["arena_bytes"] = needs.arena if needs.measured else None
         entry["fits"] = [fit.to_json() for fit in kit.check_fit(needs)]
+
+
+def _compare(run: Run, entries: list[dict[str, Any]], scores: list[np.ndarray]) -> None:
+    """Adds to each entry how it differs from the baseline, image by image.
+
+    Not in a matrix, where several models are the baseline.
+    """
+    from kdprune import evaluate
+
+    found = [
+        own
+        for entry, own in zip(entries, scores, strict=True)
+        if entry["name"] == run.recipe.baseline
+    ]
+    if len(found) != 1:
+        return
+    for entry, own in zip(entries, scores, strict=True):
+        compared = evaluate.compare_predictions(found[0], own, run.dataset.test.labels)
+        kept = ("difference", "difference_ci", "disagreement")
+        entry["against_baseline"] = {key: compared[key] for key in kept}
 
 
 def _test_sha256(run: Run, node: Node) -> str | None:

@@ -13,6 +13,7 @@ from kdprune.tflite.gate import (
     compare_kernels,
     images_to_prove,
     paired_drop,
+    provable_drop,
 )
 from kdprune.tflite.inspection import float_layers_of, inspect_tflite
 from kdprune.tflite.interpreter import open_interpreter
@@ -31,6 +32,7 @@ __all__ = [
     "layer_report",
     "open_interpreter",
     "paired_drop",
+    "provable_drop",
     "read_tflite",
     "Slimmed",
     "sensitive_layers",

@@ -210,6 +210,21 @@ def images_to_prove(max_drop: float) -> int:
     return max(1, math.ceil(_ONE_SIDED_95 * 2**0.5 / max_drop - 2))
 
 
+def provable_drop(images: int) -> float:
+    """The least limit that a file can be proven to keep on so many images.
+
+    That is `paired_drop`'s `drop_bound` of a file that classifies every image as
+    before; `images_to_prove` turned round.
+
+    Args:
+        images: A number of images, at least 1.
+
+    Returns:
+        A share of images.
+    """
+    return _ONE_SIDED_95 * 2**0.5 / (images + 2)
+
+
 def _by_chance(share: float, n: int) -> float:
     """The share that n images show at most, 19 times of 20, if it is `share` of all."""
     return share + _ONE_SIDED_95 * (share * (1 - share) / n) ** 0.5

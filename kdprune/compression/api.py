@@ -1,0 +1,167 @@
+"""`compress`: a model and images in, a verified small file out."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from kdprune import _io
+from kdprune._log import logger
+from kdprune.compression.page import write_page
+from kdprune.compression.request import Request
+from kdprune.compression.verdict import Compressed, read_verdict
+
+
+def compress(
+    model: Any,
+    train: Any,
+    validation: Any = None,
+    test: Any = None,
+    *,
+    output: str | pathlib.Path | None = None,
+    classes: Sequence[str] | None = None,
+    max_drop: float = 0.01,
+    target_macs: int | None = None,
+    target_bytes: int | None = None,
+    ratio: float | None = None,
+    teacher: str | pathlib.Path | None = None,
+    epochs: int | None = None,
+    input_range: tuple[float, float] | None = None,
+    labels: str | pathlib.Path | None = None,
+    devices: str = "both",
+    data_dir: str | None = None,
+) -> Compressed:
+    """Makes a small verified int8 file of an image classifier.
+
+    Without a target the network stays as it is and becomes int8: by post-training
+    quantization where that is proven to lose no more than `max_drop`, else by
+    quantization-aware training under the original as teacher. With a target, channels
+    are removed first, and what is left learns from the original.
+
+    Everything is written into a folder, with the recipe that was run. Called again,
+    after an interruption as well, what is done is skipped; `kdprune run` goes on from
+    the same recipe.
+
+    Args:
+        model: A `.keras` or `.h5` file, or a model of Keras 3 or `tf_keras` in memory,
+            which is saved into the folder.
+        train: A folder of class folders, an `.npz` file, "cifar10" or "shapes"; or
+            `(images, labels)`, or a `tf.data.Dataset` of batches of them. Arrays are
+            what the model was trained on: uint8, or floats of 0 to 255, of [0, 1], or
+            of `input_range`; they are kept as bytes in the folder.
+        validation: Likewise, with arrays: images to make choices on; drawn from
+            `train` if None.
+        test: Likewise, with arrays: images to measure on; a fifth of `train` if None.
+        output: The folder; the model's name with "-compressed" if None. It needs to
+            be given for a model in memory.
+        classes: The classes' names in the order of the labels, with arrays.
+        max_drop: Accuracy that the file may lose, as a share of images in (0, 1).
+        target_macs: The most multiply-accumulates of one image that may be left.
+        target_bytes: In place of it: the most bytes of the int8 file.
+        ratio: In place of it: the share of channels to remove, in (0, 1).
+        teacher: A model file that teaches in place of the original.
+        epochs: Epochs of training, where there is any; by the data's size if None.
+        input_range: `(low, high)`, what black and white are to the model; found out
+            and checked on labelled images if None.
+        labels: A text file of the classes in the order of the model's outputs.
+        devices: "android", "micro" or "both": what the file must be fit for.
+        data_dir: Where a data set is that is given by name.
+
+    Returns:
+        `Compressed`: `met`, the files, models, records, and a table to print. A file
+        that is not good enough is no error: ask `met`.
+
+    Raises:
+        ValueError: If something given does not fit, cannot be proven or reached: one
+            line, before anything is trained.
+        FileNotFoundError: If a file is not there.
+
+    Example:
+        >>> made = kdprune.compress("mine.keras", "photos/")  # doctest: +SKIP
+        >>> print(made)  # doctest: +SKIP
+        >>> made.files["int8"]  # doctest: +SKIP
+    """
+    from kdprune.compression import memory
+
+    given = {
+        "max_drop": max_drop,
+        "target_macs": target_macs,
+        "target_bytes": target_bytes,
+        "ratio": ratio,
+        "teacher": None if teacher is None else pathlib.Path(teacher),
+        "epochs": epochs,
+        "input_range": None if input_range is None else tuple(input_range),
+        "labels": None if labels is None else pathlib.Path(labels),
+        "devices": devices,
+        "data_dir": data_dir,
+        "output": None if output is None else pathlib.Path(output),
+        "command": "kdprune.compress, in Python",
+    }
+    with tempfile.TemporaryDirectory(prefix="kdprune-") as scratch:
+        taken = memory.take(
+            model, train, validation, test, classes, given, pathlib.Path(scratch)
+        )
+        return compress_request(taken.request, taken.files)
+
+
+def compress_request(
+    request: Request, copied: dict[pathlib.Path, pathlib.Path] | None = None
+) -> Compressed:
+    """Does what a request asks; see `compress`.
+
+    Args:
+        request: What is asked.
+        copied: Files that the recipe names, which are not there yet, and what they
+            are copied from.
+    """
+    run = _prepare(request, copied or {})
+    from kdprune.compression import checks
+    from kdprune.runner import run as runner
+
+    logger.info("recipe: %s", request.recipe)
+    checks.check_target(run, request)
+    runner.execute(run, run.nodes)
+    return read_verdict(run, request)
+
+
+def initialise(request: Request) -> pathlib.Path:
+    """Writes the recipe of a request, without running it; returns its path."""
+    _prepare(request, {})
+    return request.recipe
+
+
+def _prepare(request: Request, copied: dict[pathlib.Path, pathlib.Path]) -> Any:
+    """Checks a request, writes its recipe, and returns the run that it makes."""
+    from kdprune import config
+    from kdprune.compression import checks
+    from kdprune.models import load_model
+    from kdprune.runner.folder import Run
+
+    request = dataclasses.replace(request, model=request.model.absolute())
+    request.check(copied)
+    file = copied.get(request.model, request.model)
+    shape = checks.image_shape(request.model, load_model(file))
+    counts = checks.count_provable(
+        request.max_drop, *checks.count_images(request, copied)
+    )
+    text = write_page(request, shape, counts)
+    recipe = config.parse_recipe(yaml.safe_load(text))
+    request.folder.mkdir(parents=True, exist_ok=True)
+    _keep_former(request.recipe, text)
+    _io.write_file(request.recipe, text)
+    for path, source in copied.items():
+        _io.write_file(path, source.read_bytes())
+    return Run(recipe, request.folder, request.data_dir, request.command)
+
+
+def _keep_former(path: pathlib.Path, text: str) -> None:
+    """Sets a recipe aside that says something else, perhaps by a user's hand."""
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        former = path.with_suffix(".before.yaml")
+        path.replace(former)
+        logger.info("the recipe that was there is kept as %s", former)

@@ -1,0 +1,238 @@
+"""What came of a compression: the original against each file, and what to do now."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kdprune import _io
+from kdprune.compression.request import INT8, ORIGINAL, RECIPE, SMALLER, Request
+
+if TYPE_CHECKING:
+    import tf_keras as keras
+
+    from kdprune.runner.folder import Run
+
+_MISSING = "–"
+# What the rows of the table are called, by the names of `metrics.json`.
+_ROWS = {
+    ORIGINAL: "original",
+    f"{ORIGINAL}_float32": "original as float32 file",
+    SMALLER: "channels removed",
+    f"{INT8}_int8": "int8 file",
+    f"{INT8}_uint8": "uint8 file (Android)",
+}
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Compressed:
+    """What `compress` made, and whether it is good enough.
+
+    `print` shows the table, the verdict, and what to do with the files.
+
+    Attributes:
+        met: Whether the int8 file is within the drop: proven on validation images,
+            and measured on the test images.
+        reasons: Why not, a line each; empty if it is.
+        files: Paths by what they are: "int8" and "uint8" files with labels inside,
+            "kit" (a folder), "report", "recipe".
+        metrics: The content of `metrics.json`: each model and file measured on the
+            test images.
+        records: The record of each stage, by its name.
+        table: The original against each file, as text.
+        advice: What to do with the files, a line each.
+    """
+
+    met: bool
+    reasons: tuple[str, ...]
+    files: Mapping[str, pathlib.Path]
+    metrics: Mapping[str, Any]
+    records: Mapping[str, Mapping[str, Any]]
+    table: str
+    advice: tuple[str, ...]
+
+    @functools.cached_property
+    def models(self) -> dict[str, keras.Model]:
+        """The Keras models: "original" as it was taken, and "smaller" if there is one.
+
+        They take images in [0, 1] and give logits.
+        """
+        from kdprune.models import load_model
+
+        folder = self.files["recipe"].parent
+        names = [name for name in (ORIGINAL, SMALLER) if name in self.records]
+        return {name: load_model(folder / name / "model.keras") for name in names}
+
+    @property
+    def verdict(self) -> str:
+        """Whether the int8 file is good enough, and why not."""
+        return "\n".join(self.reasons) if self.reasons else "the int8 file is within it"
+
+    def __str__(self) -> str:
+        return "\n".join([self.table, "", *self._said(), "", *self.advice])
+
+    def _said(self) -> list[str]:
+        return [self.verdict]
+
+
+def read_verdict(run: Run, request: Request) -> Compressed:
+    """Reads what a finished run has found."""
+    folder = run.folder
+    metrics = _io.read_json(folder / "metrics.json")
+    records = {
+        node.stage: record
+        for node in run.nodes
+        if (record := run.record(node)) is not None
+    }
+    entries = {entry["name"]: entry for entry in metrics["models"]}
+    kit = folder / "kit" / request.name
+    files = {
+        "int8": folder / "model_int8.tflite",
+        "uint8": folder / "model_uint8.tflite",
+        "kit": kit,
+        "report": folder / "report.html",
+        "recipe": folder / RECIPE,
+    }
+    arena, refusal = _arena(folder / entries[f"{INT8}_int8"]["path"])
+    reasons = list(_reasons(request, records[INT8]["results"], entries))
+    if request.devices == "micro" and refusal:
+        reasons.append(f"not fit for microcontrollers: {refusal}")
+    return Compressed(
+        met=not reasons,
+        reasons=tuple(reasons),
+        files=files,
+        metrics=metrics,
+        records=records,
+        table=_table(folder, entries),
+        advice=tuple(_advice(request, files, arena, refusal)),
+    )
+
+
+def _reasons(
+    request: Request, quantized: Mapping[str, Any], entries: Mapping[str, Any]
+) -> list[str]:
+    """Why the int8 file is not within the drop; none if it is."""
+    limit = 100 * request.max_drop
+    found = []
+    if not quantized["met"]:
+        found.append(quantized["message"])
+    against = entries[f"{INT8}_int8"]["against_baseline"]
+    if -against["difference"] > request.max_drop:
+        low, high = (-100 * bound for bound in reversed(against["difference_ci"]))
+        # Where the interval reaches below the limit, it may be chance.
+        chance = "; more test images would tell" if low <= limit else ""
+        found.append(
+            f"the int8 file loses {-100 * against['difference']:.2f} points "
+            f"({low:.2f} to {high:.2f}) of the original's accuracy on the test images, "
+            f"more than the {limit:g} allowed{chance}"
+        )
+    return found
+
+
+def _arena(file: pathlib.Path) -> tuple[int | None, str | None]:
+    """Bytes of TFLite Micro's arena where it can be measured, or why it can't run."""
+    from kdprune.kit.micro import measure_arena
+
+    try:
+        return measure_arena(file.read_bytes()), None
+    except ValueError as error:
+        return None, str(error)
+
+
+def _table(folder: pathlib.Path, entries: Mapping[str, Any]) -> str:
+    from kdprune.tflite.memory import peak_activations
+
+    rows = [
+        (
+            "",
+            "accuracy %",
+            "95 % interval",
+            "points",
+            "bytes",
+            "MACs",
+            "ms",
+            "activations",
+        )
+    ]
+    for name, called in _ROWS.items():
+        if name not in entries:
+            continue
+        entry = entries[name]
+        low, high = entry["accuracy_ci"]
+        against = entry["against_baseline"]["difference"]
+        held = None
+        if entry["format"] == "tflite":
+            held = peak_activations(folder / entry["path"])
+        rows.append(
+            (
+                called,
+                f"{100 * entry['accuracy']:.2f}",
+                f"{100 * low:.2f} to {100 * high:.2f}",
+                _MISSING if name == ORIGINAL else f"{100 * against:+.2f}",
+                _count(entry["bytes"]),
+                f"{(entry['macs'] or 0) / 1e6:.2f} M",
+                _MISSING
+                if entry["latency_ms_p50"] is None
+                else f"{entry['latency_ms_p50']:.3g}",
+                _count(held),
+            )
+        )
+    images = entries[ORIGINAL]["test_images"]
+    head = (
+        f"On {images:,} test images; points are the change against the original, ms "
+        "one image on one thread of this machine, activations the RAM in bytes that "
+        "they take at once:"
+    )
+    return "\n".join([head, "", *_aligned(rows)])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines, the first column to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _advice(
+    request: Request,
+    files: Mapping[str, pathlib.Path],
+    arena: int | None,
+    refusal: str | None,
+) -> list[str]:
+    card = files["kit"] / "MODEL_CARD.md"
+    lines = []
+    if request.devices in ("android", "both"):
+        lines.append(
+            f"Android: {files['uint8']}, which takes the bytes of an image; Kotlin in "
+            f"{card}"
+        )
+    if request.devices in ("micro", "both"):
+        if refusal:
+            lines.append(f"microcontroller: {refusal}")
+        else:
+            needs = (
+                f"an arena of {arena:,} bytes" if arena else "an arena: see the card"
+            )
+            lines.append(
+                f"microcontroller: {files['kit'] / 'model.cc'} and model.h, with "
+                f"{needs}; C++ in {card}"
+            )
+    lines += [
+        f"self-test on the device: {files['kit'] / 'selftest.py'}",
+        f"report: {files['report']}",
+        f"to change something: edit {files['recipe']}, then kdprune run "
+        f"{files['recipe']} --output {files['recipe'].parent}",
+    ]
+    return lines
+
+
+def _count(value: int | None) -> str:
+    return _MISSING if value is None else f"{value:,}"
