@@ -17,6 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "compress": "kdprune.compression",
     "build_model": "kdprune.models",
     "load_model": "kdprune.models",
     "save_model": "kdprune.models",

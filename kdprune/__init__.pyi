@@ -1,6 +1,7 @@
 """The public names, for editors and type checkers: they are loaded on first use."""
 
 from kdprune.benchmark import measure_latency as measure_latency
+from kdprune.compression import compress as compress
 from kdprune.data import load_dataset as load_dataset
 from kdprune.data import register_dataset as register_dataset
 from kdprune.distill import Distiller as Distiller
