@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -15,6 +15,9 @@ from kdprune._log import logger
 from kdprune.compression.page import write_page
 from kdprune.compression.request import Request
 from kdprune.compression.verdict import Compressed, read_verdict
+
+if TYPE_CHECKING:
+    from kdprune.runner.folder import Run
 
 
 def compress(
@@ -110,7 +113,7 @@ def compress(
 
 
 def compress_request(
-    request: Request, copied: dict[pathlib.Path, pathlib.Path] | None = None
+    request: Request, copied: Mapping[pathlib.Path, pathlib.Path] | None = None
 ) -> Compressed:
     """Does what a request asks; see `compress`.
 
@@ -135,7 +138,7 @@ def initialise(request: Request) -> pathlib.Path:
     return request.recipe
 
 
-def _prepare(request: Request, copied: dict[pathlib.Path, pathlib.Path]) -> Any:
+def _prepare(request: Request, copied: Mapping[pathlib.Path, pathlib.Path]) -> Run:
     """Checks a request, writes its recipe, and returns the run that it makes."""
     from kdprune import config
     from kdprune.compression import checks

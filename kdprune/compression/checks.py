@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -90,7 +90,7 @@ def count_images(
             train -= round(_TEST * train)
         return train, found.get("validation")
     path = copied.get(request.path, request.path)
-    options = {"path": str(path)} if request.dataset == "npz" else {}
+    options: dict[str, Any] = {"path": str(path)} if request.dataset == "npz" else {}
     dataset = load_dataset(
         request.dataset,
         data_dir=request.data_dir,

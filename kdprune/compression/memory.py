@@ -73,7 +73,7 @@ def take(
                 )
     else:
         parts = {"train": train, "validation": validation, "test": test}
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for part, images in parts.items():
             if images is not None:
                 pair = _arrays(images, part, request.input_range)
