@@ -1,0 +1,150 @@
+"""A tutorial's Keras 3 network and a folder of CIFAR-10 images become a right file."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kdprune
+from kdprune._io import read_json
+from kdprune.data import load_dataset
+from kdprune.evaluate import predict
+
+pytestmark = pytest.mark.slow
+
+TRAIN = Path(__file__).parents[1] / "intake" / "keras3_train.py"
+IMAGES = {"train": 3000, "test": 1000}
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory, cifar10_dir):
+    """A folder with `mine.keras`, what Keras 3 says of the test images, and photos/."""
+    root = tmp_path_factory.mktemp("mine")
+    data = load_dataset("cifar10", data_dir=cifar10_dir)
+    parts = {"train": data.train, "test": data.test}
+    parts = {name: parts[name].take(np.arange(n)) for name, n in IMAGES.items()}
+    arrays = {"labels": parts["train"].labels, "test_labels": parts["test"].labels}
+    for name, part in parts.items():
+        arrays[name] = part.images
+        for index, (pixels, label) in enumerate(
+            zip(part.images, part.labels, strict=True)
+        ):
+            folder = root / "photos" / name / data.classes[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{index:05}.png")
+    np.savez(root / "images.npz", **arrays)
+    environment = dict(os.environ, KERAS_BACKEND="tensorflow")
+    environment.pop("TF_USE_LEGACY_KERAS", None)
+    command = [sys.executable, TRAIN, root / "images.npz", root / "mine.keras"]
+    subprocess.run(command, env=environment, check=True, timeout=600)
+    return root
+
+
+def start(*arguments):
+    """Starts the command in a process of its own; its output is one stream."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "kdprune", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(*arguments):
+    """Runs the command; returns its exit status and what it said."""
+    process = start(*arguments)
+    said, _ = process.communicate(timeout=900)
+    return process.returncode, said
+
+
+@pytest.fixture(scope="module")
+def compressed(mine):
+    """The folder that `kdprune compress` alone made, killed on the way and resumed."""
+    out = mine / "mine-compressed"
+    arguments = ["compress", mine / "mine.keras", "--images", mine / "photos"]
+    process = start(*arguments)
+    until = time.monotonic() + 600
+    while not (out / "int8" / "begun.json").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (out / "int8" / "record.json").exists()
+    status, said = finish(*arguments)
+    assert status == 0, said
+    return out, said
+
+
+def test_the_command_alone_gives_a_right_file(mine, compressed):
+    out, said = compressed
+    labels = np.load(mine / "images.npz")["test_labels"]
+    images = np.load(mine / "images.npz")["test"]
+    original = np.load(mine / "mine.keras.npy")
+    expected = (original.argmax(axis=1) == labels).mean()
+    assert expected > 0.4  # It has learned.
+    # In the folder classes are sorted, as CIFAR-10's are.
+    for file in ("model_int8.tflite", "model_uint8.tflite"):
+        scores = predict(out / file, images)
+        assert (scores.argmax(axis=1) == labels).mean() > expected - 0.01, file
+    metrics = read_json(out / "metrics.json")
+    entries = {entry["name"]: entry for entry in metrics["models"]}
+    assert entries["original"]["accuracy"] == pytest.approx(expected, abs=0.002)
+    against = entries["int8_int8"]["against_baseline"]
+    difference = entries["int8_int8"]["accuracy"] - entries["original"]["accuracy"]
+    assert against["difference"] == pytest.approx(difference)
+    # The table has the original and each file.
+    assert re.search(r"^original +\d", said, re.MULTILINE)
+    assert re.search(r"^int8 file +\d", said, re.MULTILINE)
+    assert f"{out}/model_uint8.tflite" in said
+
+
+def test_it_went_on_where_it_was_killed(compressed):
+    _, said = compressed
+    assert "original: done, skipped" in said
+    assert "== int8 (quantize) ==" in said
+
+
+def test_the_kit_passes_its_self_test(compressed):
+    out, _ = compressed
+    script = out / "kit" / "mine" / "selftest.py"
+    subprocess.run([sys.executable, script], check=True, timeout=300)
+
+
+def test_the_recipe_has_nothing_left_to_do(compressed):
+    out, _ = compressed
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+    before = {path: at for path, at in before.items() if path.name != ".lock"}
+    status, said = finish("run", out / "recipe.yaml", "--output", out)
+    assert status == 0, said
+    stages = "original int8 files measured kit report".split()
+    assert all(f"{stage}: done, skipped" in said for stage in stages)
+    assert "==" not in said
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_half_of_the_macs_recover_under_the_original(mine, tmp_path):
+    arrays = np.load(mine / "images.npz")
+    made = kdprune.compress(
+        mine / "mine.keras",
+        (arrays["train"].astype("float32"), arrays["labels"]),
+        test=(arrays["test"], arrays["test_labels"]),
+        output=tmp_path / "half",
+        ratio=0.35,
+        max_drop=0.02,
+    )
+    entries = {entry["name"]: entry for entry in made.metrics["models"]}
+    macs = {name: entry["macs"] for name, entry in entries.items()}
+    assert macs["int8_int8"] <= 0.5 * macs["original"]
+    assert entries["int8_int8"]["against_baseline"]["difference"] >= -0.02
+    assert made.met, made.reasons
+    assert kdprune.count_macs(made.models["smaller"]) == macs["int8_int8"]
+    assert made.files["int8"].stat().st_size < entries["original_float32"]["bytes"] / 4
+    assert "channels removed" in str(made)
