@@ -117,8 +117,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input-range",
         metavar="LOW,HIGH",
-        help="what black and white are to the model, such as 0,255 or =-1,1 (default: "
-        "found out)",
+        help="what black and white are to the model, such as 0,255 or =-1,1, or "
+        "imagenet or caffe (default: found out)",
     )
     parser.add_argument(
         "--labels",
@@ -191,13 +191,15 @@ def _number(text: str) -> int:
     return int(value)
 
 
-def _range(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
+def _range(text: str | None) -> tuple[float, float] | str | None:
+    """A range of pixels as the recipe has it."""
+    if text in (None, "imagenet", "caffe"):
+        return text
     try:
         low, high = map(float, text.split(","))
     except ValueError as error:
         raise ValueError(
-            f"--input-range expects LOW,HIGH such as 0,255. Received: {text!r}"
+            "--input-range expects LOW,HIGH such as 0,255, imagenet or caffe. Received: "
+            f"{text!r}"
         ) from error
     return low, high

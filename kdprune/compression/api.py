@@ -34,7 +34,7 @@ def compress(
     ratio: float | None = None,
     teacher: str | pathlib.Path | None = None,
     epochs: int | None = None,
-    input_range: tuple[float, float] | None = None,
+    input_range: Any = None,
     labels: str | pathlib.Path | None = None,
     devices: str = "both",
     data_dir: str | None = None,
@@ -69,8 +69,9 @@ def compress(
         ratio: In place of it: the share of channels to remove, in (0, 1).
         teacher: A model file that teaches in place of the original.
         epochs: Epochs of training, where there is any; by the data's size if None.
-        input_range: `(low, high)`, what black and white are to the model; found out
-            and checked on labelled images if None.
+        input_range: What the model takes for black and white, `(low, high)`, or
+            "imagenet", "caffe" or `{"mean": …, "std": …}`; found out and checked on
+            labelled images if None.
         labels: A text file of the classes in the order of the model's outputs.
         devices: "android", "micro" or "both": what the file must be fit for.
         data_dir: Where a data set is that is given by name.
@@ -98,7 +99,7 @@ def compress(
         "ratio": ratio,
         "teacher": None if teacher is None else pathlib.Path(teacher),
         "epochs": epochs,
-        "input_range": None if input_range is None else tuple(input_range),
+        "input_range": input_range,
         "labels": None if labels is None else pathlib.Path(labels),
         "devices": devices,
         "data_dir": data_dir,

@@ -119,9 +119,7 @@ def _digest(model: Any) -> str:
     return found.hexdigest()[:8]
 
 
-def _arrays(
-    images: Any, part: str, input_range: tuple[float, float] | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _arrays(images: Any, part: str, input_range: Any) -> tuple[np.ndarray, np.ndarray]:
     """Images as bytes, and their labels."""
     if hasattr(images, "element_spec"):
         pair = _read(images, part)
@@ -165,9 +163,7 @@ def _read(dataset: Any, part: str) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(images), np.concatenate(labels)
 
 
-def _bytes(
-    images: np.ndarray, part: str, input_range: tuple[float, float] | None
-) -> np.ndarray:
+def _bytes(images: np.ndarray, part: str, input_range: Any) -> np.ndarray:
     """Images as uint8: what was given of 0..255, [0, 1] or the model's range."""
     if images.ndim == 3:
         images = images[..., np.newaxis]
@@ -179,15 +175,16 @@ def _bytes(
     if images.dtype == np.uint8:
         return images
     low, high = float(images.min()), float(images.max())
-    if input_range is not None:
-        black, white = input_range
+    given = isinstance(input_range, tuple | list)
+    if given:
+        black, white = map(float, input_range)
     elif images.dtype.kind == "f" and 0 <= low and high <= 1:
         black, white = 0.0, 1.0
     else:
         black, white = 0.0, 255.0
     # Written so that NaN fails.
     if not (black <= low and high <= white):
-        said = "input_range" if input_range is not None else "0 to 255, or of [0, 1]"
+        said = "input_range" if given else "0 to 255, or of [0, 1]"
         raise ValueError(
             f"{part}: expected pixels of {said}. Received: {low:g} to {high:g}; give "
             "input_range=(low, high), what black and white are"

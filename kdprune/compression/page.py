@@ -201,7 +201,8 @@ def _stages(request: Request, counts: Counts) -> list[str]:
 
 
 def _range(request: Request) -> dict[str, Any]:
-    return {"input_range": list(request.input_range)} if request.input_range else {}
+    given = request.input_range
+    return {} if given is None else {"input_range": given}
 
 
 def _training(
@@ -228,8 +229,11 @@ def _text(value: Any) -> str:
     if isinstance(value, dict):
         inner = (f"{key}: {_text(item)}" for key, item in value.items())
         return "{" + ", ".join(inner) + "}"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_text, value)) + "]"
     if isinstance(value, pathlib.Path):
         return json.dumps(str(value), ensure_ascii=False)
-    return f"{value:.6f}".rstrip("0") if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        written = repr(float(value))  # YAML takes 1e-05 for a word.
+        return f"{value:.12f}".rstrip("0") if "e" in written else written
+    return str(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import pathlib
 import re
 import shlex
@@ -36,8 +35,8 @@ class Request:
         ratio: Share of channels to remove, in (0, 1), or None. One target at most.
         teacher: A model file that teaches in place of the original.
         epochs: Epochs of training, where there is any; by the data's size if None.
-        input_range: `(low, high)`, what black and white are to the model; found out
-            if None.
+        input_range: What the model takes for black and white, `(low, high)`, or what
+            else a `load` stage takes; found out if None.
         labels: A text file of the classes in the order of the model's outputs.
         devices: What the file is for, out of `DEVICES`.
         data_dir: Where a data set that is given by name is.
@@ -53,7 +52,7 @@ class Request:
     ratio: float | None = None
     teacher: pathlib.Path | None = None
     epochs: int | None = None
-    input_range: tuple[float, float] | None = None
+    input_range: Any = None
     labels: pathlib.Path | None = None
     devices: str = "both"
     data_dir: str | None = None
@@ -139,13 +138,6 @@ class Request:
             if value is not None and (value != int(value) or value < 1):
                 raise ValueError(
                     f"{key}: expected a whole number, at least 1. Received: {value}"
-                )
-        if self.input_range is not None:
-            low, high = self.input_range
-            if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise ValueError(
-                    "input_range: expected LOW and HIGH, what black and white are to "
-                    f"the model, such as 0 and 255. Received: {low:g} and {high:g}"
                 )
         if self.devices not in DEVICES:
             raise ValueError(

@@ -14,6 +14,7 @@ from kdprune.compression.request import INT8, ORIGINAL, RECIPE, SMALLER, Request
 if TYPE_CHECKING:
     import tf_keras as keras
 
+    from kdprune.kit import Needs
     from kdprune.runner.folder import Run
 
 _MISSING = "–"
@@ -80,6 +81,8 @@ class Compressed:
 
 def read_verdict(run: Run, request: Request) -> Compressed:
     """Reads what a finished run has found."""
+    from kdprune import kit
+
     folder = run.folder
     metrics = _io.read_json(folder / "metrics.json")
     records = {
@@ -88,18 +91,17 @@ def read_verdict(run: Run, request: Request) -> Compressed:
         if (record := run.record(node)) is not None
     }
     entries = {entry["name"]: entry for entry in metrics["models"]}
-    kit = folder / "kit" / request.name
     files = {
         "int8": folder / "model_int8.tflite",
         "uint8": folder / "model_uint8.tflite",
-        "kit": kit,
+        "kit": folder / "kit" / request.name,
         "report": folder / "report.html",
         "recipe": folder / RECIPE,
     }
-    arena, refusal = _arena(folder / entries[f"{INT8}_int8"]["path"])
+    needs = kit.find_needs(folder / entries[f"{INT8}_int8"]["path"])
     reasons = list(_reasons(request, records[INT8]["results"], entries))
-    if request.devices == "micro" and refusal:
-        reasons.append(f"not fit for microcontrollers: {refusal}")
+    if request.devices == "micro" and (unfit := _unfit(needs)):
+        reasons.append(f"the int8 file does not run on TFLite Micro: {unfit}")
     return Compressed(
         met=not reasons,
         reasons=tuple(reasons),
@@ -107,7 +109,7 @@ def read_verdict(run: Run, request: Request) -> Compressed:
         metrics=metrics,
         records=records,
         table=_table(folder, entries),
-        advice=tuple(_advice(request, files, arena, refusal)),
+        advice=tuple(_advice(request, files, needs)),
     )
 
 
@@ -132,14 +134,11 @@ def _reasons(
     return found
 
 
-def _arena(file: pathlib.Path) -> tuple[int | None, str | None]:
-    """Bytes of TFLite Micro's arena where it can be measured, or why it can't run."""
-    from kdprune.kit.micro import measure_arena
-
-    try:
-        return measure_arena(file.read_bytes()), None
-    except ValueError as error:
-        return None, str(error)
+def _unfit(needs: Needs) -> str | None:
+    """Why TFLite Micro does not run the file, if it does not."""
+    if needs.missing:
+        return f"it has no {', '.join(needs.missing)}"
+    return needs.refusal
 
 
 def _table(folder: pathlib.Path, entries: Mapping[str, Any]) -> str:
@@ -204,8 +203,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def _advice(
     request: Request,
     files: Mapping[str, pathlib.Path],
-    arena: int | None,
-    refusal: str | None,
+    needs: Needs,
 ) -> list[str]:
     card = files["kit"] / "MODEL_CARD.md"
     lines = []
@@ -215,15 +213,14 @@ def _advice(
             f"{card}"
         )
     if request.devices in ("micro", "both"):
-        if refusal:
-            lines.append(f"microcontroller: {refusal}")
+        if unfit := _unfit(needs):
+            lines.append(f"microcontroller: TFLite Micro does not run it, {unfit}")
         else:
-            needs = (
-                f"an arena of {arena:,} bytes" if arena else "an arena: see the card"
-            )
+            found = "measured" if needs.measured else "planned"
             lines.append(
-                f"microcontroller: {files['kit'] / 'model.cc'} and model.h, with "
-                f"{needs}; C++ in {card}"
+                f"microcontroller: {files['kit'] / 'model.cc'} and model.h, with an "
+                f"arena of {needs.arena:,} bytes ({found}); C++ in {card}; boards that "
+                f"it fits: kdprune fits {files['int8']}"
             )
     lines += [
         f"self-test on the device: {files['kit'] / 'selftest.py'}",

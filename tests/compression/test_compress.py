@@ -78,6 +78,7 @@ def test_init_only_writes_a_recipe_that_says_what_was_asked(
     assert content["data"]["path"] == str(images)
     assert content["data"]["image_size"] == [16, 16]
     assert stages["original"] == {"kind": "load", "file": str(model)}
+    parse_recipe(content)
     assert stages["smaller"]["target_macs"] == 300_000
     assert stages["smaller"]["training"]["epochs"] == 7
     assert stages["int8"]["max_drop"] == 0.1
@@ -133,6 +134,16 @@ def test_few_images_are_seen_more_often_than_many(tmp_path):
     assert epochs(1_000, epochs=10) == [10, 2]
 
 
+@pytest.mark.parametrize(
+    "given", [(0, 255), (-1.0, 1.0), "caffe", {"mean": (0.5,), "std": (1e-5,)}]
+)
+def test_a_range_that_was_given_stands_in_the_recipe(tmp_path, given):
+    request = Request(tmp_path / "net.keras", "shapes", input_range=given)
+    text = write_page(request, (32, 32, 3), Counts(1000, None, 200, 0.01))
+    found = parse_recipe(yaml.safe_load(text)).stages["original"].input_range
+    assert found == given
+
+
 # --- What can be proven ---
 
 
@@ -182,7 +193,6 @@ def test_too_few_images_are_refused_before_anything_is_written(
         (["--max-drop", "1"], "max_drop: expected a share between 0 and 1"),
         (["--ratio", "1.5"], "ratio: expected a share between 0 and 1"),
         (["--epochs", "0"], "epochs: expected a whole number, at least 1"),
-        (["--input-range", "1,0"], "input_range: expected LOW and HIGH"),
         (["--input-range", "byte"], "--input-range expects LOW,HIGH"),
         (["--labels", "none.txt"], "labels not found: none.txt"),
         (["--teacher", "none.keras"], "teacher not found: "),
@@ -195,6 +205,12 @@ def test_a_wrong_argument_is_one_line(capsys, model, arguments, said):
     if "--images" not in given:
         given += ["--images", "shapes"]
     assert said in refused(capsys, "compress", *given)
+
+
+def test_a_range_the_wrong_way_round_is_told_by_its_key(capsys, model, images):
+    given = ["--images", images, "--max-drop", "0.1", "--input-range", "1,0"]
+    line = refused(capsys, "compress", model, *given)
+    assert "stages.original.input_range" in line
 
 
 def test_two_targets_are_not_understood(capsys, model):
