@@ -199,7 +199,7 @@ def _range(text: str | None) -> tuple[float, float] | str | None:
         low, high = map(float, text.split(","))
     except ValueError as error:
         raise ValueError(
-            "--input-range expects LOW,HIGH such as 0,255, imagenet or caffe. Received: "
-            f"{text!r}"
+            "--input-range expects LOW,HIGH such as 0,255, imagenet or caffe. "
+            f"Received: {text!r}"
         ) from error
     return low, high
