@@ -38,6 +38,7 @@ class Compressed:
         met: Whether the int8 file is within the drop: proven on validation images,
             and measured on the test images.
         reasons: Why not, a line each; empty if it is.
+        verdict: The same in words, and what was proven.
         files: Paths by what they are: "int8" and "uint8" files with labels inside,
             "kit" (a folder), "report", "recipe".
         metrics: The content of `metrics.json`: each model and file measured on the
@@ -49,6 +50,7 @@ class Compressed:
 
     met: bool
     reasons: tuple[str, ...]
+    verdict: str
     files: Mapping[str, pathlib.Path]
     metrics: Mapping[str, Any]
     records: Mapping[str, Mapping[str, Any]]
@@ -67,16 +69,8 @@ class Compressed:
         names = [name for name in (ORIGINAL, SMALLER) if name in self.records]
         return {name: load_model(folder / name / "model.keras") for name in names}
 
-    @property
-    def verdict(self) -> str:
-        """Whether the int8 file is good enough, and why not."""
-        return "\n".join(self.reasons) if self.reasons else "the int8 file is within it"
-
     def __str__(self) -> str:
-        return "\n".join([self.table, "", *self._said(), "", *self.advice])
-
-    def _said(self) -> list[str]:
-        return [self.verdict]
+        return "\n".join([self.table, "", self.verdict, "", *self.advice])
 
 
 def read_verdict(run: Run, request: Request) -> Compressed:
@@ -105,11 +99,28 @@ def read_verdict(run: Run, request: Request) -> Compressed:
     return Compressed(
         met=not reasons,
         reasons=tuple(reasons),
+        verdict=_verdict(request, reasons, records[INT8]["results"]),
         files=files,
         metrics=metrics,
         records=records,
         table=_table(folder, entries),
         advice=tuple(_advice(request, files, needs)),
+    )
+
+
+def _verdict(
+    request: Request, reasons: Sequence[str], quantized: Mapping[str, Any]
+) -> str:
+    limit = f"{100 * request.max_drop:g} points"
+    if reasons:
+        return "\n".join([f"Not within {limit}:", *(f"- {why}" for why in reasons)])
+    chosen = next(a for a in quantized["attempts"] if a["name"] == quantized["chosen"])
+    start = "the smaller network" if request.target else "the original"
+    return (
+        f"Within {limit}: by {quantized['chosen']!r} the int8 file loses at most "
+        f"{100 * chosen['drop_bound']:.2f} points of {start}'s accuracy with 95 % "
+        f"confidence, on {chosen['images']:,} validation images, and no more than "
+        "allowed on the test images."
     )
 
 
