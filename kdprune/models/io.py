@@ -29,7 +29,10 @@ from kdprune._io import first_line, write_file
 from kdprune.intake import build_keras3, load_keras3_weights
 from kdprune.models.allowed import check_config
 
+# A thousand layers take a megabyte, in some 20,000 objects and lists 12 deep.
 MAX_CONFIG_BYTES = 32 * 2**20
+MAX_CONFIG_PARTS = 500_000
+MAX_CONFIG_DEPTH = 100
 # Keras stores weights uncompressed; a file recompressed by hand shrinks a
 # little, one that claims to unpack to more than this is a bomb.
 MAX_EXPANSION = 100
@@ -352,12 +355,32 @@ def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
 
 
 def _parse(text: str | bytes) -> dict[str, Any]:
+    """The configuration in `text`, of no more parts and levels than models have.
+
+    Raises:
+        ValueError: If it is no JSON object, or larger or deeper than those of models,
+            which takes whatever walks through it too long, or too deep.
+    """
+    text = text.decode("utf-8") if isinstance(text, bytes) else text
+    parts = text.count("{") + text.count("[")
+    if parts > MAX_CONFIG_PARTS:
+        raise ValueError(
+            f"its configuration has {parts:,} parts; at most {MAX_CONFIG_PARTS:,} are "
+            "read"
+        )
+    deep = f"its configuration is nested more than {MAX_CONFIG_DEPTH} deep"
     try:
         config = json.loads(text)
     except RecursionError as error:
-        raise ValueError("its configuration is nested too deeply") from error
+        raise ValueError(deep) from error
     if not isinstance(config, dict):
         raise ValueError("its configuration is not a JSON object")
+    level: list[Any] = [config]
+    for _ in range(MAX_CONFIG_DEPTH):
+        inner = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [v for part in inner for v in part if isinstance(v, dict | list)]
+    if level:
+        raise ValueError(deep)
     return config
 
 

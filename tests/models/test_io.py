@@ -362,7 +362,7 @@ def test_bombs_are_stopped_before_they_unpack(saved, tmp_path, monkeypatch):
     with zipfile.ZipFile(deep, "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)
-    with pytest.raises(ValueError, match="nested too deeply|is not a complete"):
+    with pytest.raises(ValueError, match="nested more than 100 deep|is not a complete"):
         load_model(deep)
     members["config.json"] = b" " * (40 * 2**20)
     with zipfile.ZipFile(deep, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -395,3 +395,33 @@ def test_weights_may_only_be_numbers_in_the_file(tmp_path, kind):
             )
     with pytest.raises(ValueError, match="is not a plain array of numbers"):
         load_model(path)
+
+
+def nested_lists(count):
+    return '{"config": ' + "[" * count + "]" * count + "}"
+
+
+@pytest.mark.parametrize("version", ["2.21.0", "3.15.0"])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (nested_lists(600), "is nested more than 100 deep"),
+        (nested_lists(200_000), "is nested more than 100 deep"),
+        ('{"config": [' + ",".join(["{}"] * 600_000) + "]}", "has 600,002 parts"),
+    ],
+    ids=["deep", "deeper", "many"],
+)
+def test_a_configuration_like_no_models_is_refused_at_once(
+    tmp_path, version, text, reason
+):
+    """Walking through them would overflow the stack, or take minutes."""
+    path = tmp_path / "model.keras"
+    with h5py.File(tmp_path / "weights.h5", "w"):
+        pass
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("metadata.json", json.dumps({"keras_version": version}))
+        archive.writestr("config.json", text)
+        archive.write(tmp_path / "weights.h5", "model.weights.h5")
+    with pytest.raises(ValueError, match=reason) as e:
+        load_model(path)
+    assert "\n" not in str(e.value) and len(str(e.value)) < 300
