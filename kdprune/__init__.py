@@ -37,6 +37,7 @@ _PUBLIC = {
     "strip_pruning": "kdprune.prune",
     "quantize_model": "kdprune.quantize",
     "fold_batch_norm": "kdprune.quantize",
+    "equalize_channels": "kdprune.quantize",
     "cluster_weights": "kdprune.quantize",
     "strip_clustering": "kdprune.quantize",
     "convert_tflite": "kdprune.tflite",

@@ -25,6 +25,7 @@ from kdprune.prune import register_layer_rule as register_layer_rule
 from kdprune.prune import remove_blocks as remove_blocks
 from kdprune.prune import strip_pruning as strip_pruning
 from kdprune.quantize import cluster_weights as cluster_weights
+from kdprune.quantize import equalize_channels as equalize_channels
 from kdprune.quantize import fold_batch_norm as fold_batch_norm
 from kdprune.quantize import quantize_model as quantize_model
 from kdprune.quantize import strip_clustering as strip_clustering

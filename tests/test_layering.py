@@ -25,7 +25,8 @@ ROOMS = {
     "distill": {"models", "training"},
     # A plan tells the memory that the file will need.
     "prune": {"models", "tflite"},
-    "quantize": {"models"},
+    # Channels are equalized along the groups that pruning finds.
+    "quantize": {"models", "prune"},
     # What pixels a model takes is found out in one place, and asked before a file is
     # made or scored.
     "tflite": {"models", "intake"},

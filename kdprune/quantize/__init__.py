@@ -23,6 +23,7 @@ from kdprune.quantize.clusters import (
     count_clusters,
     strip_clustering,
 )
+from kdprune.quantize.equalize import equalize_channels
 from kdprune.quantize.fold import fold_batch_norm
 from kdprune.quantize.qat import calibrate_ranges, quantize_model
 
@@ -35,6 +36,7 @@ __all__ = [
     "clustered_layers",
     "count_clusters",
     "dequantize_affine",
+    "equalize_channels",
     "fold_batch_norm",
     "load_quantized",
     "meet_budget",

@@ -61,6 +61,39 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
             f"{reason}; put it between its convolution and the activation, Conv -> "
             "BatchNorm -> ReLU"
         )
+    return _without(model, plan)
+
+
+def fold_what_folds(model: keras.Model) -> keras.Model:
+    """As `fold_batch_norm`, but leaves the normalization that can't be folded.
+
+    Args:
+        model: As there.
+
+    Returns:
+        As there; `model` itself if there is nothing to fold.
+    """
+    check_float_model(model)
+    plan, _ = _plan(model)
+    return _without(model, plan) if plan else model
+
+
+def is_behind_linear(model: keras.Model, norm: keras.layers.Layer) -> bool:
+    """Whether a normalization is right behind a layer that takes it over in a file."""
+    sources, readers = _connections(model)
+    return _is_behind_linear(norm, sources, readers)
+
+
+def _is_behind_linear(norm, sources, readers):
+    if len(sources[norm.name]) != 1:
+        return False
+    (source,) = sources[norm.name]
+    linear = type(source) in _LINEAR and not _has_activation(source)
+    return linear and len(readers[source.name]) == 1
+
+
+def _without(model, plan):
+    """The model less these normalizations, which others take over."""
     folded = {}
     for target, scale, shift in itertools.chain(*plan.values()):
         folded[id(target)] = _absorb(target, scale, shift)
@@ -99,12 +132,10 @@ def _plan(model):
     for layer in model.layers:
         if not isinstance(layer, layers.BatchNormalization):
             continue
-        (source, *more) = sources[layer.name]
-        behind_linear = type(source) in _LINEAR and not _has_activation(source)
-        if behind_linear and not more and len(readers[source.name]) == 1:
+        if _is_behind_linear(layer, sources, readers):
             continue
         try:
-            if more:
+            if len(sources[layer.name]) > 1:
                 raise _Obstacle("it is called several times")
             scale, shift = _affine(layer)
             plan[layer.name] = list(_follow(layer, scale, shift, sources, readers))

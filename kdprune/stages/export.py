@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pydantic
@@ -21,6 +21,9 @@ from kdprune.stages.base import (
 )
 from kdprune.stages.settings import Names, Share
 
+if TYPE_CHECKING:
+    from kdprune import tflite
+
 # Scored on the kernels that are slow: those of reference take a tenth of a second
 # for an image and a model of 12 M multiplications.
 _KERNEL_IMAGES = 100
@@ -34,15 +37,17 @@ class Export(Stage):
     """The stages whose models become files."""
     max_disagreement: Share = 0.05
     """Share of validation images on which a file may predict another class than its
-    Keras model."""
+    Keras model, unless its probabilities deviate by less than that on the mean."""
     max_drop: Share = 0.01
     """Accuracy that a file may lose, as a share of images: it is refused if it
     surely loses more."""
     slim: bool = True
     """Store what is equal in a file once and its tensors' names beside it, if that is
     proven to change no output."""
+    max_deviation: Share = 0.1
+    """Mean deviation of a file's probabilities from its Keras model's."""
 
-    omit_if_default = ("slim",)
+    omit_if_default = ("slim", "max_deviation")
     accepts = {"from": (FLOAT_MODEL, QUANTIZED_MODEL)}
     gives = FILES
     role = "export"
@@ -51,12 +56,17 @@ class Export(Stage):
         return False
 
     def execute(self, run: Run, node: Node, folder: pathlib.Path) -> Result:
-        """Writes the `.tflite` files of every model, each past the gate."""
+        """Writes the `.tflite` files of every model, each past the gate.
+
+        What the gate refuses is kept as `NAME.rejected.tflite`, with the reasons in
+        `NAME.rejected.json`, and ends the stage when all files are made.
+        """
         from kdprune import evaluate, tflite
         from kdprune.stages import fitting
         from kdprune.tflite.convert import is_quantization_aware
 
-        files, written = {}, []
+        files: dict[str, dict[str, Any]] = {}
+        written, refused = [], []
         for parent in node.all_parents():
             model = fitting.load_node(run, parent)
             scores = evaluate.predict(model, run.dataset.validation.images)
@@ -64,19 +74,26 @@ class Export(Stage):
                 name = f"{parent.stage}.{dtype}.tflite"
                 logger.info("writing %s", name)
                 content = tflite.convert_tflite(model, dtype, **arguments)
-                files[name] = self._pass_gate(
-                    run,
-                    folder / name,
-                    content,
-                    scores,
-                    float_layers=arguments.get("float_layers", ()),
-                    strict=is_quantization_aware(model),
-                )
+                try:
+                    files[name] = self._pass_gate(
+                        run,
+                        folder / name,
+                        content,
+                        scores,
+                        float_layers=arguments.get("float_layers", ()),
+                        strict=is_quantization_aware(model),
+                    )
+                except tflite.RefusedFile as error:
+                    plain = _plain_accuracy(run, parent, dtype, folder)
+                    refused.append(_keep(folder / name, error, plain, node))
+                    continue
                 written.append(name)
                 if self.slim:
                     figures = files[name]
                     figures["slimmed"], names = self._slim(folder / name)
                     written += names
+        if refused:
+            raise ValueError("; ".join(refused))
         return Result({"files": files}, written)
 
     def _slim(self, path: pathlib.Path) -> tuple[dict[str, Any], list[str]]:
@@ -112,25 +129,77 @@ class Export(Stage):
                 partial, validation.images[:count], resolver=resolver
             )
 
+        scores = {"xnnpack": score("xnnpack")}
+        figures = tflite.check_tflite(
+            content,
+            keras_scores,
+            scores["xnnpack"],
+            validation.labels,
+            max_disagreement=self.max_disagreement,
+            max_drop=self.max_drop,
+            max_deviation=self.max_deviation,
+            **asked,
+        )
+        slow = ("builtin", "reference")
+        scores |= {name: score(name, _KERNEL_IMAGES) for name in slow}
         try:
-            scores = {"xnnpack": score("xnnpack")}
-            figures = tflite.check_tflite(
-                content,
-                keras_scores,
-                scores["xnnpack"],
-                validation.labels,
-                max_disagreement=self.max_disagreement,
-                max_drop=self.max_drop,
-                **asked,
-            )
-            slow = ("builtin", "reference")
-            scores |= {name: score(name, _KERNEL_IMAGES) for name in slow}
             figures["kernels"] = tflite.compare_kernels(
                 keras_scores, scores, self.max_disagreement
             )
-            figures["xnnpack_leaves"] = tflite.xnnpack_leaves(content)
         except ValueError as error:
-            partial.unlink()
-            raise ValueError(f"{path.name} failed the export gate: {error}") from error
+            raise tflite.RefusedFile([str(error)], figures) from error
+        figures["xnnpack_leaves"] = tflite.xnnpack_leaves(content)
+        for kept in _rejected(path):
+            kept.unlink(missing_ok=True)  # Of a run that was stricter.
         partial.replace(path)
         return figures
+
+
+def _rejected(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Where a refused file is kept, and its record."""
+    rejected = path.with_name(f"{path.stem}.rejected.tflite")
+    return rejected, rejected.with_suffix(".json")
+
+
+def _keep(
+    path: pathlib.Path,
+    error: tflite.RefusedFile,
+    plain: float | None,
+    node: Node,
+) -> str:
+    """Keeps a refused file with its record; returns what to tell of it."""
+    kept, record = _rejected(path)
+    path.with_name(f"partial.{path.name}").replace(kept)
+    figures = {**error.figures, "plain_accuracy": plain}
+    _io.write_json(record, {"reasons": error.reasons, "figures": figures})
+    beside = ""
+    if plain is not None:
+        beside = f"; the plain converter's file of the same model has {plain:.2%}"
+    return (
+        f"{path.name} failed the export gate: {error}{beside}; it is kept as "
+        f"{node.name}/{kept.name}"
+    )
+
+
+def _plain_accuracy(
+    run: Run, parent: Node, dtype: str, folder: pathlib.Path
+) -> float | None:
+    """What the plain converter's file of the same float model scores, if any."""
+    from kdprune import evaluate, tflite
+    from kdprune.stages import fitting
+    from kdprune.stages.quantize import Quantize
+
+    settings, validation = parent.settings, run.dataset.validation
+    if not isinstance(settings, Quantize) or not settings.writes_int8():
+        return None
+    base = fitting.load_node(run, parent.parent_of("from"))
+    try:
+        images = settings.calibration_images(run)
+        content = tflite.convert_tflite(base, dtype, images)
+    except ValueError:
+        return None
+    path = folder / f"partial.plain.{dtype}.tflite"
+    _io.write_file(path, content)
+    scores = evaluate.predict(path, validation.images)
+    path.unlink()
+    return float((scores.argmax(axis=1) == validation.labels).mean())

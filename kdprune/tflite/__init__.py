@@ -9,6 +9,7 @@ from kdprune.tflite.format import (
     write_names,
 )
 from kdprune.tflite.gate import (
+    RefusedFile,
     check_tflite,
     compare_kernels,
     images_to_prove,
@@ -34,6 +35,7 @@ __all__ = [
     "paired_drop",
     "provable_drop",
     "read_tflite",
+    "RefusedFile",
     "Slimmed",
     "sensitive_layers",
     "share_content",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
 from kdprune.tflite.format import File
 from kdprune.tflite.inspection import float_layers_of, inspect_tflite
@@ -22,6 +23,21 @@ _INTEGERS = {
 _ONE_SIDED_95 = 1.6449  # Standard deviations.
 # Of `max_disagreement`, for a file that was trained as it computes.
 _STRICT = 0.4
+_ONE_SIDED_99 = 2.3263
+
+
+class RefusedFile(ValueError):
+    """A file that does not do what its model does; the message is all reasons.
+
+    Attributes:
+        reasons: What is wrong, each with the argument that would allow it, if any.
+        figures: What `check_tflite` would have returned.
+    """
+
+    def __init__(self, reasons: list[str], figures: dict[str, Any]) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons = reasons
+        self.figures = figures
 
 
 def check_tflite(
@@ -32,6 +48,7 @@ def check_tflite(
     *,
     max_disagreement: float = 0.05,
     max_drop: float = 0.02,
+    max_deviation: float = 0.1,
     float_layers: Sequence[str] = (),
     strict: bool = False,
 ) -> dict[str, Any]:
@@ -41,8 +58,7 @@ def check_tflite(
     int8 and uint8 at its ends apart, and the layers that were to stay in float). An
     8-bit file must take images as bytes: input scale exactly 1/255, zero point 0
     (uint8) or -128 (int8); an int16x8 file has 1/32767 and 0. Scores, of any file,
-    must agree with the Keras model's in the best class and must not lose accuracy
-    against it.
+    must not deviate far from the Keras model's, and must not lose accuracy against it.
 
     The drop is an estimate from some images, so the gate judges a bound: it fails a
     file that *surely* loses more than the limit, with the whole one-sided 95 %
@@ -52,7 +68,10 @@ def check_tflite(
     conversions and does not call an honest file broken for chance; who needs proof
     that a file loses less than a limit reads the other end of `drop_interval`.
     Agreement alone proves little: MLPerf Tiny's int8 ResNet-8 differs on 2.5 % of
-    images and loses 0.2 points.
+    images and loses 0.2 points, and a weak model, or one of many classes, changes its
+    mind between classes of nearly the same probability. So disagreement counts where
+    probabilities deviate as well: by the mean over images of the largest deviation of
+    a class, which is a model's disagreement if it is always sure.
 
     Args:
         data: The file's content, or its path.
@@ -60,8 +79,11 @@ def check_tflite(
             `(n, classes)`, logits or probabilities: for QAT the QAT model.
         tflite_scores: The file's scores on the same images, same shape.
         labels: The images' classes, shape `(n,)`; validation images, not test.
-        max_disagreement: Largest share of images whose best class may differ.
+        max_disagreement: Largest share of images whose best class may differ, unless
+            the mean deviation of probabilities is within that limit.
         max_drop: Largest accuracy the file may lose, as a share of images.
+        max_deviation: Largest mean deviation of probabilities, in [0, 1], whether the
+            best classes differ or not: that of a second softmax is far beyond it.
         float_layers: The layers that the conversion was asked to leave in float;
             an operator of any other is refused.
         strict: Whether the Keras model rounds as the file does (QAT), so that they
@@ -69,34 +91,48 @@ def check_tflite(
             makes of it on so many images.
 
     Returns:
-        What `inspect_tflite` and `paired_drop` return, and `float_layers`, those
-        that are in float indeed: JSON-able.
+        What `inspect_tflite` and `paired_drop` return, `deviation`, the mean of the
+        largest deviation of a probability, and `float_layers`, those that are in float
+        indeed: JSON-able.
 
     Raises:
-        ValueError: If the file fails: what, by how much, and what to do.
+        RefusedFile: If the file fails: all that is wrong, by how much, what to do, and
+            the argument that would allow it. A `ValueError`.
+        ValueError: If the shapes do not fit.
     """
     figures = inspect_tflite(data)
-    figures["float_layers"] = _check_integers(figures, float_layers)
+    figures["float_layers"], reasons = _check_integers(figures, float_layers)
     figures |= paired_drop(keras_scores, tflite_scores, labels)
+    deviation = figures["deviation"] = _deviation(keras_scores, tflite_scores)
     n = figures["images"]
     limit = max_disagreement
     if strict:
         limit = min(limit, _by_chance(_STRICT * limit, n))
-    if figures["disagreement"] > limit:
-        raise ValueError(
+    if figures["disagreement"] > limit and deviation > limit:
+        reasons.append(
             f"the .tflite file and its Keras model disagree on "
-            f"{figures['disagreement']:.1%} of {n} images (limit {limit:.1%}): check "
-            "that both get the same images, use more calibration images, or train "
-            "quantization-aware"
+            f"{figures['disagreement']:.1%} of {n} images (limit {limit:.1%}), their "
+            f"probabilities deviate by {deviation:.3f}: check that both get the same "
+            "images, use more calibration images, train quantization-aware, or allow "
+            "it by max_disagreement"
+        )
+    elif not deviation <= max_deviation:  # NaN is not.
+        reasons.append(
+            "the .tflite file's probabilities deviate from its Keras model's by "
+            f"{deviation:.3f} (mean of {n} images; limit {max_deviation:.3f}): check "
+            "that both end in the same activation and get the same images, or allow it "
+            "by max_deviation"
         )
     if figures["drop_interval"][0] > max_drop:
-        raise ValueError(
+        reasons.append(
             f"the .tflite file loses {100 * figures['drop']:.2f} points of accuracy "
             f"({figures['keras_accuracy']:.2%} to {figures['tflite_accuracy']:.2%} on "
             f"{n} images; at least {100 * figures['drop_interval'][0]:.2f} with 95 % "
-            f"confidence; limit {100 * max_drop:.2f}): use more calibration images, "
-            "or train quantization-aware"
+            f"confidence; limit {100 * max_drop:.2f}): use other ranges, more "
+            "calibration images, train quantization-aware, or allow it by max_drop"
         )
+    if reasons:
+        raise RefusedFile(reasons, figures)
     return figures
 
 
@@ -112,7 +148,8 @@ def compare_kernels(
         scores: `{kernels: probabilities}` of the file on the first m <= n of the
             same images, shape `(m, classes)`; m may differ.
         max_disagreement: Largest share of images whose best class may differ, give
-            or take what chance makes of it on m images.
+            or take what chance makes of it on m images, unless the mean deviation of
+            probabilities is within that.
 
     Returns:
         `{kernels: figures}`, each `images`, `disagreement` and `largest_deviation`
@@ -131,7 +168,7 @@ def compare_kernels(
             "largest_deviation": float(np.abs(given - expected).max()),
         }
         limit = _by_chance(max_disagreement, len(given))
-        if differ > limit:
+        if differ > limit and _deviation(expected, given) > limit:
             raise ValueError(
                 f"on the {kernels} kernels the .tflite file and its Keras model "
                 f"disagree on {differ:.1%} of {len(given)} images (limit {limit:.1%}): "
@@ -154,8 +191,10 @@ def paired_drop(
     Returns:
         Dict of `images`, `disagreement` (share of images whose best class differs),
         `keras_accuracy`, `tflite_accuracy`, `drop` (their difference),
-        `drop_interval` (one-sided 95 % bounds, low and high) and `drop_bound`:
-        JSON-able. `drop_bound` is the upper bound for who needs proof: it counts
+        `drop_interval` (one-sided 95 % bounds, low and high), `drop_bound`, and
+        `at_chance`, whether the model that sets the standard is not surely (99 %)
+        right more often than always naming the commonest class, so that no drop
+        tells anything: JSON-able. `drop_bound` is the upper bound for who needs proof: it counts
         one image more as lost and one as gained (Bonett & Price, 2012,
         https://doi.org/10.3102/1076998611411915), so that no difference on a few
         images is not taken for none at all: 2.3 / n there, about the same as the
@@ -192,6 +231,7 @@ def paired_drop(
         "drop": drop,
         "drop_interval": [drop - margin, drop + margin],
         "drop_bound": bound,
+        "at_chance": _at_chance(before == labels, labels),
     }
 
 
@@ -225,21 +265,42 @@ def provable_drop(images: int) -> float:
     return _ONE_SIDED_95 * 2**0.5 / (images + 2)
 
 
+def _at_chance(right: NDArray, labels: NDArray) -> bool:
+    """Whether a model is not surely right more often than the commonest class."""
+    n = len(labels)
+    chance = float(np.unique(labels, return_counts=True)[1].max()) / n
+    margin = _ONE_SIDED_99 * (chance * (1 - chance) / n) ** 0.5
+    return bool(0 < chance < 1 and right.mean() <= chance + margin)
+
+
+def _deviation(keras_scores: ArrayLike, tflite_scores: ArrayLike) -> float:
+    """The mean over images of the largest deviation of a probability."""
+    scores = [np.asarray(given, np.float64) for given in (keras_scores, tflite_scores)]
+    first, second = (
+        given if given.min() >= 0 and given.max() <= 1 else special.softmax(given, 1)
+        for given in scores
+    )
+    return float(np.abs(first - second).max(axis=1).mean())
+
+
 def _by_chance(share: float, n: int) -> float:
     """The share that n images show at most, 19 times of 20, if it is `share` of all."""
     return share + _ONE_SIDED_95 * (share * (1 - share) / n) ** 0.5
 
 
-def _check_integers(figures: dict[str, Any], float_layers: Sequence[str]) -> list[str]:
-    """Refuses floats that were not asked for; returns the layers that are in float."""
+def _check_integers(
+    figures: dict[str, Any], float_layers: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The layers that are in float, and why the file is refused for what it is."""
     dtype = figures["input"]["dtype"]
     if dtype not in _INTEGERS:
-        return []
+        return [], []
+    reasons = []
     kept, others = float_layers_of(figures, float_layers)
     if others:
         op = others[0]
         asked = f" beside {', '.join(float_layers)}" if float_layers else ""
-        raise ValueError(
+        reasons.append(
             f"{len(others)} op(s) of the {dtype} file compute in float{asked}, first "
             f"{op['op']} ({op['tensor']}): replace the layer by one that {dtype} "
             "supports"
@@ -249,10 +310,10 @@ def _check_integers(figures: dict[str, Any], float_layers: Sequence[str]) -> lis
         scale, zero = figures[end]["scale"], figures[end]["zero_point"]
         expected = float(np.float32(step))
         if (figures[end]["dtype"], scale, zero) != (dtype, expected, expected_zero):
-            raise ValueError(
+            reasons.append(
                 f"the file's {end} is {figures[end]['dtype']} with scale {scale} and "
                 f"zero point {zero}; expected {dtype}, {expected} and "
                 f"{expected_zero}: convert it by convert_tflite, with training images "
                 "in [0, 1]"
             )
-    return kept
+    return kept, reasons

@@ -10,7 +10,7 @@ import difflib
 import fnmatch
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,13 +31,19 @@ from kdprune.prune.channels.graph import (
 from kdprune.prune.channels.rules import apply_rule
 
 
-def find_channels(model: keras.Model, ignore: str | Iterable[str] = ()) -> ChannelGraph:
+def find_channels(
+    model: keras.Model,
+    ignore: str | Iterable[str] = (),
+    rule: Callable[[LayerCall], RuleResult] = apply_rule,
+) -> ChannelGraph:
     """Finds the channels of a model and how they are coupled.
 
     Args:
         model: A built Functional or Sequential model.
         ignore: Names or patterns (`"head*"`, `"nested/conv"`) of layers whose
             output channels are all kept.
+        rule: `rule(call)` says which channels a layer couples, as a layer rule does;
+            by default those that can only be removed together.
 
     Returns:
         A `ChannelGraph`.
@@ -47,14 +53,15 @@ def find_channels(model: keras.Model, ignore: str | Iterable[str] = ()) -> Chann
             a name in `ignore` matches no layer.
     """
     check_float_model(model)
-    return _Tracer(model, ignore).result()
+    return _Tracer(model, ignore, rule).result()
 
 
 class _Tracer:
     """Walks the model with id vectors in place of tensors."""
 
-    def __init__(self, model, ignore):
+    def __init__(self, model, ignore, rule):
         self.graph = ChannelGraph(model)
+        self.rule = rule
         self.ids = ChannelIds()
         self.ignore = [ignore] if isinstance(ignore, str) else list(ignore)
         self.paths: set[str] = set()
@@ -118,7 +125,7 @@ class _Tracer:
         try:
             if len(outputs) != 1:
                 raise UnsupportedLayer("it has several outputs")
-            result = apply_rule(call)
+            result = self.rule(call)
         except UnsupportedLayer as reason:
             if call.layer.weights:
                 self.graph.unsupported[path] = str(reason)
