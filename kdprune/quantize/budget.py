@@ -88,7 +88,9 @@ def meet_budget(
         attempts: `Attempt`s, the cheapest first; those after the one that meets the
             budget are not made.
         judge: `judge(made)` measures on validation images and returns a JSON-able
-            dict with `drop` and `drop_bound`, as `kdprune.tflite.paired_drop` does.
+            dict with `drop` and `drop_bound`, as `kdprune.tflite.paired_drop` does,
+            and may say by `at_chance` that there was no accuracy to lose: no budget
+            is met then.
         max_drop: Largest accuracy to lose, as a share of images, in (0, 1).
 
     Returns:
@@ -128,7 +130,9 @@ def meet_budget(
                 f"kdprune.tflite.paired_drop does. Received: no {missing[0]!r}"
             )
         row |= judged
-        row["met"] = bool(row["drop_bound"] <= max_drop)
+        # What is right by chance has nothing to lose, whatever is done to it.
+        nothing = bool(row.get("at_chance"))
+        row["met"] = bool(row["drop_bound"] <= max_drop) and not nothing
         if row["met"] or row["drop_bound"] < lowest:
             best, name, lowest = made, attempt.name, row["drop_bound"]
         if row["met"]:
@@ -164,6 +168,13 @@ def _describe(rows: list[dict[str, Any]], name: str | None, max_drop: float) -> 
     )
     if row["met"]:
         return f"the budget of {limit:.2f} points is met after {tried}: {lost}"
+    if row.get("at_chance"):
+        return (
+            f"the budget of {limit:.2f} points can't be judged, after {tried}: the "
+            "model that is quantized is right no more often than by always naming the "
+            "commonest class; check its pixel range and the order of the labels, or "
+            f"train it ({name!r} is kept)"
+        )
     # Within by what was measured, so that it is the proof that is missing.
     few = row["drop"] <= max_drop
     advice = "more validation images might prove it" if few else "train a better model"

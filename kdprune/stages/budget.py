@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
@@ -20,12 +21,17 @@ if TYPE_CHECKING:
     from kdprune.stages.quantize import Quantize
     from kdprune.stages.soft_labels import SoftLabels
 
-# What is tried under a budget before anything is trained, the cheapest first.
+# What is tried under a budget before anything is trained, the cheapest first. Channels
+# that are equalized are in need of clipping no less.
 _AFTER_TRAINING = [
     {"range_method": ranges, "correct_bias": corrected}
     for corrected, ranges in itertools.product(
         (False, True), ("minmax", "percentile", "mse")
     )
+]
+_EQUALIZED = [
+    {"range_method": ranges, "correct_bias": corrected, "equalize": True}
+    for ranges, corrected in itertools.product(("mse", "percentile"), (True, False))
 ]
 # How many times as many calibration images are tried, where there are that many.
 _MORE_IMAGES = 4
@@ -51,18 +57,32 @@ def within_budget(
     settings: Quantize, run: Run, node: Node, folder: pathlib.Path, base: keras.Model
 ) -> Result:
     """Tries what is cheap first, until the accuracy it costs is within bounds."""
+    from kdprune.stages import fitting
+
     validation = run.dataset.validation
     calibration = settings.calibration_images(run)
     expected = evaluate.predict(base, validation.images)
     layers = tflite.layer_report(base, calibration)
+    # The least bound of the files of the model as it is, and of the equalized one.
+    bounds = {False: math.inf, True: math.inf}
+
+    @functools.cache
+    def equalized():
+        return quantize.equalize_channels(base, calibration)
 
     def calibrated(options, count):
         images = settings.calibration_images(run, count)
-        content = tflite.convert_tflite(base, "int8", images, **options)
-        return _Made(content, base, options, count)
+        conversion = dict(options)
+        model = equalized() if conversion.pop("equalize", False) else base
+        content = tflite.convert_tflite(model, "int8", images, **conversion)
+        return _Made(content, model, conversion, count)
 
     def trained(node, folder):
-        model, _ = node.settings.train_quantized(run, node, folder, base)
+        # Equalized where that has been seen to help, and has no weights in common.
+        helps = bounds[True] < bounds[False]
+        clustered = fitting.is_clustered(base, settings.preserve_clusters)
+        start = equalized() if helps and not clustered else base
+        model, _ = node.settings.train_quantized(run, node, folder, start)
         return _Made(tflite.convert_tflite(model, "int8"), model, {}, None)
 
     attempts = [
@@ -84,6 +104,9 @@ def within_budget(
         figures = tflite.paired_drop(expected, scores, validation.labels)
         found, asked = tflite.inspect_tflite(made.content), made.conversion
         kept, _ = tflite.float_layers_of(found, asked.get("float_layers", ()))
+        if made.images is not None and not kept:
+            changed = made.model is not base
+            bounds[changed] = min(bounds[changed], figures["drop_bound"])
         return {**figures, "bytes": len(made.content), "float_layers": kept}
 
     assert settings.max_drop is not None  # Method auto needs it.
@@ -123,7 +146,7 @@ def _after_training(
     more = _MORE_IMAGES * images
     if more <= available:
         yield f"{_describe(first)}, {more:,} images", first, more
-    for options in [*others, *_some_in_float(layers)]:
+    for options in [*others, *_EQUALIZED, *_some_in_float(layers)]:
         yield _describe(options), options, images
 
 
@@ -178,7 +201,8 @@ def _describe(options: dict[str, Any]) -> str:
     corrected = ", biases corrected" if options["correct_bias"] else ""
     left = ", ".join(options.get("float_layers", ()))
     in_float = f", in float: {left}" if left else ""
-    return f"PTQ, {options['range_method']} ranges{corrected}{in_float}"
+    first = "PTQ, channels equalized" if options.get("equalize") else "PTQ"
+    return f"{first}, {options['range_method']} ranges{corrected}{in_float}"
 
 
 def check_provable(key: str, max_drop: float, dataset: Dataset) -> None:

@@ -39,6 +39,9 @@ class Quantize(Compressed):
     0.01 %, `mse` clips to the least squared error."""
     correct_bias: bool = False
     """`ptq`: take each channel's mean error off its bias."""
+    equalize: bool = False
+    """`ptq`: give the channels that share a scale like ranges first, which changes
+    nothing in float."""
     max_drop: Ratio | None = None
     """`auto`: accuracy that may be lost, as a share of images."""
     preserve_sparsity: bool | Literal["auto"] = "auto"
@@ -47,6 +50,7 @@ class Quantize(Compressed):
     """`qat`: keep each kernel's distinct weights; `auto` does where the model is
     clustered."""
 
+    omit_if_default = ("equalize",)
     renamed = {"ranges": "range_method"}
     gives = QUANTIZED_MODEL
     role = "quantize"
@@ -72,7 +76,7 @@ class Quantize(Compressed):
                 "method auto learns from a teacher in quantization-aware training: "
                 "expected `training` as well"
             )
-        chosen = {"range_method", "correct_bias"} & self.model_fields_set
+        chosen = {"range_method", "correct_bias", "equalize"} & self.model_fields_set
         if self.method != "ptq" and chosen:
             raise ValueError(
                 f"`{sorted(chosen)[0]}` is for method ptq, got {self.method}"
@@ -137,7 +141,7 @@ class Quantize(Compressed):
 
     def execute(self, run: Run, node: Node, folder: pathlib.Path) -> Result:
         """Hands on a model and the plan of its files, as the method says."""
-        from kdprune import tflite
+        from kdprune import quantize, tflite
         from kdprune.stages import budget, fitting
 
         base = fitting.load_node(run, node.parent_of("from"))
@@ -152,6 +156,8 @@ class Quantize(Compressed):
             chosen = self.range_method
             conversion = {"range_method": chosen, "correct_bias": self.correct_bias}
             images = self.calibration_images(run)
+            if self.equalize:
+                base = quantize.equalize_channels(base, images)
             figures["layers"] = tflite.layer_report(base, images, range_method=chosen)
         calibrated = self.method in ("ptq", *_CALIBRATED)
         count = len(self.calibration_images(run)) if calibrated else None

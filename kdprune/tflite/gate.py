@@ -194,8 +194,8 @@ def paired_drop(
         `drop_interval` (one-sided 95 % bounds, low and high), `drop_bound`, and
         `at_chance`, whether the model that sets the standard is not surely (99 %)
         right more often than always naming the commonest class, so that no drop
-        tells anything: JSON-able. `drop_bound` is the upper bound for who needs proof: it counts
-        one image more as lost and one as gained (Bonett & Price, 2012,
+        tells anything: JSON-able. `drop_bound` is the upper bound for who needs proof:
+        it counts one image more as lost and one as gained (Bonett & Price, 2012,
         https://doi.org/10.3102/1076998611411915), so that no difference on a few
         images is not taken for none at all: 2.3 / n there, about the same as the
         interval's where many differ.

@@ -74,6 +74,19 @@ def test_a_budget_that_cannot_be_met_says_so_and_gives_the_best():
     assert "train a better model" in outcome.message
 
 
+def test_no_budget_is_met_by_a_model_at_chance():
+    constant = np.tile(np.eye(4)[0], (IMAGES, 1))
+    outcome = meet_budget(
+        [Attempt("a", lambda: constant)],
+        lambda scores: paired_drop(constant, scores, LABELS),
+        max_drop=0.01,
+    )
+    (row,) = outcome.attempts
+    assert row["drop_bound"] < 0.01 and row["at_chance"]
+    assert not outcome.met and not row["met"] and outcome.name == "a"
+    assert "can't be judged" in outcome.message and "is met" not in outcome.message
+
+
 def test_a_way_that_is_not_open_is_recorded_and_passed_over():
     def refuse():
         raise ValueError("layer 'norm' can't be trained quantization-aware")

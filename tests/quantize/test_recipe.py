@@ -53,10 +53,14 @@ def test_what_is_cheap_is_tried_first(available):
         corrected,
         "PTQ, percentile ranges, biases corrected",
         "PTQ, mse ranges, biases corrected",
+        "PTQ, channels equalized, mse ranges, biases corrected",
+        "PTQ, channels equalized, mse ranges",
+        "PTQ, channels equalized, percentile ranges, biases corrected",
+        "PTQ, channels equalized, percentile ranges",
         f"{corrected}, in float: b",
         f"{corrected}, in float: b, c",
     ]
-    assert [count for *_, count in tried] == [40, *[160 for _ in more], *[40] * 7]
+    assert [count for *_, count in tried] == [40, *[160 for _ in more], *[40] * 11]
     corrected = [options["correct_bias"] for _, options, _ in tried]
     assert corrected == [" biases corrected" in name for name, *_ in tried]
 
@@ -200,3 +204,38 @@ def test_layers_that_the_recipe_can_not_tell_are_left_to_the_stage(tmp_path):
     int8 = {"kind": "quantize", "from": "short", "method": "qat", "training": TRAINING}
     text = runner.preview(recipe(net=net, short=short, int8=int8), tmp_path)
     assert "int8 (quantize): to do" in text
+
+
+def test_a_refused_file_is_kept_with_its_reasons(tmp_path, monkeypatch):
+    """A gate that nothing passes: every file is made, kept, and told of at once."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(4, 3, 4, activation="relu")(inputs)
+    x = keras.layers.Dense(10)(keras.layers.Flatten()(x))
+    save_model(keras.Model(inputs, 9 * x), tmp_path / "given.keras")
+    given = {"kind": "load", "file": str(tmp_path / "given.keras")}
+    small = {"kind": "quantize", "from": "given", "method": "ptq"}
+    files = {"kind": "export", "from": "small", "max_deviation": 1e-6}
+    stages = {"given": given, "small": small}
+    with pytest.raises(ValueError, match="small.int8.tflite failed") as raised:
+        runner.run(recipe(**stages, files=files), tmp_path / "run")
+    message = str(raised.value)
+    assert "small.uint8.tflite failed" in message and "\n" not in message
+    assert "allow it by max_deviation" in message
+    assert "the plain converter's file of the same model has" in message
+    folder = tmp_path / "run" / "files"
+    assert not (folder / "record.json").exists()
+    assert sorted(path.name for path in folder.glob("*.tflite")) == [
+        "small.int8.rejected.tflite",
+        "small.uint8.rejected.tflite",
+    ]
+    found = json.loads((folder / "small.int8.rejected.json").read_text())
+    assert "probabilities deviate" in found["reasons"][0]
+    figures = found["figures"]
+    # It is what the plain converter makes.
+    assert figures["plain_accuracy"] == figures["tflite_accuracy"]
+    # Allowed, it is exported, and nothing of the refusal is left.
+    files["max_deviation"] = 0.9
+    runner.run(recipe(**stages, files=files | {"max_drop": 0.9}), tmp_path / "run")
+    names = {path.name for path in folder.iterdir()}
+    assert "small.int8.tflite" in names and not any("rejected" in n for n in names)

@@ -14,10 +14,12 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from kdprune.models import build_model
 from kdprune.quantize import quantize_model
 from kdprune.tflite import (
+    RefusedFile,
     check_tflite,
     compare_kernels,
     convert_tflite,
     inspect_tflite,
+    paired_drop,
 )
 
 layers = keras.layers
@@ -478,6 +480,59 @@ def test_a_file_is_held_strictly_against_the_graph_it_was_trained_as(files):
     # On few images chance is all there is, and the plain limit holds.
     with pytest.raises(ValueError, match=r"limit 5\.0%"):
         check_tflite(files["qat int8"], *scores_with(20, 2), max_drop=1, strict=True)
+
+
+def unsure_scores(n, flipped):
+    """Two-class scores of a model that is never sure, right before; some flipped."""
+    before = np.tile([0.51, 0.49], (n, 1))
+    after = before.copy()
+    after[:flipped] = [0.49, 0.51]
+    return before, after
+
+
+def test_a_weak_model_may_change_its_mind_where_it_was_not_sure(files):
+    before, after = unsure_scores(1000, 300)
+    # Right as often as before: what it loses it gains.
+    labels = np.repeat([0, 1, 0], [150, 150, 700])
+    figures = check_tflite(files["ptq int8"], before, after, labels, strict=True)
+    assert figures["disagreement"] == 0.3 and figures["drop"] == 0
+    assert figures["deviation"] == pytest.approx(0.3 * 0.02)
+    assert compare_kernels(before, {"reference": after})
+    # Logits are compared as probabilities.
+    logits = np.log(before) + 5
+    figures = check_tflite(files["ptq int8"], logits, after, labels)
+    assert figures["deviation"] == pytest.approx(0.3 * 0.02)
+
+
+def test_scores_that_deviate_are_refused_where_the_best_classes_agree(files):
+    """As a second softmax does, which changes no class."""
+    before, _, labels = scores_with(100, 0)
+    twice = np.exp(before) / np.exp(before).sum(axis=1, keepdims=True)
+    with pytest.raises(RefusedFile, match=r"deviate .* by 0\.269 .*max_deviation"):
+        check_tflite(files["ptq int8"], before, twice, labels)
+    assert check_tflite(files["ptq int8"], before, twice, labels, max_deviation=0.3)
+    with pytest.raises(RefusedFile, match="by nan"):
+        check_tflite(files["ptq int8"], before, np.full_like(before, np.nan), labels)
+
+
+def test_all_that_is_wrong_is_said_with_what_allows_it(files):
+    with pytest.raises(RefusedFile) as raised:
+        check_tflite(files["ptq int8"], *scores_with(100, 20))
+    first, second = raised.value.reasons
+    assert first.endswith("allow it by max_disagreement")
+    assert second.endswith("allow it by max_drop")
+    assert str(raised.value) == f"{first}; {second}"
+    assert raised.value.figures["tflite_accuracy"] == 0.8
+
+
+def test_a_model_at_chance_has_nothing_to_lose():
+    labels = np.arange(1000) % 4
+    right, constant = np.eye(4)[labels], np.tile(np.eye(4)[0], (1000, 1))
+    assert not paired_drop(right, constant, labels)["at_chance"]
+    assert paired_drop(constant, right, labels)["at_chance"]
+    # Of uneven classes chance is the commonest one's share.
+    uneven = np.where(labels == 1, 1, 0)
+    assert paired_drop(constant, right, uneven)["at_chance"]
 
 
 def test_kernels_are_compared_with_the_keras_model_on_as_many_images():
