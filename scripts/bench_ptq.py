@@ -24,11 +24,10 @@ import numpy as np
 
 import kdprune
 from kdprune import _io, records
-from kdprune._graph import rebuild
 from kdprune.config import parse_recipe
 from kdprune.data import to_float
 from kdprune.evaluate import predict
-from kdprune.intake import split_head, split_pixels
+from kdprune.intake import take_model
 from kdprune.runner import run as runner
 
 TRAINER = pathlib.Path(__file__).with_name("train_plain_keras.py")
@@ -77,7 +76,11 @@ def train(name, path, data, folder, epochs):
 
 def bench(name, path, data, folder, options):
     """Rows of all files made of one network, and of the network itself."""
-    model = in_unit_range(path, for_bytes=name == "bytes")
+    validation = data.validation
+    taken = take_model(
+        kdprune.load_model(path), images=validation.images, labels=validation.labels
+    )
+    model = taken.model
     rows = []
 
     def add(label, made, **more):
@@ -117,18 +120,6 @@ def bench(name, path, data, folder, options):
         content, chosen = by_budget(model, folder / name, options)
         add("auto, then QAT where needed", content, chosen=chosen)
     return rows
-
-
-def in_unit_range(path, for_bytes):
-    """The model that takes [0, 1] and gives logits."""
-    model = split_head(kdprune.load_model(path))[0]
-    if not for_bytes:
-        return split_pixels(model)[0]
-    first = next(layer for layer in model.layers if layer.weights)
-    kernel, *bias = first.get_weights()
-    return rebuild(
-        model, weights=lambda old, _: [255 * kernel, *bias] if old is first else None
-    )
 
 
 def by_litert(model, images, folder):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import kdprune
 from kdprune._graph import named_layers
+from kdprune.evaluate import predict
 
 layers = keras.layers
 IMAGES = np.random.default_rng(0).random((32, 8, 8, 3), "float32")
@@ -313,3 +314,52 @@ def test_what_has_no_graph_or_no_images_is_refused():
     model = sequential(layers.Conv2D(4, 1), layers.Flatten(), layers.Dense(2))
     with pytest.raises(ValueError, match="Received: float32 in"):
         kdprune.equalize_channels(model, 255 * IMAGES)
+
+
+# --- What it is for ---
+
+
+@pytest.mark.slow
+def test_int8_of_unequal_channels_collapses_and_of_equalized_ones_does_not(tmp_path):
+    data = kdprune.load_dataset("shapes", train_images=1500, test_images=500)
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input(data.image_shape),
+            layers.Conv2D(16, 3, 2, activation="relu", name="one"),
+            layers.Conv2D(16, 3, 2, activation="relu", name="two"),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dense(len(data.classes), name="logits"),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.003), loss)
+    model.fit(data.train.images / np.float32(255), data.train.labels, 50, 10, verbose=0)
+    # What equalization takes off, put on: in float it is the same model.
+    for maker, user in (("one", "two"), ("two", "logits")):
+        maker, user = model.get_layer(maker), model.get_layer(user)
+        factors = 10.0 ** np.random.default_rng(0).uniform(-2, 2, 16)
+        maker.set_weights([weight * factors for weight in maker.get_weights()])
+        kernel, bias = user.get_weights()
+        rows = np.resize(factors, kernel.shape[-2])
+        user.set_weights([kernel / rows[:, None], bias])
+
+    def accuracy(made):
+        if isinstance(made, bytes):
+            (tmp_path / "made.tflite").write_bytes(made)
+            made = tmp_path / "made.tflite"
+        scores = predict(made, data.test.images)
+        return (scores.argmax(axis=1) == data.test.labels).mean()
+
+    images = data.calibration.images
+    equalized = kdprune.equalize_channels(model, images)
+    before = accuracy(model)
+    assert before > 0.8
+    assert accuracy(equalized) == pytest.approx(before, abs=0.002)
+    plain, level = (
+        accuracy(kdprune.convert_tflite(one, "int8", images))
+        for one in (model, equalized)
+    )
+    assert plain < before - 0.1
+    assert level > before - 0.02
