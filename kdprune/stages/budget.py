@@ -62,7 +62,6 @@ def within_budget(
     validation = run.dataset.validation
     calibration = settings.calibration_images(run)
     expected = evaluate.predict(base, validation.images)
-    layers = tflite.layer_report(base, calibration)
     # The least bound of the files of the model as it is, and of the equalized one.
     bounds = {False: math.inf, True: math.inf}
 
@@ -70,12 +69,15 @@ def within_budget(
     def equalized():
         return quantize.equalize_channels(base, calibration)
 
-    def calibrated(options, count):
+    @functools.cache
+    def shown(equalize, count):
         images = settings.calibration_images(run, count)
+        return tflite.Calibration(equalized() if equalize else base, images)
+
+    def calibrated(options, count):
         conversion = dict(options)
-        model = equalized() if conversion.pop("equalize", False) else base
-        content = tflite.convert_tflite(model, "int8", images, **conversion)
-        return _Made(content, model, conversion, count)
+        ranges = shown(conversion.pop("equalize", False), count)
+        return _Made(ranges.convert(**conversion), ranges.model, conversion, count)
 
     def trained(node, folder):
         # Equalized where that has been seen to help, and has no weights in common.
@@ -85,6 +87,7 @@ def within_budget(
         model, _ = node.settings.train_quantized(run, node, folder, start)
         return _Made(tflite.convert_tflite(model, "int8"), model, {}, None)
 
+    layers = shown(False, len(calibration)).report()
     attempts = [
         quantize.Attempt(name, functools.partial(calibrated, options, count))
         for name, options, count in _after_training(

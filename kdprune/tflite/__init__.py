@@ -1,6 +1,6 @@
 """The `.tflite` format: written, read, inspected, held against its Keras model."""
 
-from kdprune.tflite.convert import convert_tflite, layer_report
+from kdprune.tflite.convert import Calibration, convert_tflite, layer_report
 from kdprune.tflite.coverage import xnnpack_leaves
 from kdprune.tflite.format import (
     read_tflite,
@@ -23,6 +23,7 @@ from kdprune.tflite.sizes import describe_file
 from kdprune.tflite.slim import Slimmed, slim_tflite
 
 __all__ = [
+    "Calibration",
     "check_tflite",
     "compare_kernels",
     "convert_tflite",

@@ -8,7 +8,7 @@ them (`kdprune.tflite.layers`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -26,36 +26,42 @@ _IMAGES = 200  # To sample values from.
 _VALUES = 2048  # Sampled from each tensor for each image.
 
 
-def calibrate(
-    converter: tf.lite.TFLiteConverter, images: NDArray, range_method: str = "minmax"
-) -> bytes:
-    """The model as a float file in which every tensor's range is noted.
+def observe(converter: tf.lite.TFLiteConverter, images: NDArray) -> bytes:
+    """The model as a float file in which every tensor's observed range is noted.
 
     Args:
         converter: A `tf.lite.TFLiteConverter`, fresh.
-        images: float32 in [0, 1], shape `(n, height, width, channels)`, n > 2; the
-            last two are the black and the white one that span the input's range.
-            When ranges are narrowed they count for no other tensor.
-        range_method: What to clip in order to have finer steps: "minmax" nothing,
-            "percentile" the outer 0.01 % at either end, "mse" as much as makes the
-            mean squared error smallest. Input and output keep theirs.
+        images: float32 in [0, 1], shape `(n, height, width, channels)`.
 
     Returns:
-        The content of the file, for `quantize_calibrated`.
+        The content of the file, for `narrow` and `quantize_calibrated`.
     """
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([image[None]] for image in images)
     converter._experimental_calibrate_only = True
-    content = bytes(converter.convert())
-    if range_method == "minmax":
-        return content
+    return bytes(converter.convert())
+
+
+def narrow(content: bytes, values: Mapping[int, NDArray], range_method: str) -> bytes:
+    """Clips the ranges of a file's tensors in order to have finer steps.
+
+    Args:
+        content: What `observe` returned.
+        values: What `sample_values` found in it.
+        range_method: "percentile" leaves out the outer 0.01 % at either end, "mse"
+            clips as much as makes the mean squared error smallest. Input and output
+            keep their ranges.
+
+    Returns:
+        The content of the file, for `quantize_calibrated`.
+    """
     narrowed = _percentile if range_method == "percentile" else _least_squares
     tensors = read_tflite(content).tensors
     return set_ranges(
         content,
         {
-            index: narrowed(values, tensors[index].low[0], tensors[index].high[0])
-            for index, values in _sample(content, images[:-2]).items()
+            index: narrowed(found, tensors[index].low[0], tensors[index].high[0])
+            for index, found in values.items()
         },
     )
 
@@ -69,7 +75,7 @@ def quantize_calibrated(
     """Makes an 8-bit file of a calibrated one.
 
     Args:
-        content: What `calibrate` returned.
+        content: What `observe` or `narrow` returned.
         dtype: "int8" or "uint8", of input and output.
         float_layers: Names of Keras layers to leave in float, as
             `check_float_layers` has found them right.
@@ -94,7 +100,7 @@ def check_float_layers(content: bytes, names: Collection[str]) -> None:
     """Raises `ValueError` for a layer that can't be left in float.
 
     Args:
-        content: What `calibrate` returned.
+        content: What `observe` or `narrow` returned.
         names: Names of Keras layers; those that were folded into others
             (BatchNormalization, most ReLU) have no operator of their own.
     """
@@ -119,8 +125,14 @@ def _tensors_by_layer(content: bytes) -> dict[str, list[str]]:
     return tensors
 
 
-def _sample(content: bytes, images: NDArray) -> dict[int, NDArray]:
-    """`{tensor: values}` of what operators give, the last one's scores excepted."""
+def sample_values(content: bytes, images: NDArray) -> dict[int, NDArray]:
+    """`{tensor: values}` of what operators give, the last one's scores excepted.
+
+    Args:
+        content: What `observe` returned.
+        images: float32 in [0, 1], shape `(n, height, width, channels)`, without those
+            that only span the input's range.
+    """
     interpreter = open_interpreter(content, "builtin", keep_all=True)
     graph = read_tflite(content)
     outputs = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,9 +20,11 @@ from kdprune.images import as_float
 from kdprune.intake import check_unit_range
 from kdprune.tflite.calibration import (
     RANGE_METHODS,
-    calibrate,
     check_float_layers,
+    narrow,
+    observe,
     quantize_calibrated,
+    sample_values,
 )
 from kdprune.tflite.layers import compare_layers, correct_biases
 
@@ -90,23 +93,104 @@ def convert_tflite(
     _check_model(model, dtype)
     _check_plan(dtype, aware, calibration)
     _check_choices(dtype, aware, range_method, float_layers, correct_bias)
+    if range_method != "minmax" or float_layers or correct_bias:
+        assert calibration is not None  # Checked above: these choices need images.
+        return Calibration(model, calibration).convert(
+            dtype,
+            range_method=range_method,
+            float_layers=float_layers,
+            correct_bias=correct_bias,
+        )
     images = None if calibration is None else _spanning(model, calibration)
     with _converting(model, dtype):
         converter = _new_converter(model)
+        _set_precision(converter, dtype, images)
+        return converter.convert()
+
+
+class Calibration:
+    """What images show of a float model's ranges, to make several 8-bit files of.
+
+    Showing them to the model takes most of a conversion's time: it is done once, when
+    the first file is made that needs it. Every file is what `convert_tflite` makes.
+
+    Args:
+        model: As for `convert_tflite`, not quantization-aware.
+        calibration: As there.
+
+    Raises:
+        ValueError: If they don't fit.
+    """
+
+    def __init__(self, model: keras.Model, calibration: ArrayLike) -> None:
+        _check_model(model, "int8")
+        _check_plan("int8", is_quantization_aware(model), calibration)
+        self.model = model
+        self._calibration = calibration
+        self._narrowed: dict[str, bytes] = {}  # By method.
+
+    def convert(
+        self,
+        dtype: str = "int8",
+        *,
+        range_method: str = "minmax",
+        float_layers: Sequence[str] = (),
+        correct_bias: bool = False,
+    ) -> bytes:
+        """Makes an int8 or uint8 file; arguments and errors are `convert_tflite`'s."""
+        _check_choices(dtype, False, range_method, float_layers, correct_bias)
         if range_method == "minmax" and not float_layers and not correct_bias:
-            _set_precision(converter, dtype, images)
-            return converter.convert()
-        assert images is not None  # Checked above: these choices need images.
-        calibrated = calibrate(converter, images, range_method)
-    check_float_layers(calibrated, float_layers)
-    with _converting(model, dtype):
-        content = quantize_calibrated(calibrated, dtype, float_layers)
-        if correct_bias:
+            return convert_tflite(self.model, dtype, self._calibration)
+        calibrated = self.with_ranges(range_method)
+        check_float_layers(calibrated, float_layers)
+        with _converting(self.model, dtype):
+            content = quantize_calibrated(calibrated, dtype, float_layers)
+            if correct_bias:
+                verified = quantize_calibrated(calibrated, verify=True)
+                content = correct_biases(
+                    content, compare_layers(verified, self._images[:_COMPARED])
+                )
+            return content
+
+    def report(
+        self, images: ArrayLike | None = None, range_method: str = "minmax"
+    ) -> list[dict[str, Any]]:
+        """The error of each layer: `layer_report`'s."""
+        compared = (
+            self._images[:-2][:_COMPARED]
+            if images is None
+            else as_float(images, self.model.input_shape[1:])
+        )
+        calibrated = self.with_ranges(range_method)
+        with _converting(self.model, "int8"):
             verified = quantize_calibrated(calibrated, verify=True)
-            content = correct_biases(
-                content, compare_layers(verified, images[:_COMPARED])
-            )
-        return content
+            return compare_layers(verified, compared)
+
+    def with_ranges(self, range_method: str) -> bytes:
+        """A float file with these ranges noted, for `quantize_calibrated`."""
+        if range_method == "minmax":
+            return self._observed
+        if range_method not in self._narrowed:
+            observed = self._observed
+            with _converting(self.model, "int8"):
+                found = narrow(observed, self._values, range_method)
+            self._narrowed[range_method] = found
+        return self._narrowed[range_method]
+
+    @functools.cached_property
+    def _observed(self) -> bytes:
+        images = self._images
+        with _converting(self.model, "int8"):
+            return observe(_new_converter(self.model), images)
+
+    @functools.cached_property
+    def _images(self) -> NDArray[np.float32]:
+        return _spanning(self.model, self._calibration)
+
+    @functools.cached_property
+    def _values(self) -> dict[int, NDArray]:
+        # Without the black and the white one, which are like nothing the model sees.
+        return sample_values(self._observed, self._images[:-2])
 
 
 def layer_report(
@@ -140,17 +224,7 @@ def layer_report(
         )
     _check_model(model, "int8")
     _check_choices("int8", False, range_method, (), False)
-    spanning = _spanning(model, calibration)
-    # Without the black and the white one, which are like nothing the model sees.
-    compared = (
-        spanning[:-2][:_COMPARED]
-        if images is None
-        else as_float(images, model.input_shape[1:])
-    )
-    with _converting(model, "int8"):
-        calibrated = calibrate(_new_converter(model), spanning, range_method)
-        verified = quantize_calibrated(calibrated, verify=True)
-        return compare_layers(verified, compared)
+    return Calibration(model, calibration).report(images, range_method)
 
 
 def _new_converter(model: keras.Model) -> tf.lite.TFLiteConverter:

@@ -9,8 +9,8 @@ from ai_edge_litert.interpreter import Interpreter
 
 from kdprune.evaluate import predict
 from kdprune.quantize import Attempt, meet_budget
-from kdprune.tflite import calibration as steps
 from kdprune.tflite import (
+    Calibration,
     convert,
     convert_tflite,
     inspect_tflite,
@@ -18,6 +18,7 @@ from kdprune.tflite import (
     paired_drop,
     sensitive_layers,
 )
+from kdprune.tflite import calibration as steps
 from kdprune.tflite.interpreter import open_content
 
 layers = keras.layers
@@ -148,7 +149,7 @@ def test_sixteen_bits_compute_in_integers_throughout(files):
 
 def test_the_two_steps_give_the_converters_own_file(files, model, data):
     images = convert._spanning(model, data[0][:40])
-    calibrated = steps.calibrate(convert._new_converter(model), images)
+    calibrated = steps.observe(convert._new_converter(model), images)
     content = steps.quantize_calibrated(calibrated, "int8")
     opened = [
         open_content(bytes(file), "builtin", keep_all=True)
@@ -328,3 +329,22 @@ def test_a_budget_is_met_by_the_worst_layer_in_float(model, data, report, tmp_pa
     assert list(bounds) == ["int8", "mse", "corrected", "float"]
     assert bounds["float"] < bounds["corrected"] < bounds["int8"]
     assert all(row["bytes"] == len(outcome.best) for row in outcome.attempts[-1:])
+
+
+def test_one_calibration_makes_the_files_that_single_conversions_make(model, data):
+    images = data[0][:40]
+    calibration = Calibration(model, images)
+    for options in (
+        {},
+        {"range_method": "mse", "correct_bias": True},
+        {"range_method": "percentile"},
+        {"correct_bias": True},
+    ):
+        assert calibration.convert("uint8", **options) == convert_tflite(
+            model, "uint8", images, **options
+        )
+    assert calibration.report() == layer_report(model, images)
+    with pytest.raises(ValueError, match="range_method must be one of"):
+        calibration.convert(range_method="best")
+    with pytest.raises(ValueError, match="a float model needs calibration images"):
+        Calibration(model, None)
