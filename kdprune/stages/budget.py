@@ -21,17 +21,12 @@ if TYPE_CHECKING:
     from kdprune.stages.quantize import Quantize
     from kdprune.stages.soft_labels import SoftLabels
 
-# What is tried under a budget before anything is trained, the cheapest first. Channels
-# that are equalized are in need of clipping no less.
+# What is tried under a budget before anything is trained, the cheapest first.
 _AFTER_TRAINING = [
-    {"range_method": ranges, "correct_bias": corrected}
-    for corrected, ranges in itertools.product(
-        (False, True), ("minmax", "percentile", "mse")
-    )
-]
-_EQUALIZED = [
-    {"range_method": ranges, "correct_bias": corrected, "equalize": True}
-    for ranges, corrected in itertools.product(("mse", "percentile"), (True, False))
+    {"range_method": ranges, "correct_bias": corrected, "equalize": equalized}
+    for corrected, equalized in itertools.product((False, True), (False, True))
+    for ranges in ("minmax", "percentile", "mse")
+    if ranges != "minmax" or not equalized
 ]
 # How many times as many calibration images are tried, where there are that many.
 _MORE_IMAGES = 4
@@ -149,7 +144,7 @@ def _after_training(
     more = _MORE_IMAGES * images
     if more <= available:
         yield f"{_describe(first)}, {more:,} images", first, more
-    for options in [*others, *_EQUALIZED, *_some_in_float(layers)]:
+    for options in [*others, *_some_in_float(layers)]:
         yield _describe(options), options, images
 
 
