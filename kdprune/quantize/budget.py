@@ -90,7 +90,7 @@ def meet_budget(
         judge: `judge(made)` measures on validation images and returns a JSON-able
             dict with `drop` and `drop_bound`, as `kdprune.tflite.paired_drop` does,
             and may say by `at_chance` that there was no accuracy to lose: no budget
-            is met then.
+            is met then, and the first attempt is the last.
         max_drop: Largest accuracy to lose, as a share of images, in (0, 1).
 
     Returns:
@@ -135,7 +135,7 @@ def meet_budget(
         row["met"] = bool(row["drop_bound"] <= max_drop) and not nothing
         if row["met"] or row["drop_bound"] < lowest:
             best, name, lowest = made, attempt.name, row["drop_bound"]
-        if row["met"]:
+        if row["met"] or nothing:
             break
     met = rows[-1]["met"]
     return Outcome(met, best, name, rows, _describe(rows, name, max_drop))

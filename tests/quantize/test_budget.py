@@ -77,7 +77,7 @@ def test_a_budget_that_cannot_be_met_says_so_and_gives_the_best():
 def test_no_budget_is_met_by_a_model_at_chance():
     constant = np.tile(np.eye(4)[0], (IMAGES, 1))
     outcome = meet_budget(
-        [Attempt("a", lambda: constant)],
+        [Attempt("a", lambda: constant), Attempt("b", lambda: constant)],
         lambda scores: paired_drop(constant, scores, LABELS),
         max_drop=0.01,
     )

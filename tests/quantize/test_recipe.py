@@ -101,7 +101,8 @@ def test_both_trainings_are_made_and_recorded(given, tmp_path, monkeypatch):
 
     def only_trainings(attempts, judge, max_drop):
         chosen = [attempt for attempt in attempts if attempt.name.startswith("QAT")]
-        return meet(chosen, judge, 1e-6)
+        # The model is not trained, and so at chance.
+        return meet(chosen, lambda made: {**judge(made), "at_chance": False}, 1e-6)
 
     monkeypatch.setattr(quantize, "meet_budget", only_trainings)
     small = {"kind": "quantize", "from": "given", "method": "auto", "max_drop": 0.9}
@@ -112,7 +113,7 @@ def test_both_trainings_are_made_and_recorded(given, tmp_path, monkeypatch):
     rows = {row["name"]: row for row in results["attempts"]}
     assert list(rows) == ["QAT", "QAT with distillation"]
     assert all(row["seconds"] > 0 and row["bytes"] > 0 for row in rows.values())
-    assert "can't be judged" in results["message"] and results["chosen"] in rows
+    assert "can't be met" in results["message"] and results["chosen"] in rows
     history = [
         (folder / name).read_text() for name in ("labels/history.csv", "history.csv")
     ]
