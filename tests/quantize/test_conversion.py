@@ -275,7 +275,7 @@ def test_what_does_not_fit_is_an_error(model, data, arguments, message):
         convert_tflite(model, **arguments)
 
 
-@pytest.mark.parametrize("step", ["calibrate", "quantize_calibrated"])
+@pytest.mark.parametrize("step", ["observe", "quantize_calibrated"])
 def test_either_step_of_the_conversion_may_fail_and_ends_one_attempt(
     model, data, monkeypatch, step
 ):

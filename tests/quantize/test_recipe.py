@@ -214,7 +214,8 @@ def test_a_refused_file_is_kept_with_its_reasons(tmp_path, monkeypatch):
     x = keras.layers.Conv2D(4, 3, 4, activation="relu")(inputs)
     x = keras.layers.Dense(10)(keras.layers.Flatten()(x))
     save_model(keras.Model(inputs, 9 * x), tmp_path / "given.keras")
-    given = {"kind": "load", "file": str(tmp_path / "given.keras")}
+    path = str(tmp_path / "given.keras")
+    given = {"kind": "load", "file": path, "input_range": [0, 1]}
     small = {"kind": "quantize", "from": "given", "method": "ptq"}
     files = {"kind": "export", "from": "small", "max_deviation": 1e-6}
     stages = {"given": given, "small": small}
