@@ -115,10 +115,6 @@ def _data(request: Request, shape: tuple[int, int, int], counts: Counts) -> list
         lines.append(f"  channels: {channels}")
     if kind == "shapes":
         lines.append(f"  image_size: {height}")
-    if request.labels:
-        lines.append(
-            f"  labels: {_text(request.labels)}  # the order of the model's outputs"
-        )
     if counts.validation:
         lines.append(
             f"  # {counts.validation:,} validation images: choices are made on them."
@@ -141,7 +137,7 @@ def _stages(request: Request, counts: Counts) -> list[str]:
     teacher = TEACHER if request.teacher else ORIGINAL
     lines = [
         "  # Your model: its pixel range and its outputs are found out and checked.",
-        *_stage(ORIGINAL, "load", file=request.model.absolute(), **_range(request)),
+        *_stage(ORIGINAL, "load", file=request.model.absolute(), **_told(request)),
     ]
     if request.teacher:
         lines += [
@@ -200,9 +196,11 @@ def _stages(request: Request, counts: Counts) -> list[str]:
     return lines
 
 
-def _range(request: Request) -> dict[str, Any]:
-    given = request.input_range
-    return {} if given is None else {"input_range": given}
+def _told(request: Request) -> dict[str, Any]:
+    """What a user has said of the model, for its `load` stage."""
+    labels = request.labels and request.labels.absolute()
+    told = {"input_range": request.input_range, "labels": labels}
+    return {key: value for key, value in told.items() if value is not None}
 
 
 def _training(

@@ -111,7 +111,7 @@ def read_verdict(run: Run, request: Request) -> Compressed:
 def _verdict(
     request: Request, reasons: Sequence[str], quantized: Mapping[str, Any]
 ) -> str:
-    limit = f"{100 * request.max_drop:g} points"
+    limit = f"{100 * request.max_drop:g} point{'s' * (request.max_drop != 0.01)}"
     if reasons:
         return "\n".join([f"Not within {limit}:", *(f"- {why}" for why in reasons)])
     chosen = next(a for a in quantized["attempts"] if a["name"] == quantized["chosen"])

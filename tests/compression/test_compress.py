@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -277,6 +278,67 @@ def test_a_model_of_two_inputs_is_refused(capsys, tmp_path, images):
     save_model(keras.Model([a, b], keras.layers.Dense(2)(x)), path)
     line = refused(capsys, "compress", path, "--images", images)
     assert "expected a model of one image. Received: 2 inputs" in line
+
+
+def with_lambda():
+    image = keras.Input((16, 16, 3))
+    x = keras.layers.Lambda(lambda x: 2 * x)(image)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(image, keras.layers.Dense(2)(x))
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.head = keras.layers.Dense(2)
+
+    def call(self, x):
+        return self.head(keras.layers.Flatten()(x))
+
+
+def subclassed():
+    net = Subclassed()
+    net(np.zeros((1, 16, 16, 3), np.float32))
+    return net
+
+
+def channels_first():
+    image = keras.Input((3, 16, 16))
+    x = keras.layers.Conv2D(4, 3, data_format="channels_first")(image)
+    x = keras.layers.GlobalAveragePooling2D(data_format="channels_first")(x)
+    return keras.Model(image, keras.layers.Dense(2)(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (with_lambda, "Lambda"),
+        (subclassed, "Subclassed"),
+        (channels_first, "channels first, which devices do not run"),
+    ],
+)
+def test_a_model_that_cannot_be_taken_is_refused(capsys, tmp_path, images, make, said):
+    path = tmp_path / "odd.keras"
+    make().save(path)
+    line = refused(capsys, "compress", path, "--images", images, "--max-drop", "0.1")
+    assert said in line
+    assert not path.with_name("odd-compressed").exists()
+
+
+def test_folders_that_make_no_data_set_are_refused(capsys, tmp_path, model, images):
+    def line(root):
+        return refused(capsys, "compress", model, "--images", root, "--max-drop", "0.1")
+
+    one = tmp_path / "one"
+    shutil.copytree(images / "train" / "cat", one / "train" / "cat")
+    assert "two or more class folders" in line(one)
+    empty = tmp_path / "empty"
+    shutil.copytree(images, empty)
+    for path in (empty / "test" / "dog").iterdir():
+        path.unlink()
+    assert "Expected images of class 'dog'" in line(empty)
+    (empty / "test" / "dog").rmdir()
+    assert "same classes" in line(empty) and "dog missing" in line(empty)
 
 
 def test_a_text_file_called_keras_is_refused(capsys, tmp_path, images):
