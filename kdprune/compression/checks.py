@@ -142,7 +142,8 @@ def check_target(run: Run, request: Request) -> None:
     try:
         plan = node.settings.channel_plan(run, node)  # type: ignore[attr-defined]
     except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
+        named = "" if str(error).startswith(key) else f"{key}: "
+        raise ValueError(f"{named}{error}") from error
     if not len(plan.removed):
         raise ValueError(
             f"{key}: the model is within {value:,} as it is; give a smaller target, or "
