@@ -149,11 +149,14 @@ def _prepare(request: Request, copied: Mapping[pathlib.Path, pathlib.Path]) -> R
     request = dataclasses.replace(request, model=request.model.absolute())
     request.check(copied)
     file = copied.get(request.model, request.model)
-    shape = checks.image_shape(request.model, load_model(file))
+    model = load_model(file)
+    shape = checks.image_shape(request.model, model)
     counts = checks.count_provable(
         request.max_drop, *checks.count_images(request, copied)
     )
-    text = write_page(request, shape, counts)
+    # Two classes by one unit, or by two: labels look the same.
+    task = "binary" if model.output_shape[-1] == 1 else None
+    text = write_page(request, shape, counts, task)
     recipe = config.parse_recipe(yaml.safe_load(text))
     request.folder.mkdir(parents=True, exist_ok=True)
     _keep_former(request.recipe, text)

@@ -57,13 +57,20 @@ class Counts:
         return round(self.held_out / self.train, 6)
 
 
-def write_page(request: Request, shape: tuple[int, int, int], counts: Counts) -> str:
+def write_page(
+    request: Request,
+    shape: tuple[int, int, int],
+    counts: Counts,
+    task: str | None = None,
+) -> str:
     """The recipe's text.
 
     Args:
         request: What was asked.
         shape: Height, width and channels of the model's images.
         counts: The images.
+        task: What labels mean, if their form does not tell: "binary" of a model of a
+            single unit.
 
     Returns:
         YAML with comments. The same arguments give the same text.
@@ -72,7 +79,7 @@ def write_page(request: Request, shape: tuple[int, int, int], counts: Counts) ->
         [
             *_head(request),
             "",
-            *_data(request, shape, counts),
+            *_data(request, shape, counts, task),
             "",
             f"baseline: {ORIGINAL}  # what the others are compared with",
             f"flagship: {INT8}  # whose files are shown at the run's top",
@@ -101,7 +108,12 @@ def _head(request: Request) -> list[str]:
     ]
 
 
-def _data(request: Request, shape: tuple[int, int, int], counts: Counts) -> list[str]:
+def _data(
+    request: Request,
+    shape: tuple[int, int, int],
+    counts: Counts,
+    task: str | None,
+) -> list[str]:
     height, width, channels = shape
     kind = request.dataset
     lines = ["data:", f"  dataset: {kind}"]
@@ -115,6 +127,10 @@ def _data(request: Request, shape: tuple[int, int, int], counts: Counts) -> list
         lines.append(f"  channels: {channels}")
     if kind == "shapes":
         lines.append(f"  image_size: {height}")
+    if task:
+        lines.append(
+            f"  task: {task}  # one unit tells the second class of the two"
+        )
     if counts.validation:
         lines.append(
             f"  # {counts.validation:,} validation images: choices are made on them."
