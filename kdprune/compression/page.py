@@ -128,9 +128,7 @@ def _data(
     if kind == "shapes":
         lines.append(f"  image_size: {height}")
     if task:
-        lines.append(
-            f"  task: {task}  # one unit tells the second class of the two"
-        )
+        lines.append(f"  task: {task}  # one unit tells the second class of the two")
     if counts.validation:
         lines.append(
             f"  # {counts.validation:,} validation images: choices are made on them."
