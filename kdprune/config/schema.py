@@ -23,9 +23,9 @@ class Data(Settings):
     dataset: str
     """`cifar10`, `folder`, `shapes`, or one that a plugin registered; see
     [Data](data.md)."""
-    validation: Share = 0.1
-    """Share of the training images that is held out for choices. Unused where the
-    data has validation images."""
+    validation: Count | Share = 0.1
+    """Share of the training images that is held out for choices, or their number.
+    Unused where the data has validation images."""
     calibration: Count = 500
     """Training images that quantization takes ranges of activations from."""
     seed: Seed = 0
@@ -36,8 +36,15 @@ class Data(Settings):
     """Size that images are resized to: `[height, width]`, or one number for both."""
     channels: Literal[1, 3] | None = None
     """`folder`: 3 for RGB, 1 for gray."""
-    test: Share | None = None
-    """`folder`: share of the images held out as test set where there is no `test/`."""
+    resize: Literal["stretch", "crop", "pad"] | None = None
+    """`folder`: how images of other proportions come to `image_size`: `stretch` (if
+    left out), `crop` the centre, or `pad` with black."""
+    on_error: Literal["stop", "skip"] | None = None
+    """`folder`: `stop` (if left out) at files that can't be used, naming all, or
+    `skip` and list them."""
+    test: Count | Share | None = None
+    """`folder`: share or number of the images held out as test set where there is no
+    `test/`."""
     train_images: Count | None = None
     """`shapes`: training images to generate."""
     test_images: Count | None = None

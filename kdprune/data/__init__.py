@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kdprune import _registry
+from kdprune._log import logger
 from kdprune.data import cifar10, folder, shapes
 from kdprune.data.arrays import from_arrays, to_float
 from kdprune.data.dataset import Dataset, Source, Split, join_splits
@@ -95,7 +96,8 @@ def load_dataset(
 
     Both are drawn from the training files, stratified and seeded. Validation
     shares no image with training; calibration is part of training. The test
-    images are read when `Dataset.test` is first accessed.
+    images are read when `Dataset.test` is first accessed. One line of the log says
+    what there is: classes, images of each split, what was skipped.
 
     Args:
         name: A name in `DATASETS`, or a loader (see `register_dataset`).
@@ -105,8 +107,9 @@ def load_dataset(
         calibration: Share of the training images to calibrate with, or their
             number; a number larger than there are takes them all.
         seed: Seed >= 0 of all draws, and of generated images.
-        **options: Options of the loader: `path`, `image_size`, `channels`, `test` of
-            "folder"; `train_images`, `test_images`, `image_size` of "shapes".
+        **options: Options of the loader: `path`, `image_size`, `resize`, `channels`,
+            `on_error`, `test` of "folder"; `train_images`, `test_images`,
+            `image_size` of "shapes".
 
     Returns:
         The data set.
@@ -147,6 +150,8 @@ def load_dataset(
             f"Expected a kdprune.data.Source from the loader of data set {called!r}. "
             f"Received: {type(source).__name__}."
         )
-    return Dataset(
+    dataset = Dataset(
         called, source, validation=validation, calibration=calibration, seed=seed
     )
+    logger.info("%s: %s", called, dataset.summary)
+    return dataset

@@ -1,12 +1,15 @@
 """What a dataset is: four sets of 8-bit images and a description of them."""
 
+from __future__ import annotations
+
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
+from kdprune._log import logger
 from kdprune.data.splits import stratified_sample, stratified_split
 
 
@@ -38,7 +41,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, indices: np.ndarray) -> "Split":
+    def take(self, indices: np.ndarray) -> Split:
         """Returns the images and labels at `indices`, shape `(m,)`, copied."""
         return Split(self.images[indices], self.labels[indices])
 
@@ -62,6 +65,11 @@ class Source:
         test_size: Number of test images, known without opening them.
         validation: The validation set, where the source comes with one.
         unlabelled: Images without labels, each -1, where the source has some.
+        unread: How many files of other kinds lie there, by what their names end in.
+        skipped: Files that could not be used and were left out, with the reason; the
+            test images' come in when those are read.
+        resize: "stretch", "crop" or "pad", how images came to one size; None if they
+            had it.
     """
 
     origin: str
@@ -71,6 +79,9 @@ class Source:
     test_size: int
     validation: Split | None = None
     unlabelled: Split | None = None
+    unread: Mapping[str, int] = field(default_factory=dict)
+    skipped: Sequence[str] = ()
+    resize: str | None = None
 
 
 class Dataset:
@@ -86,7 +97,9 @@ class Dataset:
             as well; None if there are none.
         description: What this data is, as JSON-able values: `name`, `source`,
             `classes`, `image_shape`, `sizes`, `seed`, `sha256` of all labelled but
-            the test images, and `unlabelled_sha256` where there are such images.
+            the test images, `unlabelled_sha256` where there are such images, and of
+            image files `resize`, `unread` and `skipped` (see `Source`) if there is
+            something to say.
     """
 
     def __init__(
@@ -114,7 +127,6 @@ class Dataset:
         """
         self.name = name
         self.classes = source.classes
-        self._read_test = source.read_test
         if source.validation is not None:
             self.train, self.validation = source.train, source.validation
         else:
@@ -130,6 +142,7 @@ class Dataset:
         check_split(self.train, "training", self.image_shape, self.classes)
         check_split(self.validation, "validation", self.image_shape, self.classes)
         self.unlabelled = source.unlabelled
+        self._source = source
         self.description = self._describe(source, seed)
 
     @property
@@ -147,9 +160,43 @@ class Dataset:
     @cached_property
     def test(self) -> Split:
         """The test set, read at the first access and kept from then on."""
-        test = self._read_test()
+        skipped = len(self._source.skipped)
+        test = self._source.read_test()
         check_split(test, "test", self.image_shape, self.classes)
+        if more := list(self._source.skipped)[skipped:]:
+            # Files are known to be unreadable only now.
+            self.description["sizes"]["test"] = len(test)
+            self.description["skipped"] = list(self._source.skipped)
+            logger.warning(
+                "%d of the test images could not be used and were skipped: %s",
+                len(more),
+                shorten(more),
+            )
         return test
+
+    @property
+    def summary(self) -> str:
+        """One line for people: classes, images of each split, what was not read."""
+        sizes = self.description["sizes"]
+        counts = np.bincount(self.train.labels, minlength=len(self.classes))
+        least, most = int(counts.argmin()), int(counts.argmax())
+        each = f"{counts[least]:,} of each class"
+        if counts[least] < counts[most]:
+            each = (
+                f"{counts[least]:,} of {self.classes[least]} to {counts[most]:,} of "
+                f"{self.classes[most]}"
+            )
+        parts = [
+            f"{len(self.classes)} classes of {_by(self.image_shape)}: "
+            f"{sizes['train']:,} training images ({each}), "
+            + ", ".join(f"{sizes[part]:,} {part}" for part in sizes if part != "train")
+        ]
+        if unread := self.description.get("unread"):
+            listed = [f"{count:,} {name}" for name, count in unread.items()]
+            parts.append(f"not read: {shorten(listed, 8)}")
+        if skipped := self.description.get("skipped"):
+            parts.append(f"skipped: {len(skipped):,}, {shorten(skipped)}")
+        return "; ".join(parts)
 
     def __repr__(self) -> str:
         sizes = self.description["sizes"]
@@ -169,6 +216,11 @@ class Dataset:
         if self.unlabelled is not None:
             sizes["unlabelled"] = len(self.unlabelled)
             unlabelled = {"unlabelled_sha256": self.unlabelled.sha256()}
+        found = {
+            "resize": source.resize,
+            "unread": {name: n for name, n in source.unread.items() if n},
+            "skipped": list(source.skipped),
+        }
         return {
             "name": self.name,
             "source": source.origin,
@@ -178,6 +230,7 @@ class Dataset:
             "seed": seed,
             "sha256": digest.hexdigest(),
             **unlabelled,
+            **{key: value for key, value in found.items() if value},
         }
 
 
@@ -206,3 +259,14 @@ def check_split(
             f"Expected {what} labels from 0 to {len(classes) - 1}, one for each "
             f"class. Received: labels from {low} to {high}."
         )
+
+
+def shorten(names: Sequence[str], shown: int = 5) -> str:
+    """The first few of a list, and how many more there are."""
+    more = len(names) - shown
+    listed = ", ".join(names[:shown])
+    return f"{listed} and {more:,} more" if more > 0 else listed
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))

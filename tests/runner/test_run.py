@@ -102,7 +102,8 @@ def test_the_flagship_and_the_report_stand_at_the_top_of_the_run(finished):
 def test_what_is_done_is_skipped(finished, caplog):
     caplog.set_level("INFO", "kdprune")
     runner.run(recipe(), finished)
-    assert caplog.messages == [f"{node.name}: done, skipped" for node in plan(recipe())]
+    done = [message for message in caplog.messages if "classes of" not in message]
+    assert done == [f"{node.name}: done, skipped" for node in plan(recipe())]
 
 
 def test_a_dry_run_reads_no_test_images(finished, monkeypatch):
