@@ -21,8 +21,8 @@ class Data(Settings):
     """Which images, and how they are split."""
 
     dataset: str
-    """`cifar10`, `folder`, `shapes`, or one that a plugin registered; see
-    [Data](data.md)."""
+    """`cifar10`, `folder`, `shapes`, a file of arrays `FILE.npz`, or one that a plugin
+    registered; see [Data](data.md)."""
     validation: Count | Share = 0.1
     """Share of the training images that is held out for choices, or their number.
     Unused where the data has validation images."""
@@ -42,9 +42,14 @@ class Data(Settings):
     on_error: Literal["stop", "skip"] | None = None
     """`folder`: `stop` (if left out) at files that can't be used, naming all, or
     `skip` and list them."""
+    range: tuple[float, float] | None = None
+    """`FILE.npz`: `[low, high]`, what the values lie in; [0, 1] of floats and [0, 255]
+    of bytes if left out."""
+    classes: tuple[str, ...] | None = None
+    """`FILE.npz`: class names in the order of the labels."""
     test: Count | Share | None = None
-    """`folder`: share or number of the images held out as test set where there is no
-    `test/`."""
+    """`folder`, `FILE.npz`: share or number of the images held out as test set where
+    there is none."""
     train_images: Count | None = None
     """`shapes`: training images to generate."""
     test_images: Count | None = None
@@ -57,9 +62,9 @@ class Data(Settings):
     def _is_known(cls, name: str) -> str:
         from kdprune.data import DATASETS
 
-        if name not in DATASETS:
+        if name not in DATASETS and not name.endswith(".npz"):
             raise ValueError(
-                f"expected one of {', '.join(DATASETS)}, got {name!r}"
+                f"expected one of {', '.join(DATASETS)} or FILE.npz, got {name!r}"
                 f"{nearest(name, DATASETS)}"
             )
         return name

@@ -13,7 +13,7 @@ from typing import Any
 
 from kdprune import _registry
 from kdprune._log import logger
-from kdprune.data import cifar10, folder, shapes
+from kdprune.data import cifar10, folder, npz, shapes
 from kdprune.data.arrays import from_arrays, to_float
 from kdprune.data.dataset import Dataset, Source, Split, join_splits
 from kdprune.data.splits import stratified_sample, stratified_split
@@ -23,6 +23,7 @@ Loader = Callable[..., Source]
 DATASETS: dict[str, Loader] = {
     "cifar10": cifar10.load,
     "folder": folder.load,
+    "npz": npz.load,
     "shapes": shapes.load,
 }
 
@@ -100,7 +101,8 @@ def load_dataset(
     what there is: classes, images of each split, what was skipped.
 
     Args:
-        name: A name in `DATASETS`, or a loader (see `register_dataset`).
+        name: A name in `DATASETS`, a file of arrays, `FILE.npz`, or a loader (see
+            `register_dataset`).
         data_dir: Where the data is; see each loader for what it may be.
         validation: Share of the training files to hold out, or their number if
             it is an int. Ignored where the data has a validation set.
@@ -109,7 +111,7 @@ def load_dataset(
         seed: Seed >= 0 of all draws, and of generated images.
         **options: Options of the loader: `path`, `image_size`, `resize`, `channels`,
             `on_error`, `test` of "folder"; `train_images`, `test_images`,
-            `image_size` of "shapes".
+            `image_size` of "shapes"; `range`, `classes`, `test` of "FILE.npz".
 
     Returns:
         The data set.
@@ -123,13 +125,19 @@ def load_dataset(
         >>> dataset.train.images.shape
         (900, 32, 32, 3)
     """
+    if isinstance(name, str) and name.endswith(".npz"):
+        options = {"path": name, **options}
+        name = "npz"
     load = name if callable(name) else DATASETS.get(name)
     if load is None:
         raise ValueError(
-            f"Expected a data set out of {', '.join(DATASETS)}. Received: {name!r}"
+            f"Expected a data set out of {', '.join(DATASETS)}, or a file of arrays, "
+            f"FILE.npz. Received: {name!r}"
             f"{_registry.nearest(name, DATASETS)}."
         )
     called = getattr(name, "__name__", type(name).__name__) if callable(name) else name
+    if load is npz.load:
+        called = os.path.basename(options.get("path", name))
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"Expected a whole number >= 0 as seed. Received: {seed!r}.")
     parameters = inspect.signature(load).parameters

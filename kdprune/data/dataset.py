@@ -18,7 +18,7 @@ class Split:
     """Images and their labels, checked to belong together.
 
     Attributes:
-        images: uint8, shape `(n, height, width, channels)`, channels 1 or 3.
+        images: uint8, shape `(n, height, width, channels)`.
         labels: int64 class indices, shape `(n,)`.
     """
 
@@ -27,9 +27,9 @@ class Split:
 
     def __post_init__(self):
         shape = self.images.shape
-        if self.images.dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
+        if self.images.dtype != np.uint8 or len(shape) != 4:
             raise ValueError(
-                "Expected uint8 images of shape (n, height, width, 1 or 3). "
+                "Expected uint8 images of shape (n, height, width, channels). "
                 f"Received: {self.images.dtype} of shape {shape}."
             )
         if self.labels.dtype != np.int64 or self.labels.shape != shape[:1]:
@@ -70,6 +70,7 @@ class Source:
             test images' come in when those are read.
         resize: "stretch", "crop" or "pad", how images came to one size; None if they
             had it.
+        value_range: What the bytes 0 and 255 stand for, if not for black and white.
     """
 
     origin: str
@@ -82,6 +83,7 @@ class Source:
     unread: Mapping[str, int] = field(default_factory=dict)
     skipped: Sequence[str] = ()
     resize: str | None = None
+    value_range: tuple[float, float] | None = None
 
 
 class Dataset:
@@ -98,8 +100,8 @@ class Dataset:
         description: What this data is, as JSON-able values: `name`, `source`,
             `classes`, `image_shape`, `sizes`, `seed`, `sha256` of all labelled but
             the test images, `unlabelled_sha256` where there are such images, and of
-            image files `resize`, `unread` and `skipped` (see `Source`) if there is
-            something to say.
+            image files `resize`, `value_range`, `unread` and `skipped` (see `Source`)
+            if there is something to say.
     """
 
     def __init__(
@@ -218,6 +220,7 @@ class Dataset:
             unlabelled = {"unlabelled_sha256": self.unlabelled.sha256()}
         found = {
             "resize": source.resize,
+            "value_range": source.value_range and list(source.value_range),
             "unread": {name: n for name, n in source.unread.items() if n},
             "skipped": list(source.skipped),
         }
