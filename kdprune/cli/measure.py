@@ -62,7 +62,9 @@ def add_compare(commands: argparse._SubParsersAction) -> None:
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--dataset", required=True, help="whose test images: cifar10, shapes or folder"
+        "--dataset",
+        required=True,
+        help="whose test images: cifar10, shapes, folder or FILE.npz",
     )
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set is")
     parser.add_argument(
@@ -70,6 +72,19 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--image-size", type=int, metavar="PIXELS", help="resize images of a folder"
+    )
+    parser.add_argument(
+        "--resize",
+        choices=("stretch", "crop", "pad"),
+        help="how images of other proportions come to that size (stretch)",
+    )
+    parser.add_argument(
+        "--channels", type=int, choices=(1, 3), help="of a folder's images (3)"
+    )
+    parser.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        help="what to do about images of a folder that can't be used (stop)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="the seed that the data is split by (0)"
@@ -95,6 +110,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_files(options: argparse.Namespace) -> None:
     check_json(options.json)
+    _check_files(options.files)
     test, description = _test_images(options)
     import_tensorflow_quietly()
     from kdprune import evaluate
@@ -118,6 +134,7 @@ def evaluate_files(options: argparse.Namespace) -> None:
 
 def compare_files(options: argparse.Namespace) -> None:
     check_json(options.json)
+    _check_files([options.a, options.b])
     test, description = _test_images(options)
     import_tensorflow_quietly()
     from kdprune import evaluate
@@ -138,10 +155,18 @@ def compare_files(options: argparse.Namespace) -> None:
         _write(options, {"dataset": description, "comparison": result})
 
 
+def _check_files(paths: list[pathlib.Path]) -> None:
+    """Finds out before images are read that a model is not there."""
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"no model file at {path}")
+
+
 def _test_images(options: argparse.Namespace) -> tuple[Split, dict[str, Any]]:
     from kdprune.data import load_dataset
 
-    extra = {"path": options.data_path, "image_size": options.image_size}
+    keys = ("image_size", "resize", "channels", "on_error")
+    extra = {"path": options.data_path, **{key: getattr(options, key) for key in keys}}
     extra = {key: value for key, value in extra.items() if value is not None}
     dataset = load_dataset(
         options.dataset, data_dir=options.data_dir, seed=options.seed, **extra

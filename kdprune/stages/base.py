@@ -194,13 +194,22 @@ class Stage(Settings):
     def check_recipe(self, name: str, recipe: Any) -> None:
         """Raises `ValueError` for settings that other parts of the recipe rule out."""
 
+    def check_files(self, run: Run, node: Node) -> None:
+        """Raises `ValueError` for what is wrong before the images are read."""
+        from kdprune.models import load_model
+
+        for path in self.files():
+            if not pathlib.Path(path).is_file():
+                raise FileNotFoundError(f"stages.{node.stage}: model not found: {path}")
+            # Whether it fits the images is checked once they are there.
+            if run.first_time(f"load {path}"):
+                load_model(path)
+
     def check(self, run: Run, node: Node) -> None:
         """Raises `ValueError` for what would fail later, before anything is trained."""
         from kdprune.stages import fitting
 
         for path in self.files():
-            if not pathlib.Path(path).is_file():
-                raise FileNotFoundError(f"stages.{node.stage}: model not found: {path}")
             fitting.load_fitting(path, run.dataset)
 
     def plan(self, run: Run, node: Node) -> str:
@@ -326,7 +335,7 @@ class Started(Trains):
         model = self.model
         return model if model and not model.architecture_of else None
 
-    def check(self, run: Run, node: Node) -> None:
+    def check_files(self, run: Run, node: Node) -> None:
         from kdprune.models.factories import check_model_arguments
 
         if self.model is not None and self.model.name:
@@ -334,7 +343,7 @@ class Started(Trains):
                 check_model_arguments(self.model.name, self.model.arguments)
             except ValueError as error:
                 raise ValueError(f"stages.{node.stage}.model: {error}") from error
-        super().check(run, node)
+        super().check_files(run, node)
 
     def execute(self, run: Run, node: Node, folder: pathlib.Path) -> Result:
         from kdprune.stages import fitting
