@@ -63,9 +63,9 @@ class Data(Settings):
         from kdprune.data import DATASETS
 
         if name not in DATASETS and not name.endswith(".npz"):
+            known = ", ".join("FILE.npz" if n == "npz" else n for n in DATASETS)
             raise ValueError(
-                f"expected one of {', '.join(DATASETS)} or FILE.npz, got {name!r}"
-                f"{nearest(name, DATASETS)}"
+                f"expected one of {known}, got {name!r}{nearest(name, DATASETS)}"
             )
         return name
 

@@ -23,7 +23,6 @@ Loader = Callable[..., Source]
 DATASETS: dict[str, Loader] = {
     "cifar10": cifar10.load,
     "folder": folder.load,
-    "npz": npz.load,
     "shapes": shapes.load,
 }
 
@@ -125,23 +124,23 @@ def load_dataset(
         >>> dataset.train.images.shape
         (900, 32, 32, 3)
     """
-    if isinstance(name, str) and name.endswith(".npz"):
-        options = {"path": name, **options}
-        name = "npz"
     load = name if callable(name) else DATASETS.get(name)
+    if isinstance(name, str) and name.endswith(".npz"):
+        load = npz.load
     if load is None:
         raise ValueError(
-            f"Expected a data set out of {', '.join(DATASETS)}, or a file of arrays, "
-            f"FILE.npz. Received: {name!r}"
+            f"Expected a data set out of {', '.join(DATASETS)} or FILE.npz. "
+            f"Received: {name!r}"
             f"{_registry.nearest(name, DATASETS)}."
         )
     called = getattr(name, "__name__", type(name).__name__) if callable(name) else name
+    given: dict[str, Any] = {"data_dir": data_dir, "seed": seed}
     if load is npz.load:
-        called = os.path.basename(options.get("path", name))
+        given["path"], called = name, os.path.basename(called)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"Expected a whole number >= 0 as seed. Received: {seed!r}.")
     parameters = inspect.signature(load).parameters
-    known = [option for option in parameters if option not in _GIVEN]
+    known = [o for o in parameters if o not in _GIVEN and o not in given]
     for option in options:
         if option not in known:
             takes = ", ".join(known) or "none"
@@ -150,7 +149,6 @@ def load_dataset(
                 f"{option!r}"
                 f"{_registry.nearest(option, [*known, 'validation', 'calibration'])}."
             )
-    given = {"data_dir": data_dir, "seed": seed}
     given = {key: value for key, value in given.items() if key in parameters}
     source = load(**given, **options)
     if not isinstance(source, Source):
