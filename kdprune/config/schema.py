@@ -63,7 +63,7 @@ class Data(Settings):
         from kdprune.data import DATASETS
 
         if name not in DATASETS and not name.endswith(".npz"):
-            known = ", ".join("FILE.npz" if n == "npz" else n for n in DATASETS)
+            known = f"{', '.join(DATASETS)} or FILE.npz"
             raise ValueError(
                 f"expected one of {known}, got {name!r}{nearest(name, DATASETS)}"
             )

@@ -237,9 +237,12 @@ class _Array:
                     content = data.read(rows * row)
                     if len(content) != rows * row:
                         raise EOFError("the array ends early")
-                    order = "C" if self.in_rows else "F"
                     part = np.frombuffer(content, self.dtype)
-                    yield part.reshape((rows, *self.shape[1:]), order=order)
+                    shape = (rows, *self.shape[1:])
+                    if self.in_rows:
+                        yield part.reshape(shape)
+                    else:
+                        yield part.reshape(shape[::-1]).T
                 data.read(1)  # The end, where the checksum is compared.
         except _DAMAGE as error:
             raise _damaged(self.file, error) from error
@@ -337,7 +340,8 @@ def _to_bytes(
     if bounds is None and values.dtype == np.uint8:
         return values
     low, high = (0.0, 1.0) if bounds is None else bounds
-    numbers = values.astype(np.float32 if values.dtype.kind == "f" else np.float64)
+    kind: Any = np.float32 if values.dtype.kind == "f" else np.float64
+    numbers: NDArray[Any] = values.astype(kind)
     least, most = float(numbers.min()), float(numbers.max())
     if not (low <= least and most <= high):
         wrong = np.argwhere(~np.isfinite(numbers))

@@ -166,7 +166,7 @@ def reorder_outputs(model: keras.Model, order: Sequence[int]) -> keras.Model:
 
 def _last_layers(model: keras.Model) -> list[Any]:
     """The layers that make the outputs: one of weights, and normalization behind it."""
-    found = []
+    found: list[Any] = []
     tensor = model.outputs[0]
     calls = {id(t): node for node in nodes(model) for t in _flat(node.outputs)}
     while id(tensor) in calls:
