@@ -14,13 +14,14 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kdprune._graph import check_classes, ends_in_softmax
+from kdprune._graph import check_classes, ends_in_softmax, is_graph_model
 from kdprune.distill import targets
 from kdprune.distill.feature_extractor import feature_extractor, match_feature_layers
 from kdprune.distill.loss_spec import SoftLoss, as_soft_losses, plain_line
 from kdprune.distill.schedule import Schedule, Value
 from kdprune.models.counts import count_parameters
 from kdprune.training.losses import cross_entropy
+from kdprune.training.optimizers import build_variables
 
 
 @keras.saving.register_keras_serializable("kdprune")
@@ -228,6 +229,8 @@ class Distiller(keras.Model):
         given = options.get("validation_data")
         if isinstance(given, tuple | list) and len(given) >= 2:
             self._check_arrays(*given[:2])
+        if self._is_complete() and self.optimizer is not None:
+            build_variables(self)
         with self._plain_errors():
             return super().fit(x, y, *arguments, **options)
 
@@ -244,6 +247,11 @@ class Distiller(keras.Model):
             self._check_arrays(x, y)
         with self._plain_errors():
             return super().evaluate(x, y, *arguments, **options)
+
+    def _is_complete(self) -> bool:
+        """Whether all that it trains is there: other models make theirs when called."""
+        made = [getattr(layer, "built", False) for layer in self.feature_losses]
+        return is_graph_model(self.student) and all(made)
 
     def _as_array(self, images: Any) -> Any:
         """A list of images as an array, which Keras takes for a list of inputs."""

@@ -18,7 +18,7 @@ import tf_keras as keras
 from kdprune import _io
 from kdprune._log import logger, progress
 from kdprune.training.checkpoints import Checkpoints
-from kdprune.training.optimizers import averaged_weights
+from kdprune.training.optimizers import averaged_weights, build_variables
 
 
 class TrainingDiverged(ValueError):
@@ -93,6 +93,7 @@ def fit(
             "select='best' and patience need validation images. Received: None; give "
             "them, or train for a fixed number of epochs."
         )
+    build_variables(model)
     keeper = _EpochKeeper(validation, folder, select, patience)
     done = keeper.restore(model)
     if done < epochs and not keeper.out_of_patience():
@@ -198,8 +199,6 @@ class _EpochKeeper(keras.callbacks.Callback):
         """Loads the newest checkpoint; returns how many epochs are done."""
         if self._folder is None:
             return 0
-        with model.distribute_strategy.scope():
-            model.optimizer.build(model.trainable_variables)
         self._checkpoints = Checkpoints(
             self._folder / "checkpoints",
             model=model,
