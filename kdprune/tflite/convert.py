@@ -238,9 +238,12 @@ def _new_converter(model: keras.Model) -> tf.lite.TFLiteConverter:
         return {"scores": tf.nn.softmax(scores) if logits else scores}
 
     image = tf.TensorSpec((1, *model.input_shape[1:]), tf.float32, name="image")
-    return tf.lite.TFLiteConverter.from_concrete_functions(
-        [predict.get_concrete_function(image)], model
-    )
+    function = predict.get_concrete_function(image)
+    # In place of the model: Keras would trace each of its layers several times more,
+    # for a SavedModel that the converter has no use for.
+    holder = tf.Module()
+    holder.kept = function.graph.variables
+    return tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
 
 
 def is_quantization_aware(model: Any) -> bool:
