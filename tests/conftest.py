@@ -103,7 +103,12 @@ def convert(model, kind):
     """Converts to "float32", "float16", "int8" or "uint8"."""
     import tensorflow as tf
 
-    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    function = tf.function(lambda image: model(image, training=False))
+    spec = tf.TensorSpec((1, 8, 8, 3), tf.float32, name="image")
+    concrete = function.get_concrete_function(spec)
+    holder = tf.Module()  # In place of the model, whose layers would all be traced.
+    holder.kept = concrete.graph.variables
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], holder)
     if kind != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if kind == "float16":

@@ -229,8 +229,6 @@ class Distiller(keras.Model):
         given = options.get("validation_data")
         if isinstance(given, tuple | list) and len(given) >= 2:
             self._check_arrays(*given[:2])
-        if self._is_complete() and self.optimizer is not None:
-            build_variables(self)
         with self._plain_errors():
             return super().fit(x, y, *arguments, **options)
 
@@ -248,10 +246,13 @@ class Distiller(keras.Model):
         with self._plain_errors():
             return super().evaluate(x, y, *arguments, **options)
 
-    def _is_complete(self) -> bool:
-        """Whether all that it trains is there: other models make theirs when called."""
-        made = [getattr(layer, "built", False) for layer in self.feature_losses]
-        return is_graph_model(self.student) and all(made)
+    def make_train_function(self, force: bool = False) -> Any:
+        """Makes the function of a step, once what it trains is there."""
+        made = [getattr(loss, "built", False) for loss in self.feature_losses]
+        # Others make their weights when they are called.
+        if is_graph_model(self.student) and all(made):
+            build_variables(self)
+        return super().make_train_function(force)
 
     def _as_array(self, images: Any) -> Any:
         """A list of images as an array, which Keras takes for a list of inputs."""

@@ -13,6 +13,7 @@ from kdprune.prune import (
     sparsity_below,
     strip_pruning,
 )
+from kdprune.training.optimizers import build_variables
 
 layers = keras.layers
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -45,6 +46,7 @@ PRUNABLE = ["conv", "shortcut", "logits"]
 def train(model, data, steps, rate=0.05, callbacks=()):
     """Trains for `steps` steps of 16 images, 4 to an epoch."""
     model.compile(keras.optimizers.SGD(rate, momentum=0.9), LOSS)
+    build_variables(model)
     images, labels = (np.tile(a, (-(-steps // 4), *[1] * (a.ndim - 1))) for a in data)
     model.fit(
         images[: 16 * steps],

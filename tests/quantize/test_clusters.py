@@ -20,6 +20,7 @@ from kdprune.quantize import (
 )
 from kdprune.stages.fitting import is_clustered
 from kdprune.tflite import convert_tflite, inspect_tflite
+from kdprune.training.optimizers import build_variables
 
 layers = keras.layers
 CLUSTERS = 6
@@ -33,7 +34,8 @@ def data(quadrants):
 
 def train(model, data, epochs=1, rate=0.005):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
+    model.compile(keras.optimizers.Adam(rate), loss)
+    build_variables(model)
     model.fit(*data, batch_size=40, epochs=epochs, verbose=0)
     return model
 

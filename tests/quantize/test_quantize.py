@@ -18,6 +18,7 @@ from kdprune.quantize import (
     read_plan,
     save_quantized,
 )
+from kdprune.training.optimizers import build_variables
 
 layers = keras.layers
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -58,6 +59,7 @@ def pruned_model():
 
 def train(model, images, labels, epochs=1, **arguments):
     model.compile(keras.optimizers.Adam(0.003, **arguments), LOSS)
+    build_variables(model)
     model.fit(images, labels, batch_size=50, epochs=epochs, verbose=0, shuffle=False)
     return model
 

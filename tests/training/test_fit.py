@@ -54,9 +54,8 @@ def small_model(width=4, dropout=0.0, batch_norm=True):
 
 
 def compiled(model, optimizer):
-    model.compile(
-        optimizer, loss=lambda y, z: cross_entropy(y, z), metrics=["accuracy"]
-    )
+    accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
+    model.compile(optimizer, loss=lambda y, z: cross_entropy(y, z), metrics=[accuracy])
     return model
 
 
@@ -108,6 +107,21 @@ def assert_same(first, second):
     assert len(first) == len(second)
     for one, two in zip(first, second, strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("distilled", [False, True], ids=["plain", "distiller"])
+def test_a_step_is_traced_once(distilled, monkeypatch):
+    model = compiled(small_model(), sgd())
+    if distilled:
+        accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
+        model = Distiller(small_model(), small_model(6))
+        model.compile(sgd(), metrics=[accuracy])
+    traced, step = [], model.train_step
+    monkeypatch.setattr(
+        model, "train_step", lambda data: traced.append(1) or step(data)
+    )
+    train(model, epochs=2)
+    assert len(traced) == 1
 
 
 def test_the_last_epoch_is_kept_unless_the_best_is_asked_for():
