@@ -148,3 +148,19 @@ def test_half_of_the_macs_recover_under_the_original(mine, tmp_path):
     assert kdprune.count_macs(made.models["smaller"]) == macs["int8_int8"]
     assert made.files["int8"].stat().st_size < entries["original_float32"]["bytes"] / 4
     assert "channels removed" in str(made)
+
+
+def test_a_keras_3_model_in_memory_is_compressed(tmp_path):
+    environment = dict(os.environ, KERAS_BACKEND="tensorflow")
+    environment.pop("TF_USE_LEGACY_KERAS", None)
+    script = Path(__file__).with_name("keras3_memory.py")
+    run = subprocess.run(
+        [sys.executable, script, tmp_path / "out"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    classes = read_json(tmp_path / "out" / "metrics.json")["dataset"]["classes"]
+    assert classes == ["dark", "bright"]
