@@ -76,7 +76,7 @@ def count_images(
         request: What is asked.
         copied: Files that are not there yet, and what they are copied from.
     """
-    from kdprune.data import folder, load_dataset
+    from kdprune.data import DATASETS, folder
 
     if request.dataset == "folder":
         root = request.path
@@ -89,15 +89,12 @@ def count_images(
         if "test" not in found:
             train -= round(_TEST * train)
         return train, found.get("validation")
-    path = copied.get(request.path, request.path)
-    options: dict[str, Any] = {"path": str(path)} if request.dataset == "npz" else {}
-    dataset = load_dataset(
-        request.dataset,
-        data_dir=request.data_dir,
-        **options,
-    )
-    sizes = dataset.description["sizes"]
-    return sizes["train"] + sizes["validation"], None
+    options: dict[str, Any] = {"data_dir": request.data_dir}
+    if request.dataset == "npz":
+        options = {"path": copied.get(request.path, request.path)}
+    source = DATASETS[request.dataset](**options)
+    validation = source.validation
+    return len(source.train), None if validation is None else len(validation)
 
 
 def count_provable(max_drop: float, train: int, validation: int | None) -> Counts:

@@ -51,11 +51,6 @@ class Counts:
     def validated_on(self) -> int:
         return self.validation or self.held_out
 
-    @property
-    def share(self) -> float:
-        """The share of `train` that gives `held_out` images."""
-        return round(self.held_out / self.train, 6)
-
 
 def write_page(
     request: Request,
@@ -116,10 +111,10 @@ def _data(
 ) -> list[str]:
     height, width, channels = shape
     kind = request.dataset
-    lines = ["data:", f"  dataset: {kind}"]
-    if kind in ("folder", "npz"):
-        lines.append(f"  path: {_text(request.path)}")
+    named = _text(request.path) if kind == "npz" else kind
+    lines = ["data:", f"  dataset: {named}"]
     if kind == "folder":
+        lines.append(f"  path: {_text(request.path)}")
         lines.append(
             f"  image_size: [{height}, {width}]  # what the model takes; images are "
             "resized to it"
@@ -137,7 +132,7 @@ def _data(
         lines += [
             f"  # {counts.held_out:,} of {counts.train:,} training images are held "
             "out: choices are made on them.",
-            f"  validation: {counts.share}",
+            f"  validation: {counts.held_out}",
         ]
     lines.append(
         f"  # They can prove that a file loses at most {100 * counts.provable:.2g} "
