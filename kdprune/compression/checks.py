@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -76,7 +76,7 @@ def count_images(
         request: What is asked.
         copied: Files that are not there yet, and what they are copied from.
     """
-    from kdprune.data import DATASETS, folder
+    from kdprune.data import DATASETS, folder, npz
 
     if request.dataset == "folder":
         root = request.path
@@ -89,10 +89,10 @@ def count_images(
         if "test" not in found:
             train -= round(_TEST * train)
         return train, found.get("validation")
-    options: dict[str, Any] = {"data_dir": request.data_dir}
     if request.dataset == "npz":
-        options = {"path": copied.get(request.path, request.path)}
-    source = DATASETS[request.dataset](**options)
+        source = npz.load(path=copied.get(request.path, request.path))
+    else:
+        source = DATASETS[request.dataset](data_dir=request.data_dir)
     validation = source.validation
     return len(source.train), None if validation is None else len(validation)
 
