@@ -88,7 +88,7 @@ class Request:
         """The kind of the data set: "folder", "npz", or a name."""
         if self.images in NAMED:
             return self.images
-        return "npz" if self.images.lower().endswith(".npz") else "folder"
+        return "npz" if self.images.endswith(".npz") else "folder"
 
     @property
     def path(self) -> pathlib.Path:
