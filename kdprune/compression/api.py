@@ -129,7 +129,10 @@ def compress_request(
 
     logger.info("recipe: %s", request.recipe)
     checks.check_target(run, request)
-    runner.execute(run, run.nodes)
+    loaded = [node for node in run.nodes if not node.settings.parents()]
+    runner.execute(run, loaded)
+    checks.check_learned(run, loaded)
+    runner.execute(run, [node for node in run.nodes if node not in loaded])
     return read_verdict(run, request)
 
 

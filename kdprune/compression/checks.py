@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # as many times what a file that changes nothing would need, since real ones change
 # some; never more than the last.
 _SHARE, _TIMES, _MOST = 0.1, 4, 1 / 3
+# Beyond chance, as a share of what is left: less proves nothing.
+_LEAST_LEARNED = 0.1
 # Of a folder and an .npz file that has no test images, as the loaders hold them out.
 _TEST = 0.2
 
@@ -148,6 +150,26 @@ def check_target(run: Run, request: Request) -> None:
         )
     for line in str(plan).splitlines():
         logger.info("%s", line)
+
+
+def check_learned(run: Run, loaded: Iterable[Node]) -> None:
+    """Refuses models that know next to nothing of the images: no drop tells anything.
+
+    Raises:
+        ValueError: If one is near chance on the validation images.
+    """
+    for node in loaded:
+        record = run.record(node)
+        assert record is not None  # It has been executed.
+        found = record["results"]
+        accuracy, chance = found["val_accuracy"], found["chance"]
+        if accuracy - chance < _LEAST_LEARNED * (1 - chance):
+            raise ValueError(
+                f"{node.settings.files()[0]}: expected a trained model of these "
+                f"classes. Received: one that is right on {accuracy:.1%} of the "
+                f"validation images, near the {chance:.1%} of chance; check that these "
+                "are its images and classes, and see --input-range and --labels"
+            )
 
 
 def node_of(run: Run, stage: str) -> Node:

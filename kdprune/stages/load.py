@@ -46,11 +46,16 @@ class Load(Stage):
         import numpy as np
 
         from kdprune import evaluate
+        from kdprune.intake import order
         from kdprune.stages import fitting
 
         model = fitting.load_in_range(self.file, run.dataset, self.input_range)
         validation = run.dataset.validation
         scores = evaluate.predict(model, validation.images)
+        try:
+            order.check_order(scores, validation.labels, run.dataset.classes)
+        except ValueError as error:
+            raise ValueError(f"{self.file}: {error}") from error
         accuracy = float(np.mean(scores.argmax(axis=1) == validation.labels))
         chance = 1 / len(run.dataset.classes)
         if accuracy < chance + 0.1 * (1 - chance):
@@ -62,4 +67,5 @@ class Load(Stage):
                 100 * chance,
                 ", ".join(map(str, run.dataset.classes[:3])),
             )
-        return fitting.save_outputs(model, folder, {"val_accuracy": accuracy})
+        figures = {"val_accuracy": accuracy, "chance": chance}
+        return fitting.save_outputs(model, folder, figures)

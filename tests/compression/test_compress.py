@@ -408,6 +408,17 @@ def test_a_target_that_cannot_be_met_is_told_from_a_plan(
     check_target(run, dataclasses.replace(request, **dict.fromkeys(target)))
 
 
+def test_a_model_that_knows_nothing_is_refused_before_it_is_quantized(
+    capsys, model, images, tmp_path
+):
+    out = tmp_path / "out"
+    given = ["--images", images, "-o", out, "--max-drop", "0.1", "--input-range", "0,1"]
+    assert cli.main(list(map(str, ["compress", model, *given]))) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "kdprune: " in line and "right on 50.0% of the validation images" in line
+    assert not (out / "int8").exists()
+
+
 # --- What is in memory ---
 
 
