@@ -97,7 +97,7 @@ def test_every_recipe_that_is_shipped_is_valid(path, caplog):
          "`training.augment` is set by the `soft_labels` stage"),
         ("stages.soft.views", 4, "stages.soft: several `views` need `augment`"),
         ("data.dataset", "cifar", "data.dataset: expected one of cifar10, folder, "
-         "shapes or FILE.npz, got 'cifar'; did you mean 'cifar10'?"),
+         "npz, shapes or FILE.npz, got 'cifar'; did you mean 'cifar10'?"),
         ("dta", 1, "dta: unknown key; did you mean 'data'?"),
         ("flagship", "student", "flagship: expected a stage of kind quantize"),
         ("seed", True, "seed: expected a valid integer"),

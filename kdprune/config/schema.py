@@ -31,7 +31,8 @@ class Data(Settings):
     seed: Seed = 0
     """Seed of the splits, and of generated images."""
     path: str | None = None
-    """`folder`: where the images are, relative to `--data-dir` if that is given."""
+    """`folder`, `npz`: where the images are, relative to `--data-dir` if that is
+    given."""
     image_size: tuple[Count, Count] | Count | None = None
     """Size that images are resized to: `[height, width]`, or one number for both."""
     channels: Literal[1, 3] | None = None

@@ -23,6 +23,7 @@ Loader = Callable[..., Source]
 DATASETS: dict[str, Loader] = {
     "cifar10": cifar10.load,
     "folder": folder.load,
+    "npz": npz.load,
     "shapes": shapes.load,
 }
 
@@ -136,7 +137,11 @@ def load_dataset(
     called = getattr(name, "__name__", type(name).__name__) if callable(name) else name
     given: dict[str, Any] = {"data_dir": data_dir, "seed": seed}
     if load is npz.load:
-        given["path"], called = name, os.path.basename(called)
+        # The file may stand for both: `dataset: FILE.npz`.
+        if name == "npz":
+            called = os.path.basename(options.get("path") or called)
+        else:
+            given["path"], called = name, os.path.basename(called)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"Expected a whole number >= 0 as seed. Received: {seed!r}.")
     parameters = inspect.signature(load).parameters

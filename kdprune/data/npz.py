@@ -52,7 +52,7 @@ _DAMAGE = (
 
 def load(
     *,
-    path: str | os.PathLike,
+    path: str | os.PathLike | None = None,
     range: Sequence[float] | None = None,
     classes: Sequence[str] | None = None,
     test: float | int = 0.2,
@@ -91,6 +91,8 @@ def load(
             or types are not as above, or values are not in the range.
         FileNotFoundError: If it is not there.
     """
+    if path is None:
+        raise ValueError("Expected the option path, an .npz file. Received: none.")
     file = Path(data_dir or "", path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"Expected a file of arrays. Received: {file}.")

@@ -210,7 +210,7 @@ class Stage(Settings):
         from kdprune.stages import fitting
 
         for path in self.files():
-            fitting.load_fitting(path, run.dataset)
+            fitting.load_fitting(path, run.dataset, getattr(self, "labels", None))
 
     def plan(self, run: Run, node: Node) -> str:
         """What it will do, for a dry run; asked only if `plans` names keys."""
@@ -230,7 +230,13 @@ class Stage(Settings):
 
     def fingerprinted(self, run: Run, node: Node) -> dict[str, Any]:
         """What determines the result beside settings, data and inputs."""
-        return {}
+        if not self.files():
+            return {}
+        from kdprune.intake.labels import find_order
+
+        classes, labels = run.dataset.classes, getattr(self, "labels", None)
+        orders = [find_order(path, classes, labels) for path in self.files()]
+        return {"orders": orders} if any(orders) else {}
 
     def load_model(self, run: Run, node: Node) -> keras.Model:
         """The Keras model that it handed on."""

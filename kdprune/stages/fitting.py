@@ -16,6 +16,7 @@ from kdprune._graph import check_classes
 from kdprune._log import logger
 from kdprune.data import batches
 from kdprune.intake import split_head, take_model
+from kdprune.intake.labels import find_order, reorder_outputs
 from kdprune.intake.pixels import Given
 from kdprune.models import (
     build_model,
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 
     from kdprune.stages.settings import Augment
     from kdprune.stages.soft_labels import SoftLabels
+
+# Names of classes in the order of a model's outputs, or a file with them.
+Labels = str | Sequence[str] | None
 
 # Multiply-accumulates a second for one core, forward and backward, as measured on
 # small convolutional nets; the estimate is for planning an evening, no more.
@@ -134,11 +138,19 @@ def new_model(run: Run, node: Node) -> keras.Model:
     return build_model(model.name, run.dataset.image_shape, classes, **model.arguments)
 
 
-def load_fitting(path: str | os.PathLike, dataset: data.Dataset) -> keras.Model:
+def load_fitting(
+    path: str | os.PathLike, dataset: data.Dataset, labels: Labels = None
+) -> keras.Model:
     """Loads a model file and checks that it takes these images to these classes.
 
     A final softmax is taken off: what is trained and compared are logits, and files
-    end in softmax again.
+    end in softmax again. Outputs are put into the order of the data's classes.
+
+    Args:
+        path: The file.
+        dataset: What the recipe's models are for.
+        labels: The classes in the order of its outputs, or a file with them; by
+            default what the file's record tells, else the order of the data.
 
     Raises:
         ValueError: If shape or classes differ, or its outputs are not those of one of
@@ -158,11 +170,15 @@ def load_fitting(path: str | os.PathLike, dataset: data.Dataset) -> keras.Model:
             f"outputs, one for each class of {dataset.name}. Received: images "
             f"{received[0]}, {received[1]} outputs; use a model trained on this data"
         )
-    return model
+    order = find_order(path, dataset.classes, labels)
+    return model if order is None else reorder_outputs(model, order)
 
 
 def load_in_range(
-    path: str | os.PathLike, dataset: data.Dataset, input_range: Given | None = None
+    path: str | os.PathLike,
+    dataset: data.Dataset,
+    input_range: Given | None = None,
+    labels: Labels = None,
 ) -> keras.Model:
     """Loads a model file as the other stages take it: flat, of pixels in [0, 1].
 
@@ -171,12 +187,15 @@ def load_in_range(
         dataset: What the recipe's models are for; its validation images tell the
             pixel range.
         input_range: The range as the recipe gives it.
+        labels: As of `load_fitting`.
 
     Raises:
         ValueError: As `load_fitting`, or if the pixel range can't be told or is not
             the given one.
     """
-    model = load_fitting(path, dataset)
+    model = load_fitting(path, dataset, labels)
+    if find_order(path, dataset.classes, labels):
+        logger.info("%s: its outputs are put into the order of the classes", path)
     validation = dataset.validation
     try:
         taken = take_model(
@@ -193,10 +212,15 @@ def load_in_range(
 
 
 def load_layers(
-    path: str | os.PathLike, dataset: data.Dataset, input_range: Given | None = None
+    path: str | os.PathLike,
+    dataset: data.Dataset,
+    input_range: Given | None = None,
+    labels: Labels = None,
 ) -> keras.Model:
     """Loads a model file with the layers that `load_in_range` leaves, unscored."""
-    return take_model(load_fitting(path, dataset), input_range=input_range).model
+    return take_model(
+        load_fitting(path, dataset, labels), input_range=input_range
+    ).model
 
 
 def load_node(run: Run, node: Node) -> keras.Model:

@@ -24,7 +24,12 @@ class Load(Stage):
     (mean and deviation taken off outside of it), `caffe` (BGR minus mean), or `{mean:
     […], std: […]}` of pixels in [0, 1]. Checked, or found, on validation images."""
 
-    omit_if_default = ("input_range",)
+    labels: str | tuple[str, ...] | None = None
+    """The classes in the order of the model's outputs: a text file with one in a line,
+    or a list. By default those in the record of the run that made the file, else the
+    data's."""
+
+    omit_if_default = ("input_range", "labels")
     gives = FLOAT_MODEL
 
     def draws(self) -> bool:
@@ -33,12 +38,21 @@ class Load(Stage):
     def origin(self) -> object | None:
         return self.file
 
+    def check_files(self, run: Run, node: Node) -> None:
+        from kdprune.intake.labels import read_labels
+
+        super().check_files(run, node)
+        if isinstance(self.labels, str):
+            read_labels(self.labels)
+
     def load_model(self, run: Run, node: Node) -> keras.Model:
         from kdprune.stages import fitting
 
         # A dry run plans with the file itself: it is there before its stage is done.
         if not run.record(node):
-            return fitting.load_layers(self.file, run.dataset, self.input_range)
+            return fitting.load_layers(
+                self.file, run.dataset, self.input_range, self.labels
+            )
         return super().load_model(run, node)
 
     def execute(self, run: Run, node: Node, folder: pathlib.Path) -> Result:
@@ -49,7 +63,9 @@ class Load(Stage):
         from kdprune.intake import order
         from kdprune.stages import fitting
 
-        model = fitting.load_in_range(self.file, run.dataset, self.input_range)
+        model = fitting.load_in_range(
+            self.file, run.dataset, self.input_range, self.labels
+        )
         validation = run.dataset.validation
         scores = evaluate.predict(model, validation.images)
         try:

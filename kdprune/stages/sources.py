@@ -29,5 +29,5 @@ def untrained_model(run: Run, source: Node) -> keras.Model:
     """The model of a node that `source_of` returned, before it is trained."""
     if hasattr(source.settings, "model"):
         return fitting.new_model(run, source)
-    given = getattr(source.settings, "input_range", None)
-    return fitting.load_layers(str(source.settings.origin()), run.dataset, given)
+    given = (getattr(source.settings, key, None) for key in ("input_range", "labels"))
+    return fitting.load_layers(str(source.settings.origin()), run.dataset, *given)

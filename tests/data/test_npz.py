@@ -125,6 +125,16 @@ def test_labels_may_be_names(load):
     assert dataset.test.labels.tolist() == [3, 1, 0, 2]
 
 
+def test_the_file_may_be_a_path_of_its_own(load, tmp_path):
+    name = load({**BASE, **TEST}).name
+    for given in ({}, {"data_dir": tmp_path}):
+        path = "set.npz" if given else tmp_path / "set.npz"
+        dataset = load_dataset("npz", path=path, validation=4, **given)
+        assert dataset.name == name and len(dataset.test) == 12
+    with pytest.raises(ValueError, match="Expected options .*Received: 'path'"):
+        load({**BASE, **TEST}, path="other.npz")
+
+
 def test_one_hot_rows(load):
     dataset = load({**BASE, "y_train": np.eye(4)[LABELS]})
     assert np.bincount(dataset.train.labels).tolist() == [7, 7, 7, 7]

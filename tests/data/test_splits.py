@@ -227,7 +227,7 @@ class TestFromArrays:
 
 class TestLoadDataset:
     def test_an_unknown_name_is_refused(self):
-        with pytest.raises(ValueError, match="cifar10, folder, shapes.*'mnist'"):
+        with pytest.raises(ValueError, match="cifar10, folder, npz, shapes.*'mnist'"):
             load_dataset("mnist")
 
     def test_an_unknown_option_is_refused(self):
