@@ -91,9 +91,9 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--input-range",
-        default="0,1",
         metavar="LOW,HIGH",
-        help="what black and white are to the model (default: 0,1; raw pixels: 0,255)",
+        help="what black and white are to the model, such as 0,255; imagenet or caffe "
+        "(default: as the file says, else 0,1)",
     )
     parser.add_argument(
         "--resolver",
@@ -174,13 +174,16 @@ def _test_images(options: argparse.Namespace) -> tuple[Split, dict[str, Any]]:
     return dataset.test, dataset.description
 
 
-def _input_range(text: str) -> tuple[float, float]:
+def _input_range(text: str | None) -> Any:
+    if text is None or text in ("imagenet", "caffe"):
+        return text
     low, separator, high = text.partition(",")
     with contextlib.suppress(ValueError):
         if separator and float(low) < float(high):
             return float(low), float(high)
     raise ValueError(
-        f"--input-range expects LOW,HIGH such as 0,255. Received: {text!r}"
+        "--input-range expects LOW,HIGH such as 0,255, imagenet or caffe. Received: "
+        f"{text!r}"
     )
 
 

@@ -15,6 +15,7 @@ from kdprune.benchmark.latency import measure_latency
 from kdprune.evaluate.compare import agreement
 from kdprune.evaluate.metrics import score
 from kdprune.evaluate.prediction import predict
+from kdprune.intake.pixels import Given
 from kdprune.tflite.sizes import describe_file
 
 
@@ -37,7 +38,7 @@ def evaluate_model(
     labels: ArrayLike,
     *,
     source: tuple[str, NDArray] | None = None,
-    input_range: tuple[float, float] = (0.0, 1.0),
+    input_range: Given | None = None,
     resolver: str = "xnnpack",
     threads: int = 1,
     latency: bool = True,
@@ -49,7 +50,7 @@ def evaluate_model(
         images: uint8, or float in [0, 1], shape `(n, height, width, channels)`.
         labels: True classes, integers `(n,)`.
         source: `(name, scores)` of the model it was made from, for `agreement`.
-        input_range: The real values that pixels 0 and 255 stand for.
+        input_range: What the model takes for black and white, see `predict`.
         resolver: Kernels for a `.tflite`, see `predict`.
         threads: Threads for a `.tflite`.
         latency: Whether to time it.

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from kdprune import images as pixels
 from kdprune._graph import check_classes
 from kdprune._log import progress
-from kdprune.intake import check_unit_range
+from kdprune.intake import PixelRange, byte_input, parse_range, range_of
+from kdprune.intake.pixels import BYTES, SIGNED, UNIT, Given, check_channels
 from kdprune.models import load_model
 from kdprune.tflite.format import read_tflite
 from kdprune.tflite.interpreter import open_interpreter
@@ -22,13 +23,15 @@ from kdprune.tflite.interpreter import open_interpreter
 KERAS_BATCH = 250
 # What the runtime fixes an integer softmax's output to: 256 steps from 0.
 _SOFTMAX_QUANTIZATION = {"int8": (1 / 256, -128), "uint8": (1 / 256, 0)}
+# Of its span: how far an input's range may be from a usual one that it is taken for.
+_NEARLY = 0.25
 
 
 def predict(
     model_or_path: keras.Model | str | os.PathLike,
     images: ArrayLike,
     *,
-    input_range: tuple[float, float] = (0.0, 1.0),
+    input_range: Given | None = None,
     resolver: str = "xnnpack",
     threads: int = 1,
 ) -> NDArray[np.float32]:
@@ -42,9 +45,10 @@ def predict(
         model_or_path: A `keras.Model`, or the path of a `.tflite`, `.keras` or
             `.h5` file.
         images: uint8, or float in [0, 1], shape `(n, height, width, channels)`.
-        input_range: The real values that black and white (pixels 0 and 255) stand
-            for: `(0, 1)`, or `(0, 255)` for a model that takes raw pixels, or
-            `(-1, 1)`.
+        input_range: What the model takes for black and white: `(0, 1)`, `(0, 255)`,
+            `(-1, 1)`, "imagenet" and others (see `take_model`). By default what stands
+            at the front of a Keras model tells it, else it is (0, 1); a file with an
+            8-bit input takes bytes as they are.
         resolver: Kernels for a `.tflite`: `"xnnpack"`, `"builtin"` or
             `"reference"`. The same file scores up to 0.2 points apart on them.
         threads: Threads for a `.tflite`, at least 1.
@@ -58,18 +62,16 @@ def predict(
         ValueError: If the file is no model, or the images do not fit its input.
     """
     array = pixels.check(images)
-    to_real = _real_values(input_range, array.dtype)
+    given = None if input_range is None else parse_range(input_range)
     if isinstance(model_or_path, str | os.PathLike):
         path = Path(model_or_path)
         if path.suffix == ".tflite":
-            return _predict_tflite(path, array, to_real, resolver, threads)
+            return _predict_tflite(path, array, given, resolver, threads)
         model, name = load_model(path), str(path)
     else:
         model = model_or_path
         name = f"model {getattr(model, 'name', type(model).__name__)!r}"
-    if tuple(input_range) == (0, 1):
-        check_unit_range(model, name)
-    return _predict_keras(model, array, to_real, name)
+    return _predict_keras(model, array, given or range_of(model), name)
 
 
 def to_probabilities(outputs: ArrayLike) -> NDArray[np.float32]:
@@ -113,7 +115,7 @@ def quantize_input(detail: dict[str, Any], values: NDArray) -> NDArray:
 def _predict_tflite(
     path: Path,
     images: NDArray,
-    to_real: Callable[[NDArray], NDArray],
+    given: PixelRange | None,
     resolver: str,
     threads: int,
 ) -> NDArray[np.float32]:
@@ -126,7 +128,7 @@ def _predict_tflite(
             f"{path}: expected a file that gives one of several classes. Received: one "
             "that ends in sigmoid, for several labels, which is not supported yet"
         )
-    feed = _each(images.dtype, lambda part: quantize_input(source, to_real(part)))
+    feed = _file_feed(source, given, images)
     raw = np.empty((len(images), target["shape"][-1]), target["dtype"])
     for i, image in enumerate(progress(images, path.name)):
         interpreter.set_tensor(source["index"], feed(image)[None])
@@ -148,7 +150,7 @@ def _predict_tflite(
 def _predict_keras(
     model: keras.Model,
     images: NDArray,
-    to_real: Callable[[NDArray], NDArray],
+    range_: PixelRange,
     name: str,
 ) -> NDArray[np.float32]:
     for port in ("input_shape", "output_shape"):
@@ -159,7 +161,7 @@ def _predict_keras(
             )
     _check_shapes(name, model.input_shape[1:], model.output_shape, images)
     check_classes(model, name)
-    feed = _each(images.dtype, lambda part: to_real(part).astype(np.float32))
+    feed = _feed(range_, images, lambda values: values.astype(np.float32))
     starts = range(0, len(images), KERAS_BATCH)
     outputs = [
         np.asarray(
@@ -171,14 +173,52 @@ def _predict_keras(
     return to_probabilities(np.concatenate(outputs))
 
 
-def _each(
-    dtype: np.dtype, convert: Callable[[NDArray], NDArray]
+def _feed(
+    range_: PixelRange, images: NDArray, convert: Callable[[NDArray], NDArray]
 ) -> Callable[[NDArray], NDArray]:
-    """A function of pixels; of bytes all 256 values are converted beforehand."""
-    if dtype != np.uint8:
-        return convert
-    table = convert(np.arange(256, dtype=np.uint8))
-    return lambda pixels: table[pixels]
+    """A function from images to inputs; of bytes all 256 are converted beforehand."""
+    check_channels(range_, images.shape[-1])
+    if images.dtype != np.uint8 or not range_.uniform:
+        return lambda part: convert(range_.values(part))
+    table = convert(range_.values(np.arange(256, dtype=np.uint8)))
+    return lambda part: table[part]
+
+
+def _file_feed(
+    source: dict[str, Any], given: PixelRange | None, images: NDArray
+) -> Callable[[NDArray], NDArray]:
+    """A function from images to what a file takes.
+
+    Without a range, bytes go into an 8-bit input as they are, as a camera's do. Only
+    where the input's range is nearly a usual one, as converters leave it that take it
+    from images, they are quantized.
+    """
+    bits = np.iinfo(source["dtype"]) if source["dtype"] in (np.int8, np.uint8) else None
+    if given is None and bits is not None and source["quantization"][0]:
+        scale, zero = source["quantization"]
+        given = _nearly(scale, bits.min - zero)
+        if given is None:
+
+            def as_they_are(part: NDArray) -> NDArray:
+                return (pixels.as_uint8(part).astype(np.int16) + bits.min).astype(
+                    source["dtype"]
+                )
+
+            return lambda part: as_they_are(part[None])[0]
+    return _feed(given or UNIT, images, lambda values: quantize_input(source, values))
+
+
+def _nearly(scale: float, black: int) -> PixelRange | None:
+    """The usual range that an input almost has: black lies so many steps from 0."""
+    for range_ in (UNIT, BYTES, SIGNED):
+        said = byte_input(range_)
+        if said is None or np.isclose(scale, said.scale, rtol=1e-5):
+            continue
+        low, high = range_.bounds
+        off = abs(scale * black - low) + abs(scale * (black + 255) - high)
+        if off < _NEARLY * (high - low):
+            return range_
+    return None
 
 
 def _check_shapes(
@@ -202,14 +242,3 @@ def _check_shapes(
             f"{name}: expected an output for each of several classes. Received: one "
             "unit, for two classes, which is not supported yet"
         )
-
-
-def _real_values(
-    input_range: tuple[float, float], dtype: np.dtype
-) -> Callable[[NDArray], NDArray]:
-    """A function from pixels to real values; in float64, so that 0-255 is exact."""
-    low, high = input_range
-    if not low < high:
-        raise ValueError(f"input_range must be (low, high). Received: {input_range}")
-    white = 255 if dtype == np.uint8 else 1
-    return lambda pixels: pixels.astype(np.float64) / white * (high - low) + low

@@ -5,26 +5,31 @@ each with the settings that it may have; nothing that it names is imported, look
 called. Whatever is not in the table is refused by name.
 """
 
+from kdprune.intake.file_input import ByteInput, byte_input, for_bytes, split_input
 from kdprune.intake.heads import Head, split_head
 from kdprune.intake.keras_config import build_keras3
 from kdprune.intake.keras_weights import load_keras3_weights
 from kdprune.intake.pixels import (
     PixelRange,
-    check_unit_range,
     parse_range,
     split_pixels,
 )
-from kdprune.intake.taking import Taken, take_model
+from kdprune.intake.taking import Taken, range_of, take_model, to_unit_range
 
 __all__ = [
+    "ByteInput",
     "Head",
     "PixelRange",
     "Taken",
     "build_keras3",
-    "check_unit_range",
+    "byte_input",
+    "for_bytes",
     "load_keras3_weights",
     "parse_range",
+    "range_of",
     "split_head",
+    "split_input",
     "split_pixels",
     "take_model",
+    "to_unit_range",
 ]

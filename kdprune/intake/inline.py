@@ -13,7 +13,7 @@ from kdprune._io import first_line
 layers = keras.layers
 
 # Layers that pass images or features through when the model is used.
-_TRAINING_ONLY = tuple(
+TRAINING_ONLY = tuple(
     getattr(layers, name)
     for name in """
     AlphaDropout Dropout GaussianDropout GaussianNoise RandomBrightness RandomContrast
@@ -62,7 +62,7 @@ class _Inliner:
         self.dropped: dict[str, None] = {}
         self.needed = any(
             is_graph_model(node.layer)
-            or isinstance(node.layer, _TRAINING_ONLY)
+            or isinstance(node.layer, TRAINING_ONLY)
             or _called_in_training(node.call_kwargs, node.call_args)
             for node in nodes(model)
         )
@@ -102,13 +102,13 @@ class _Inliner:
                 outputs = self._run(layer, tensors, inner)
                 return tf.nest.pack_sequence_as(layer._nested_outputs, outputs)
             training = _called_in_training(kwargs, args)
-            if training and isinstance(layer, _TRAINING_ONLY + _BY_BATCH):
+            if training and isinstance(layer, TRAINING_ONLY + _BY_BATCH):
                 raise ValueError(
                     f"layer {layer.name!r} ({type(layer).__name__}) is called with "
                     "training=True, so that the model says something else each time "
                     "or of each batch; call it without"
                 )
-            if isinstance(layer, _TRAINING_ONLY):
+            if isinstance(layer, TRAINING_ONLY):
                 kind = f"{layer.name} ({type(layer).__name__})"
                 self.dropped[kind] = None
                 return args[0]

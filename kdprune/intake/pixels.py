@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from kdprune import images as pixels_of
-from kdprune._graph import is_graph_model, nodes, rebuild
+from kdprune._graph import nodes, rebuild
 
 layers = keras.layers
 
@@ -74,6 +74,16 @@ class PixelRange:
         """What black and white become; of a uniform range."""
         return self.offset[0], self.offset[0] + 255 * self.scale[0]
 
+    def values(self, images: NDArray) -> NDArray[np.float64]:
+        """What the model takes for these images, in double precision: see `apply`."""
+        array = np.asarray(images)
+        bytes_ = array.dtype == np.uint8
+        values = array.astype(np.float64) if bytes_ else array * np.float64(255)
+        if self.reverse:
+            values = values[..., ::-1]
+        scale, offset = (np.asarray(v, float) for v in (self.scale, self.offset))
+        return np.asarray(values * scale + offset)
+
     def apply(self, images: NDArray) -> NDArray[np.float32]:
         """What the model takes for these images.
 
@@ -83,11 +93,7 @@ class PixelRange:
         Returns:
             float32, same shape.
         """
-        values = pixels_of.as_float(images) * np.float32(255)
-        if self.reverse:
-            values = values[..., ::-1]
-        scale, offset = (np.asarray(v, np.float32) for v in (self.scale, self.offset))
-        return np.asarray(values * scale + offset, np.float32)
+        return self.values(pixels_of.check(images)).astype(np.float32)
 
 
 UNIT = PixelRange.between(0, 1)
@@ -316,7 +322,7 @@ def read_chain(model: keras.Model, reverse: bool = True) -> Chain:
     scale, offset, reversed_ = np.ones(channels), np.zeros(channels), False
     tensor, chain = model.inputs[0], {}
     while len(model.inputs) == 1 and len(model.inputs[0].shape) == 4:
-        user = _only_user(model, tensor)
+        user = only_user(model, tensor)
         if user is None:
             break
         if reverse and _reverses(user, channels):
@@ -346,25 +352,6 @@ def split_pixels(model: keras.Model) -> tuple[keras.Model, list[float], list[flo
     return chain.bypassed(), chain.scale.tolist(), chain.offset.tolist()
 
 
-def check_unit_range(model: Any, name: str) -> None:
-    """Refuses a model that evidently does not take pixels in [0, 1].
-
-    Raises:
-        ValueError: If what stands in front of it is made for bytes, as a
-            `Rescaling(1 / 255)` is.
-    """
-    if not is_graph_model(model) or len(model.inputs[0].shape) != 4:
-        return
-    chain = read_chain(model)
-    if not is_unit(chain.range):
-        first = next(iter(chain.calls)).layer.name
-        raise ValueError(
-            f"{name}: expected a model of pixels in [0, 1]. Received: one whose layer "
-            f"{first!r} takes bytes of 0 to 255; kdprune.take_model(model).model is "
-            "the one that takes [0, 1]"
-        )
-
-
 def put_in_front(model: keras.Model, range_: PixelRange) -> keras.Model:
     """Makes a model of one pixel range take [0, 1].
 
@@ -380,7 +367,7 @@ def put_in_front(model: keras.Model, range_: PixelRange) -> keras.Model:
     scale = [255 * value for value in range_.scale]
     offset = list(range_.offset)
     if range_.reverse:
-        model = _reversed(model)
+        model = turned_around(model)
         scale, offset = scale[::-1], offset[::-1]
     if np.allclose(scale, 1, rtol=1e-6) and np.allclose(offset, 0, atol=1e-7):
         return model
@@ -397,15 +384,15 @@ def _short(values: list[float]) -> float | list[float]:
     return found[0] if len(set(found)) == 1 else found
 
 
-def _reversed(model: keras.Model) -> keras.Model:
+def turned_around(model: keras.Model) -> keras.Model:
     """A model that takes RGB where the given one takes BGR, or the other way around.
 
     Padding puts the same number into all channels, so that they can be turned around
     before or behind it.
     """
-    user = _only_user(model, model.inputs[0])
+    user = only_user(model, model.inputs[0])
     while user is not None and type(user.layer) is layers.ZeroPadding2D:
-        user = _only_user(model, user.outputs)
+        user = only_user(model, user.outputs)
     if user is not None and type(user.layer) is layers.Conv2D:
         conv = user.layer
         if conv.groups == 1:
@@ -428,7 +415,7 @@ def turning_layer(channels: int, name: str) -> keras.layers.Layer:
     )
 
 
-def _only_user(model: keras.Model, tensor: Any) -> Any:
+def only_user(model: keras.Model, tensor: Any) -> Any:
     """The call that alone takes a tensor, and nothing else, of a layer called once."""
     users = [
         node
@@ -439,6 +426,11 @@ def _only_user(model: keras.Model, tensor: Any) -> Any:
         return None
     calls = [node for node in nodes(model) if node.layer is users[0].layer]
     return users[0] if len(calls) == 1 else None
+
+
+def is_arithmetic(node: Any, channels: int) -> bool:
+    """Whether a call is a part of what `read_chain` reads."""
+    return _reverses(node, channels) or _affine(node, channels) is not None
 
 
 def _reverses(node: Any, channels: int) -> bool:

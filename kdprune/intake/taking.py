@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tf_keras as keras
 from numpy.typing import ArrayLike
 
-from kdprune._graph import check_float_model, check_graph_model, named_layers
+from kdprune._graph import (
+    check_float_model,
+    check_graph_model,
+    is_graph_model,
+    named_layers,
+)
 from kdprune.images import check
 from kdprune.intake import pixels
 from kdprune.intake.heads import Head, split_head
-from kdprune.intake.inline import inline
+from kdprune.intake.inline import TRAINING_ONLY, inline
 
 _BATCH = 100
 
@@ -110,6 +116,62 @@ def take_model(
     return Taken(
         _in_unit_range(flat, chain, range_), head, range_, found, random, tuple(notes)
     )
+
+
+def to_unit_range(
+    model: keras.Model, input_range: pixels.Given | None = None
+) -> keras.Model:
+    """A model that takes pixels in [0, 1], its head and all else as it was.
+
+    Args:
+        model: Any `keras.Model`; one without a graph is taken to be of [0, 1].
+        input_range: What it takes, as for `take_model`; else read off its front.
+
+    Returns:
+        The same model where it takes [0, 1] already.
+
+    Raises:
+        ValueError: If another range is given for a model without a graph.
+    """
+    given = None if input_range is None else pixels.parse_range(input_range)
+    first = input_arithmetic(model)
+    if first is None and (given is None or pixels.is_unit(given)):
+        return model
+    check_graph_model(model)
+    check_float_model(model)
+    chain = pixels.read_chain(inline(model)[0] if first is not None else model)
+    range_ = given or chain.range
+    if pixels.is_unit(range_):
+        return model if first is None else chain.model
+    pixels.check_channels(range_, int(model.inputs[0].shape[-1]))
+    return _in_unit_range(chain.model, chain, range_)
+
+
+def range_of(model: Any) -> pixels.PixelRange:
+    """The pixel range of a model, as what stands at its front tells; [0, 1] if not."""
+    if input_arithmetic(model) is None:
+        return pixels.UNIT
+    return pixels.read_chain(inline(model)[0]).range
+
+
+def input_arithmetic(model: Any) -> keras.layers.Layer | None:
+    """The layer of arithmetic on pixels that is the first to be called, if any.
+
+    It may stand inside a model in the model, or behind random augmentation.
+    """
+    if not is_graph_model(model) or len(model.inputs) != 1:
+        return None
+    if len(model.inputs[0].shape) != 4 or model.inputs[0].shape[-1] is None:
+        return None
+    call = pixels.only_user(model, model.inputs[0])
+    while call is not None and isinstance(call.layer, TRAINING_ONLY):
+        call = pixels.only_user(model, call.outputs)
+    if call is None:
+        return None
+    if is_graph_model(call.layer):
+        return input_arithmetic(call.layer)
+    channels = int(model.inputs[0].shape[-1])
+    return call.layer if pixels.is_arithmetic(call, channels) else None
 
 
 def _in_unit_range(

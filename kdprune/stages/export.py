@@ -70,6 +70,9 @@ class Export(Stage):
         for parent in node.all_parents():
             model = fitting.load_node(run, parent)
             scores = evaluate.predict(model, run.dataset.validation.images)
+            meant, scores_of_bytes = tflite.meant_by_bytes(model), scores
+            if meant is not model:
+                scores_of_bytes = evaluate.predict(meant, run.dataset.validation.images)
             for dtype, arguments in parent.settings.conversions(run, parent):
                 name = f"{parent.stage}.{dtype}.tflite"
                 logger.info("writing %s", name)
@@ -79,9 +82,10 @@ class Export(Stage):
                         run,
                         folder / name,
                         content,
-                        scores,
+                        scores_of_bytes if dtype in ("int8", "uint8") else scores,
                         float_layers=arguments.get("float_layers", ()),
                         strict=is_quantization_aware(model),
+                        input_range=tflite.input_range_of(model),
                     )
                 except tflite.RefusedFile as error:
                     plain = _plain_accuracy(run, parent, dtype, folder)

@@ -302,13 +302,18 @@ def macs_of(run: Run, node: Node) -> int:
     """Multiply-accumulates of a node's model, or of those that it asks."""
     settings = node.settings
     if settings.origin() is not None:
-        if isinstance(settings, Started):
+        if isinstance(settings, Started) and not getattr(settings.model, "file", None):
             return count_macs(new_model(run, node))
-        return count_macs(load_model(str(settings.origin())))
+        return count_macs(load_model(_file_of(settings)))
     for key in ("model.architecture_of", "from", "teacher"):
         if settings.references(key):
             return sum(macs_of(run, parent) for parent in node.parents_of(key))
     return 0
+
+
+def _file_of(settings: Stage) -> str:
+    model = getattr(settings, "model", None)
+    return str(model.file if model is not None else settings.origin())
 
 
 def _trained(node: Node) -> Trains:

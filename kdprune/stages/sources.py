@@ -27,7 +27,11 @@ def origin_of(node: Node) -> object | None:
 
 def untrained_model(run: Run, source: Node) -> keras.Model:
     """The model of a node that `source_of` returned, before it is trained."""
-    if hasattr(source.settings, "model"):
+    settings = source.settings
+    model = getattr(settings, "model", None)
+    if model is not None and model.file:
+        return fitting.load_layers(model.file, run.dataset, model.input_range)
+    if hasattr(settings, "model"):
         return fitting.new_model(run, source)
-    given = (getattr(source.settings, key, None) for key in ("input_range", "labels"))
-    return fitting.load_layers(str(source.settings.origin()), run.dataset, *given)
+    given = (getattr(settings, key, None) for key in ("input_range", "labels"))
+    return fitting.load_layers(str(settings.origin()), run.dataset, *given)

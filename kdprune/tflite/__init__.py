@@ -1,6 +1,12 @@
 """The `.tflite` format: written, read, inspected, held against its Keras model."""
 
-from kdprune.tflite.convert import Calibration, convert_tflite, layer_report
+from kdprune.tflite.convert import (
+    Calibration,
+    convert_tflite,
+    input_range_of,
+    layer_report,
+    meant_by_bytes,
+)
 from kdprune.tflite.coverage import xnnpack_leaves
 from kdprune.tflite.format import (
     read_tflite,
@@ -30,8 +36,10 @@ __all__ = [
     "describe_file",
     "float_layers_of",
     "images_to_prove",
+    "input_range_of",
     "inspect_tflite",
     "layer_report",
+    "meant_by_bytes",
     "open_interpreter",
     "paired_drop",
     "provable_drop",

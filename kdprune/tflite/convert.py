@@ -17,7 +17,16 @@ from numpy.typing import ArrayLike, NDArray
 from kdprune import _io
 from kdprune._graph import check_classes, ends_in_softmax
 from kdprune.images import as_float
-from kdprune.intake import check_unit_range
+from kdprune.intake import (
+    ByteInput,
+    PixelRange,
+    byte_input,
+    for_bytes,
+    split_input,
+    to_unit_range,
+)
+from kdprune.intake.file_input import UNIT_INPUT
+from kdprune.intake.pixels import Given, only_user
 from kdprune.tflite.calibration import (
     RANGE_METHODS,
     check_float_layers,
@@ -44,6 +53,7 @@ def convert_tflite(
     range_method: str = "minmax",
     float_layers: Sequence[str] = (),
     correct_bias: bool = False,
+    input_range: Given | None = None,
 ) -> bytes:
     """Converts a model to a `.tflite` file that scores one image at a time.
 
@@ -81,6 +91,9 @@ def convert_tflite(
             float kernels, and `check_tflite` the same names.
         correct_bias: Subtract each channel's mean error from its bias (post-training
             int8 and uint8).
+        input_range: What the model takes for black and white, such as (0, 255), or
+            another form that `take_model` knows. By default what stands at the front
+            of the model tells it, a `Rescaling(1 / 255)` bytes, else it is [0, 1].
 
     Returns:
         The content of the file.
@@ -95,13 +108,21 @@ def convert_tflite(
     _check_choices(dtype, aware, range_method, float_layers, correct_bias)
     if range_method != "minmax" or float_layers or correct_bias:
         assert calibration is not None  # Checked above: these choices need images.
-        return Calibration(model, calibration).convert(
+        return Calibration(model, calibration, input_range).convert(
             dtype,
             range_method=range_method,
             float_layers=float_layers,
             correct_bias=correct_bias,
         )
-    images = None if calibration is None else _spanning(model, calibration)
+    model = _in_unit_range(model, aware, input_range)
+    images = None
+    if not aware and dtype in _EIGHT_BIT:
+        # What a byte means is said by the input's scale and zero point.
+        model, taken = split_input(for_bytes(model))
+        images = _spanning(model, calibration, taken)
+    elif calibration is not None:
+        model = for_bytes(model)
+        images = _spanning(model, calibration)
     with _converting(model, dtype):
         converter = _new_converter(model)
         _set_precision(converter, dtype, images)
@@ -117,15 +138,23 @@ class Calibration:
     Args:
         model: As for `convert_tflite`, not quantization-aware.
         calibration: As there.
+        input_range: As there.
 
     Raises:
         ValueError: If they don't fit.
     """
 
-    def __init__(self, model: keras.Model, calibration: ArrayLike) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        calibration: ArrayLike,
+        input_range: Given | None = None,
+    ) -> None:
         _check_model(model, "int8")
         _check_plan("int8", is_quantization_aware(model), calibration)
-        self.model = model
+        self.model = for_bytes(to_unit_range(model, input_range))
+        # What the files' operators compute, behind what their input says.
+        self._behind, self._input = split_input(self.model)
         self._calibration = calibration
         self._narrowed: dict[str, bytes] = {}  # By method.
 
@@ -159,7 +188,7 @@ class Calibration:
         compared = (
             self._images[:-2][:_COMPARED]
             if images is None
-            else as_float(images, self.model.input_shape[1:])
+            else self._input.apply(as_float(images, self.model.input_shape[1:]))
         )
         calibrated = self.with_ranges(range_method)
         with _converting(self.model, "int8"):
@@ -181,11 +210,11 @@ class Calibration:
     def _observed(self) -> bytes:
         images = self._images
         with _converting(self.model, "int8"):
-            return observe(_new_converter(self.model), images)
+            return observe(_new_converter(self._behind), images)
 
     @functools.cached_property
     def _images(self) -> NDArray[np.float32]:
-        return _spanning(self.model, self._calibration)
+        return _spanning(self.model, self._calibration, self._input)
 
     @functools.cached_property
     def _values(self) -> dict[int, NDArray]:
@@ -230,11 +259,15 @@ def layer_report(
 def _new_converter(model: keras.Model) -> tf.lite.TFLiteConverter:
     """A converter of the model with its softmax, for one image at a time."""
     logits = not ends_in_softmax(model)
+    behind, taken = _behind_input(model)
 
     # Autograph has nothing to translate here, and would leave files in /tmp.
     @tf.function(autograph=False)
     def predict(image):
-        scores = model(image, training=False)
+        if taken is not None:
+            low, high = taken.bounds
+            image = tf.quantization.fake_quant_with_min_max_args(image, low, high)
+        scores = behind(image, training=False)
         return {"scores": tf.nn.softmax(scores) if logits else scores}
 
     image = tf.TensorSpec((1, *model.input_shape[1:]), tf.float32, name="image")
@@ -244,6 +277,60 @@ def _new_converter(model: keras.Model) -> tf.lite.TFLiteConverter:
     holder = tf.Module()
     holder.kept = function.graph.variables
     return tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
+
+
+def input_range_of(model: keras.Model) -> tuple[float, float]:
+    """What black and white are in an 8-bit file of a model.
+
+    Args:
+        model: As for `convert_tflite`.
+
+    Returns:
+        `(low, high)`: (0, 1), or of a model that starts with the arithmetic of another
+        range the nearest to it in which a byte is 0.
+    """
+    if is_quantization_aware(model):
+        taken = _behind_input(model)[1] or UNIT_INPUT
+    else:
+        taken = split_input(for_bytes(to_unit_range(model)))[1]
+    return taken.bounds
+
+
+def meant_by_bytes(model: keras.Model) -> keras.Model:
+    """The model that an 8-bit file of this one is to agree with.
+
+    Where 0 lies between two bytes, as of [-1, 1], a file takes pixels that are half a
+    grey level off: the scores to hold its own against are those of the same pixels.
+
+    Args:
+        model: As for `convert_tflite`.
+
+    Returns:
+        A model that takes pixels in [0, 1]; mostly the same one. A quantization-aware
+        one is so already.
+    """
+    if is_quantization_aware(model):
+        return model
+    return for_bytes(to_unit_range(model))
+
+
+def _behind_input(model: keras.Model) -> tuple[keras.Model, ByteInput | None]:
+    """What of a quantization-aware model is behind the range of its pixels.
+
+    Its pixels in [0, 1] are rounded to bytes, then brought to what the bytes stand
+    for: that the file's input says.
+    """
+    first = only_user(model, model.inputs[0]) if is_quantization_aware(model) else None
+    second = None if first is None else only_user(model, first.outputs)
+    if second is None or not isinstance(second.layer, keras.layers.Rescaling):
+        return model, None
+    low, high = (
+        float(np.ravel(second.layer.scale)[0]) * black_or_white
+        + float(np.ravel(second.layer.offset)[0])
+        for black_or_white in (0, 1)
+    )
+    taken = byte_input(PixelRange.between(low, high))
+    return keras.Model(second.outputs, model.outputs, name=model.name), taken
 
 
 def is_quantization_aware(model: Any) -> bool:
@@ -275,12 +362,30 @@ def _set_precision(
         converter.representative_dataset = lambda: ([image[None]] for image in images)
 
 
-def _spanning(model: keras.Model, calibration: ArrayLike) -> NDArray[np.float32]:
-    """Calibration images in [0, 1], with the two that span the input's range."""
+def _in_unit_range(
+    model: keras.Model, aware: bool, input_range: Given | None
+) -> keras.Model:
+    if not aware:
+        return to_unit_range(model, input_range)
+    if input_range is not None:
+        raise ValueError(
+            "input_range is for a float model: give it to take_model, and the model "
+            "that it returns to quantize_model. Received: the quantization-aware "
+            f"{model.name!r}"
+        )
+    return model
+
+
+def _spanning(
+    model: keras.Model, calibration: ArrayLike | None, taken: ByteInput = UNIT_INPUT
+) -> NDArray[np.float32]:
+    """Calibration images as the model takes them, and two that span the range."""
     shape = tuple(model.input_shape[1:])
+    assert calibration is not None  # Checked before.
     images = as_float(calibration, shape, "calibration images")
     black, white = np.zeros((1, *shape)), np.ones((1, *shape))
-    return np.concatenate([images, black, white]).astype("float32")
+    spanning = np.concatenate([images, black, white]).astype("float32")
+    return spanning if taken == UNIT_INPUT else taken.apply(spanning)
 
 
 def _check_model(model: Any, dtype: str) -> None:
@@ -305,7 +410,6 @@ def _check_model(model: Any, dtype: str) -> None:
             f"channels. Received: input shape {shape}"
         )
     check_classes(model, f"model {model.name!r}")
-    check_unit_range(model, f"model {model.name!r}")
     for layer in model.layers:
         if layer.compute_dtype != "float32":
             raise ValueError(

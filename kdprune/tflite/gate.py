@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
+from kdprune.intake import byte_input, parse_range
+from kdprune.intake.file_input import UNIT_INPUT
+from kdprune.intake.pixels import Given
 from kdprune.tflite.format import File
 from kdprune.tflite.inspection import float_layers_of, inspect_tflite
 
@@ -51,14 +54,16 @@ def check_tflite(
     max_deviation: float = 0.1,
     float_layers: Sequence[str] = (),
     strict: bool = False,
+    input_range: Given = (0, 1),
 ) -> dict[str, Any]:
     """Refuses a `.tflite` file that does not do what its Keras model does.
 
     A file that takes integers must compute in them throughout (Quantize between
     int8 and uint8 at its ends apart, and the layers that were to stay in float). An
-    8-bit file must take images as bytes: input scale exactly 1/255, zero point 0
-    (uint8) or -128 (int8); an int16x8 file has 1/32767 and 0. Scores, of any file,
-    must not deviate far from the Keras model's, and must not lose accuracy against it.
+    8-bit file must take images as bytes: input scale and zero point exactly those of
+    the pixel range, of [0, 1] 1/255 and 0 (uint8) or -128 (int8); an int16x8 file has
+    1/32767 and 0. Scores, of any file, must not deviate far from the Keras model's, and
+    must not lose accuracy against it.
 
     The drop is an estimate from some images, so the gate judges a bound: it fails a
     file that *surely* loses more than the limit, with the whole one-sided 95 %
@@ -89,6 +94,8 @@ def check_tflite(
         strict: Whether the Keras model rounds as the file does (QAT), so that they
             may differ on 0.4 of `max_disagreement` only, give or take what chance
             makes of it on so many images.
+        input_range: What bytes mean to an 8-bit file, as `take_model` takes it;
+            `input_range_of(model)` of the model it was made from.
 
     Returns:
         What `inspect_tflite` and `paired_drop` return, `deviation`, the mean of the
@@ -101,7 +108,9 @@ def check_tflite(
         ValueError: If the shapes do not fit.
     """
     figures = inspect_tflite(data)
-    figures["float_layers"], reasons = _check_integers(figures, float_layers)
+    figures["float_layers"], reasons = _check_integers(
+        figures, float_layers, input_range
+    )
     figures |= paired_drop(keras_scores, tflite_scores, labels)
     deviation = figures["deviation"] = _deviation(keras_scores, tflite_scores)
     n = figures["images"]
@@ -289,7 +298,7 @@ def _by_chance(share: float, n: int) -> float:
 
 
 def _check_integers(
-    figures: dict[str, Any], float_layers: Sequence[str]
+    figures: dict[str, Any], float_layers: Sequence[str], input_range: Given
 ) -> tuple[list[str], list[str]]:
     """The layers that are in float, and why the file is refused for what it is."""
     dtype = figures["input"]["dtype"]
@@ -305,15 +314,19 @@ def _check_integers(
             f"{op['op']} ({op['tensor']}): replace the layer by one that {dtype} "
             "supports"
         )
-    expected_zero, *steps = _INTEGERS[dtype]
-    for end, step in zip(("input", "output"), steps, strict=True):
+    lowest, *steps = _INTEGERS[dtype]
+    zeros = [lowest, lowest]
+    if dtype in ("int8", "uint8"):
+        said = byte_input(parse_range(input_range)) or UNIT_INPUT
+        steps[0], zeros[0] = said.scale, said.zero_point + lowest
+    for end, step, expected_zero in zip(("input", "output"), steps, zeros, strict=True):
         scale, zero = figures[end]["scale"], figures[end]["zero_point"]
         expected = float(np.float32(step))
         if (figures[end]["dtype"], scale, zero) != (dtype, expected, expected_zero):
             reasons.append(
                 f"the file's {end} is {figures[end]['dtype']} with scale {scale} and "
                 f"zero point {zero}; expected {dtype}, {expected} and "
-                f"{expected_zero}: convert it by convert_tflite, with training images "
-                "in [0, 1]"
+                f"{expected_zero}: convert it by convert_tflite, and give the gate the "
+                "model's input_range"
             )
     return kept, reasons
