@@ -159,20 +159,20 @@ def keras_model(model, *first):
     return keras.Sequential([keras.Input((8, 8, 3)), *first, model])
 
 
-def test_a_model_made_for_bytes_is_no_model_of_the_unit_range(learned):
-    """Neither converted nor scored as one: both would be wrong without a word."""
+def test_a_model_made_for_bytes_is_scored_and_converted_as_one(learned, tmp_path):
     from kdprune.evaluate import predict
     from kdprune.tflite import convert_tflite
 
-    model, (images, labels) = learned
-    user = keras_model(model, layers.Rescaling(1 / 127.5, -1.0, name="to_signed"))
-    normal = layers.Normalization(mean=[120.0], variance=[625.0], name="to_normal")
-    for call in (convert_tflite, lambda one: predict(one, images)):
-        with pytest.raises(ValueError, match="'to_normal' takes bytes"):
-            call(keras_model(model, normal))
-        with pytest.raises(ValueError, match="'to_signed' takes bytes") as e:
-            call(user)
-        assert "\n" not in str(e.value) and "take_model" in str(e.value)
+    model, (images, _) = learned
+    user = keras_model(model, layers.Rescaling(1 / 255))
+    expected = predict(model, images)
+    np.testing.assert_allclose(predict(user, images), expected, atol=1e-4)
+    np.testing.assert_allclose(
+        predict(user, images, input_range=(0, 255)), expected, atol=1e-4
+    )
+    path = tmp_path / "file.tflite"
+    path.write_bytes(convert_tflite(user))
+    np.testing.assert_allclose(predict(path, images), expected, atol=1e-4)
 
 
 def starting_with(*first):
