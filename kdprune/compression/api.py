@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import tempfile
@@ -162,16 +163,23 @@ def _prepare(request: Request, copied: Mapping[pathlib.Path, pathlib.Path]) -> R
     text = write_page(request, shape, counts, task)
     recipe = config.parse_recipe(yaml.safe_load(text))
     request.folder.mkdir(parents=True, exist_ok=True)
-    _keep_former(request.recipe, text)
-    _io.write_file(request.recipe, text)
+    _write_recipe(request.recipe, text)
     for path, source in copied.items():
         _io.write_file(path, source.read_bytes())
     return Run(recipe, request.folder, request.data_dir, request.command)
 
 
-def _keep_former(path: pathlib.Path, text: str) -> None:
-    """Sets a recipe aside that says something else, perhaps by a user's hand."""
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
-        former = path.with_suffix(".before.yaml")
-        path.replace(former)
-        logger.info("the recipe that was there is kept as %s", former)
+def _write_recipe(path: pathlib.Path, text: str) -> None:
+    """Writes a recipe; one that says something else, perhaps by hand, is kept beside.
+
+    One that says the same is left as it is, with its comments.
+    """
+    if path.is_file():
+        former = path.read_text(encoding="utf-8")
+        with contextlib.suppress(yaml.YAMLError):
+            if yaml.safe_load(former) == yaml.safe_load(text):
+                return
+        kept = path.with_suffix(".before.yaml")
+        _io.write_file(kept, former)
+        logger.info("the recipe that was there is kept as %s", kept)
+    _io.write_file(path, text)

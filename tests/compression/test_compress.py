@@ -248,6 +248,10 @@ def test_a_folder_of_another_models_run_is_refused(capsys, model, images, tmp_pa
     line = refused(capsys, "compress", other, *given)
     assert f"{out} holds the run of another model, {model}" in line
     assert (out / "recipe.yaml").read_text() == before
+    # Asked for the same, the recipe stays as it is, with what was noted in it.
+    (out / "recipe.yaml").write_text(before := before + "# mine")
+    assert cli.main(list(map(str, ["init", model, *given]))) == 0
+    assert (out / "recipe.yaml").read_text() == before
     # The same model, asked for something else, goes on in its folder.
     assert cli.main(list(map(str, ["init", model, *given, "--ratio", "0.5"]))) == 0
     assert (out / "recipe.before.yaml").read_text() == before
