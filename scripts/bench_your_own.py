@@ -2,8 +2,8 @@
 
 Each is trained, saved and made int8 by TensorFlow's converter and by litert-quantizer
 in a process that knows nothing of kdprune (`plain_keras.py`), then `kdprune compress
-MODEL --images IMAGES` is run as a user would, and the files are compared on the same test
-images of CIFAR-10. The last two have a sigmoid: five labels that may apply at once
+MODEL --images IMAGES` is run as a user would, and the files are compared on the same
+test images of CIFAR-10. The last two have a sigmoid: five labels that may apply at once
 (macro F1), and animals against vehicles (AUC).
 
 Usage:
@@ -25,6 +25,7 @@ from PIL import Image
 
 import kdprune
 from kdprune import _io, records
+from kdprune.evaluate import predict
 
 PLAIN = pathlib.Path(__file__).with_name("plain_keras.py")
 NAMES = ("tutorial", "mobilenet", "raw_bytes", "several_labels", "one_unit")
@@ -123,7 +124,7 @@ def bench(name, splits, work, options):
     rows["original"] = {"bytes": (folder / "model.keras").stat().st_size}
     small = made / "model_uint8.tflite"
     if small.exists():
-        predicted = kdprune.evaluate.predict(small, splits["test"][0])
+        predicted = predict(small, splits["test"][0])
         scores["kdprune"] = predicted
         rows["kdprune"] = {"bytes": small.stat().st_size}
     for label, values in scores.items():
