@@ -118,7 +118,7 @@ def _verdict(
     start = "the smaller network" if request.target else "the original"
     return (
         f"Within {limit}: by {quantized['chosen']!r} the int8 file loses at most "
-        f"{100 * chosen['drop_bound']:.2f} points of {start}'s accuracy with 95 % "
+        f"{100 * max(chosen['drop_bound'], 0):.2f} points of {start}'s accuracy with 95 % "
         f"confidence, on {chosen['images']:,} validation images, and no more than "
         "allowed on the test images."
     )
