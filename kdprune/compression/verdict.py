@@ -116,10 +116,11 @@ def _verdict(
         return "\n".join([f"Not within {limit}:", *(f"- {why}" for why in reasons)])
     chosen = next(a for a in quantized["attempts"] if a["name"] == quantized["chosen"])
     start = "the smaller network" if request.target else "the original"
+    bound = max(100 * chosen["drop_bound"], 0)
     return (
         f"Within {limit}: by {quantized['chosen']!r} the int8 file loses at most "
-        f"{100 * max(chosen['drop_bound'], 0):.2f} points of {start}'s accuracy with 95 % "
-        f"confidence, on {chosen['images']:,} validation images, and no more than "
+        f"{bound:.2f} points of {start}'s accuracy with 95 % confidence, on "
+        f" {chosen['images']:,} validation images, and no more than "
         "allowed on the test images."
     )
 
