@@ -144,6 +144,13 @@ def is_tfmot_layer(layer: Any) -> bool:
     return type(layer).__module__.startswith("tensorflow_model_optimization.")
 
 
+def is_quantized_layer(layer: Any) -> bool:
+    """True for the layers of a quantization-aware model; see `is_tfmot_layer`."""
+    return type(layer).__module__.startswith(
+        "tensorflow_model_optimization.python.core.quantization."
+    )
+
+
 def unwrapped(layer: keras.layers.Layer) -> keras.layers.Layer:
     """The layer inside a wrapper, or the layer itself."""
     return layer.layer if isinstance(layer, layers.Wrapper) else layer
@@ -233,6 +240,7 @@ def rebuild(
     insert: Callable[[keras.layers.Layer], keras.layers.Layer | None] | None = None,
     bypass: Mapping[Any, Any] | None = None,
     first: Sequence[keras.layers.Layer] = (),
+    call: Callable[[Any, Any, Any, Callable[[], Any]], Any] | None = None,
     weights: Callable[[keras.layers.Layer, keras.layers.Layer], Sequence | None]
     | None = None,
 ) -> keras.Model:
@@ -254,6 +262,10 @@ def rebuild(
             of their inputs.
         first: New layers that are called one after the other on the model's input, of
             which there is one, before all others; with weights of their own.
+        call: `call(node, args, kwargs, copied)` returns the output tensors that stand
+            for a call of a layer, made from its arguments by whatever new layers, whose
+            weights are then theirs; `copied()` calls the layer's copy. The new model is
+            no Sequential one.
         weights: `weights(old, new)` returns the arrays for the new layer, or None
             for those of the old one. Where only one of the two is wrapped, they are
             those of the layer inside; a wrapper's own variables are initialized.
@@ -277,6 +289,7 @@ def rebuild(
         replace or _nothing,
         insert or _nothing,
         bypass or {},
+        call,
         weights or _nothing,
     ).rebuilt(model, first)
 
@@ -286,10 +299,11 @@ def _nothing(*_: keras.layers.Layer) -> None:
 
 
 class _Rebuilder:
-    def __init__(self, config, replace, insert, bypass, weights):
+    def __init__(self, config, replace, insert, bypass, call, weights):
         self.config = config
         self.replace = replace
         self.insert = insert
+        self.call = call
         self.weights = weights
         self.bypass = {id(node): tensor for node, tensor in bypass.items()}
         # `{id(layer): (layer, its copy, what follows it)}` of all nested models: a
@@ -306,7 +320,7 @@ class _Rebuilder:
     def _model(self, model, first=()):
         _check_complete(model)
         inputs = [self._input(tensor) for tensor in model.inputs]
-        if isinstance(model, keras.Sequential):
+        if isinstance(model, keras.Sequential) and self.call is None:
             return self._sequential(model, [inputs[0]._keras_history.layer, *first])
         given = inputs
         for layer in first:
@@ -334,6 +348,13 @@ class _Rebuilder:
     def _call(self, node, args, kwargs):
         if id(node) in self.bypass:
             return _input_value(node, self.bypass[id(node)], args, kwargs)
+        if self.call is not None and not is_graph_model(node.layer):
+            return self.call(
+                node, args, kwargs, lambda: self._copied(node, args, kwargs)
+            )
+        return self._copied(node, args, kwargs)
+
+    def _copied(self, node, args, kwargs):
         made, following = self._made(node.layer)
         outputs = made(*args, **kwargs)
         if following is None:

@@ -13,19 +13,25 @@ from kdprune._io import first_line
 layers = keras.layers
 
 # Layers that pass images or features through when the model is used.
-TRAINING_ONLY = tuple(
+_RANDOM = tuple(
     getattr(layers, name)
     for name in """
-    AlphaDropout Dropout GaussianDropout GaussianNoise RandomBrightness RandomContrast
-    RandomCrop RandomFlip RandomHeight RandomRotation RandomTranslation RandomWidth
-    RandomZoom SpatialDropout1D SpatialDropout2D
+    RandomBrightness RandomContrast RandomCrop RandomFlip RandomHeight RandomRotation
+    RandomTranslation RandomWidth RandomZoom
     """.split()
 )
+_DROPOUT = (
+    *(layers.AlphaDropout, layers.Dropout, layers.GaussianDropout),
+    *(layers.GaussianNoise, layers.SpatialDropout1D, layers.SpatialDropout2D),
+)
+TRAINING_ONLY = (*_RANDOM, *_DROPOUT)
 # In training these go by the batch that an image is in.
 _BY_BATCH = (layers.BatchNormalization,)
 
 
-def inline(model: keras.Model) -> tuple[keras.Model, list[str]]:
+def inline(
+    model: keras.Model, keep_dropout: bool = False
+) -> tuple[keras.Model, list[str]]:
     """Makes a model of one flat graph that computes the same.
 
     Quantization-aware training and channel pruning work on flat graphs; a transfer
@@ -35,6 +41,8 @@ def inline(model: keras.Model) -> tuple[keras.Model, list[str]]:
 
     Args:
         model: A built Functional or Sequential model; left as it is.
+        keep_dropout: Keep dropout and noise, for a model that is to be trained, but
+            in models that are called with `training=False`.
 
     Returns:
         `(model, changes)`: a new model of the same name, inputs and outputs (the
@@ -48,21 +56,22 @@ def inline(model: keras.Model) -> tuple[keras.Model, list[str]]:
             makes the model say something else each time, or of each batch.
     """
     check_graph_model(model)
-    inliner = _Inliner(model)
+    inliner = _Inliner(model, _RANDOM if keep_dropout else TRAINING_ONLY)
     if not inliner.needed:
         return model, []
     return inliner.flat(model), inliner.changes()
 
 
 class _Inliner:
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(self, model: keras.Model, left_out: tuple[type, ...]) -> None:
+        self.left_out = left_out
         self.made: dict[int, tuple[Any, Any]] = {}
         self.names: set[str] = {layer.name for layer in _inputs(model)}
         self.nested: dict[str, int] = {}
         self.dropped: dict[str, None] = {}
         self.needed = any(
             is_graph_model(node.layer)
-            or isinstance(node.layer, TRAINING_ONLY)
+            or isinstance(node.layer, left_out)
             or _called_in_training(node.call_kwargs, node.call_args)
             for node in nodes(model)
         )
@@ -108,7 +117,8 @@ class _Inliner:
                     "training=True, so that the model says something else each time "
                     "or of each batch; call it without"
                 )
-            if isinstance(layer, TRAINING_ONLY):
+            idle = frozen and isinstance(layer, _DROPOUT)
+            if idle or isinstance(layer, self.left_out):
                 kind = f"{layer.name} ({type(layer).__name__})"
                 self.dropped[kind] = None
                 return args[0]

@@ -25,6 +25,7 @@ from kdprune.quantize.clusters import (
 )
 from kdprune.quantize.equalize import equalize_channels
 from kdprune.quantize.fold import fold_batch_norm
+from kdprune.quantize.obstacles import qat_obstacles
 from kdprune.quantize.qat import calibrate_ranges, quantize_model
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "fold_batch_norm",
     "load_quantized",
     "meet_budget",
+    "qat_obstacles",
     "quantize_affine",
     "quantize_linear",
     "quantize_model",

@@ -21,11 +21,14 @@ import tf_keras as keras
 
 from kdprune import _io
 from kdprune.models.io import load_model, save_model
-from kdprune.quantize.qat import quantize_model
+from kdprune.quantize.qat import wrap_model
 
 _BASE, _WEIGHTS, _PLAN = "base.keras", "weights.h5", "plan.json"
 # The types that post-training quantization needs calibration images for.
 _CALIBRATED = ("int8", "uint8", "int16x8")
+# How a float model becomes the one whose weights are saved; plans of earlier versions
+# have no number, and their models TFMOT's own form.
+_FORM = 2
 _FILES = {"qat": (_BASE, _WEIGHTS), "ptq": (_BASE,)}
 
 
@@ -60,6 +63,8 @@ def save_quantized(
         )
     origin = getattr(model, "quantized_from", None)
     conversion = {"dtypes": ["int8", "uint8"], **(conversion or {})}
+    if origin is not None and origin.float_layers:
+        conversion["float_layers"] = list(origin.float_layers)
     integers = bool(set(conversion["dtypes"]) & set(_CALIBRATED))
     if (origin is None and integers) != (calibration is not None):
         raise ValueError(
@@ -82,6 +87,7 @@ def save_quantized(
             "method": "qat",
             "preserve_sparsity": origin.preserve_sparsity,
             "preserve_clusters": origin.preserve_clusters,
+            "form": _FORM,
         }
         save_model(origin.base, folder / _BASE)
         with _io.writing(folder / _WEIGHTS) as path:
@@ -110,11 +116,12 @@ def load_quantized(folder: str | os.PathLike) -> keras.Model:
     base = load_model(folder / _BASE)
     if plan["method"] == "ptq":
         return base
-    model = quantize_model(
-        base,
-        preserve_sparsity=plan["preserve_sparsity"],
-        preserve_clusters=plan.get("preserve_clusters", False),
-    )
+    kept = plan["preserve_sparsity"], plan.get("preserve_clusters", False)
+    if plan.get("form") == _FORM:
+        in_float = plan["conversion"].get("float_layers", ())
+        model = wrap_model(base, *kept, float_layers=in_float)
+    else:
+        model = wrap_model(base, *kept, as_before=True)
     model.load_weights(str(folder / _WEIGHTS))
     return model
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,33 +13,18 @@ import tensorflow_model_optimization as tfmot
 import tf_keras as keras
 from numpy.typing import ArrayLike
 from tensorflow_model_optimization.python.core.quantization.keras import (
-    quantize_aware_activation,
     quantize_layer,
-)
-from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
-    default_8bit_quantize_registry,
 )
 
 from kdprune import _graph
 from kdprune import images as pixels
 from kdprune.models.precision import cast_model
-from kdprune.quantize.fold import find_obstacles
-from kdprune.quantize.schemes import average_centroid_gradients, new_scheme
+from kdprune.quantize.configs import CONFIGS, FloatOutput, Output, Plain, config_of
+from kdprune.quantize.obstacles import check_model, check_no_obstacles
+from kdprune.quantize.rewrite import FLOAT_KINDS, Rewritten, rewrite
+from kdprune.quantize.schemes import average_centroid_gradients, new_scheme, use_layout
 
 tfmot_quantize = tfmot.quantization.keras
-
-_USE_PTQ = (
-    "replace it, or quantize after training: convert_tflite(..., calibration=), in a "
-    "recipe method: ptq"
-)
-_FIXES = {
-    "BatchNormalization": "put it directly after its convolution or dense layer and "
-    "before the activation, with nothing else reading that layer",
-    "Rescaling": "leave it out and give the model images in [0, 1]",
-    "Normalization": "leave it out and give the model images in [0, 1]",
-    "Functional": "build the model without models inside it",
-    "Sequential": "build the model without models inside it",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +36,15 @@ class Origin:
             that sparsity-preserving QAT keeps are read from them.
         preserve_sparsity: Whether the zeros of `base` are kept.
         preserve_clusters: Whether the number of distinct weights is kept.
+        float_layers: Names of the layers that stay in float.
+        changes: What was rewritten before, a line for each thing.
     """
 
     base: keras.Model
     preserve_sparsity: bool
     preserve_clusters: bool = False
+    float_layers: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
 
 
 def quantize_model(
@@ -64,6 +52,7 @@ def quantize_model(
     preserve_sparsity: bool = False,
     calibration: ArrayLike | None = None,
     preserve_clusters: bool = False,
+    float_layers: Collection[str] = (),
 ) -> keras.Model:
     """Wraps a float model for quantization-aware training.
 
@@ -74,6 +63,11 @@ def quantize_model(
     Every activation's range starts at [-6, 6] and follows the data by 0.1 % a step,
     too slowly for a short training; with `calibration` it starts where the float
     model's activations are (see `calibrate_ranges`).
+
+    What int8 has no operator for is rewritten first, exactly (models inside the model,
+    BatchNormalization behind an activation, hard-sigmoid, swish and more;
+    `kdprune.quantize.rewrite`), and compared on random images. Layers that are frozen
+    stay frozen, and their weights what they are.
 
     Training moves every weight, and with it away from what pruning and clustering
     have made of it, unless that is to be preserved: PQAT, CQAT, and both, PCQAT.
@@ -94,24 +88,58 @@ def quantize_model(
             each by the mean of its weights' gradients.
             Call `calibrate_ranges` when training is over, which puts the last ones
             into the kernels.
+        float_layers: Names of layers to leave in float, with the normalization and
+            ReLU that belong to them. LayerNormalization is anyway. All that are stand
+            in `quantized_from.float_layers` of the result.
 
     Returns:
         A float32 `keras.Model`, whatever the global precision policy is, to be
         compiled and fitted. Keras can't save it; `save_quantized` can.
 
     Raises:
-        ValueError: If the model, or a layer of it, can't be quantized.
+        ValueError: If the model can't be quantized, or layers of it: all of them, each
+            with what to do (see `qat_obstacles`).
     """
-    _check_model(model)
-    scheme = new_scheme(preserve_sparsity, preserve_clusters)
+    quantized = wrap_model(model, preserve_sparsity, preserve_clusters, float_layers)
+    if calibration is not None:
+        calibrate_ranges(quantized, calibration)
+    return quantized
+
+
+def wrap_model(
+    model: keras.Model,
+    preserve_sparsity: bool,
+    preserve_clusters: bool,
+    float_layers: Collection[str] = (),
+    as_before: bool = False,
+) -> keras.Model:
+    """`quantize_model` without calibration.
+
+    Args:
+        model: As there.
+        preserve_sparsity: As there.
+        preserve_clusters: As there.
+        float_layers: As there.
+        as_before: Wrap it as TFMOT does, with nothing rewritten, into the form that
+            earlier versions have saved weights of.
+    """
+    check_model(model)
     with _float32_policy():
+        base = cast_model(model, "float32")
+        if as_before:
+            rewritten = Rewritten(base)
+        else:
+            check_no_obstacles(base, float_layers)
+            rewritten = rewrite(base, float_layers)
         try:
-            base = cast_model(model, "float32")
-            with tfmot_quantize.quantize_scope():
-                annotated = tfmot_quantize.quantize_annotate_model(base)
-                quantized = tfmot_quantize.quantize_apply(annotated, scheme)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(_explain(model, error)) from error
+            quantized = _wrapped(
+                rewritten, preserve_sparsity, preserve_clusters, as_before
+            )
+        except (RuntimeError, TypeError, ValueError) as error:
+            words = " ".join(str(error).split())
+            raise ValueError(
+                f"model {model.name!r} can't be quantized: {words}"
+            ) from error
     for layer in quantized.layers:
         if isinstance(layer, quantize_layer.QuantizeLayer):
             layer.quantizer = tfmot_quantize.quantizers.FixedQuantizer(
@@ -119,12 +147,70 @@ def quantize_model(
             )
         if isinstance(layer, tfmot_quantize.QuantizeWrapper):
             average_centroid_gradients(layer)
+            _keep_frozen(layer)
     quantized.quantized_from = Origin(
-        base, bool(preserve_sparsity), bool(preserve_clusters)
+        base,
+        bool(preserve_sparsity),
+        bool(preserve_clusters),
+        tuple(name for group in rewritten.float_groups for name in group),
+        tuple(rewritten.changes),
     )
-    if calibration is not None:
-        calibrate_ranges(quantized, calibration)
     return quantized
+
+
+def _wrapped(
+    rewritten: Rewritten,
+    preserve_sparsity: bool,
+    preserve_clusters: bool,
+    as_before: bool,
+) -> keras.Model:
+    model = rewritten.model
+    finals = {tensor._keras_history.layer.name for tensor in model.outputs}
+    configs = {
+        layer.name: None if as_before else config_of(layer, layer.name in finals)
+        for layer in model.layers
+    }
+    for group in rewritten.float_groups:
+        configs |= {name: Plain() for name in group}
+        last = model.get_layer(group[-1])
+        alone = isinstance(last, FLOAT_KINDS)
+        configs[last.name] = Output() if alone else FloatOutput()
+
+    def annotated(layer: Any) -> Any:
+        config = configs.get(layer.name)
+        if config is None and isinstance(layer, keras.layers.InputLayer):
+            return layer
+        return tfmot_quantize.quantize_annotate_layer(layer, config)
+
+    scheme = new_scheme(preserve_sparsity, preserve_clusters)
+    if not as_before:
+        use_layout(scheme, joins=_may_join(model, configs))
+    with tfmot_quantize.quantize_scope({kind.__name__: kind for kind in CONFIGS}):
+        return tfmot_quantize.quantize_apply(
+            keras.models.clone_model(model, clone_function=annotated), scheme
+        )
+
+
+def _may_join(model: keras.Model, configs: dict[str, Any]) -> bool:
+    """Whether all that Concatenate layers read can go without rounding of its own."""
+    joined = [
+        tensor._keras_history.layer
+        for node in _graph.nodes(model)
+        if isinstance(node.layer, keras.layers.Concatenate)
+        for tensor in node.keras_inputs
+    ]
+    return all(
+        len(layer._outbound_nodes) == 1 and configs.get(layer.name) is None
+        for layer in joined
+    )
+
+
+def _keep_frozen(wrapper: Any) -> None:
+    """Holds the kernel of a frozen layer, which TFMOT trains whatever the layer says."""
+    if not wrapper.layer.trainable:
+        held = list(wrapper._trainable_weights)
+        wrapper._trainable_weights = []
+        wrapper._non_trainable_weights = [*wrapper._non_trainable_weights, *held]
 
 
 def calibrate_ranges(
@@ -198,6 +284,13 @@ class _Observer:
 def _observing(wrappers: Sequence[Any]) -> Iterator[_Observer]:
     """Puts one observer in the place of all activation quantizers."""
     observer = _Observer()
+    # A fixed range is the operator's own, and may be what clips its values.
+    fixed = tfmot_quantize.quantizers.FixedQuantizer
+    wrappers = [
+        wrapper
+        for wrapper in wrappers
+        if not any(isinstance(one, fixed) for one in wrapper._output_quantizers)
+    ]
     outputs = [wrapper._output_quantizers for wrapper in wrappers]
     activations = [a for wrapper in wrappers for a in wrapper._quantize_activations]
     quantizers = [activation.quantizer for activation in activations]
@@ -223,82 +316,3 @@ def _float32_policy() -> Iterator[None]:
         yield
     finally:
         keras.mixed_precision.set_global_policy(policy)
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, keras.Model):
-        kind = f"{type(model).__module__}.{type(model).__name__}"
-        hint = "; import kdprune before Keras" if kind.startswith("keras.") else ""
-        raise ValueError(
-            f"quantize_model expects a tf_keras (Keras 2) model{hint}. Received: {kind}"
-        )
-    name = f"{type(model).__name__} {model.name!r}"
-    if not isinstance(model, keras.Sequential) and not _graph.is_graph_model(model):
-        raise ValueError(
-            "quantize_model needs a layer graph: build the model as Functional or "
-            f"Sequential. Received: the subclassed {name}"
-        )
-    if not model.built:
-        raise ValueError(
-            "quantize_model needs a built model: give it a keras.Input. "
-            f"Received: {name}, not built"
-        )
-    for layer in model.layers:
-        if isinstance(layer, tfmot_quantize.QuantizeWrapper):
-            raise ValueError(
-                "quantize_model expects a float model. "
-                f"Received: {name}, which is quantization-aware already"
-            )
-        if type(layer).__name__ == "PruneLowMagnitude":
-            raise ValueError(
-                "quantize_model expects a model without pruning wrappers: call "
-                f"strip_pruning first. Received: {name} with {layer.name!r}"
-            )
-
-
-def _explain(model: keras.Model, error: Exception) -> str:
-    """One line for TFMOT's refusal: the layer, its kind, and what to do."""
-    named = re.match(r"Layer (\S+?):<class '[\w.]*?(\w+)'> is not", str(error))
-    if named:
-        name, kind = named.groups()
-    else:
-        layer = next(filter(_is_refused, model.layers), None)
-        if layer is None:
-            words = " ".join(str(error).split())
-            return f"model {model.name!r} can't be quantized: {words}"
-        name, kind = layer.name, type(layer).__name__
-        if _activation(layer) not in _ACTIVATIONS:
-            kind = f"{kind} with activation {_activation(layer)}"
-    fix = _FIXES.get(kind, _USE_PTQ)
-    if kind == "BatchNormalization":
-        fix += _describe_folding(model, name)
-    return f"layer {name!r} ({kind}) can't be trained quantization-aware: {fix}"
-
-
-def _describe_folding(model: keras.Model, name: str) -> str:
-    """Whether the normalization can be moved into the layers behind it."""
-    obstacles = find_obstacles(model)
-    if not obstacles:
-        return "; or take kdprune.fold_batch_norm(model), which scores alike without it"
-    name = name if name in obstacles else next(iter(obstacles))
-    reason = obstacles[name]
-    return f" ({name!r} can't be folded into the layers behind it: {reason})"
-
-
-_REGISTRY = default_8bit_quantize_registry.Default8BitQuantizeRegistry()
-_ACTIVATIONS = (
-    quantize_aware_activation.QuantizeAwareActivation._PRE_QUANT_ACTIVATIONS
-    | quantize_aware_activation.QuantizeAwareActivation._POST_QUANT_ACTIVATIONS
-    | {"relu6"}
-)
-
-
-def _is_refused(layer: keras.layers.Layer) -> bool:
-    if isinstance(layer, keras.layers.BatchNormalization | keras.layers.InputLayer):
-        return False
-    return not _REGISTRY.supports(layer) or _activation(layer) not in _ACTIVATIONS
-
-
-def _activation(layer: keras.layers.Layer) -> str:
-    activation = getattr(layer, "activation", None) or keras.activations.linear
-    return getattr(activation, "__name__", type(activation).__name__)

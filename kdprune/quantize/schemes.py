@@ -6,8 +6,23 @@ from typing import Any
 
 import tensorflow_model_optimization as tfmot
 from tensorflow_model_optimization.python.core.clustering.keras import cluster_config
+from tensorflow_model_optimization.python.core.quantization.keras import (
+    quantize_aware_activation,
+)
+from tensorflow_model_optimization.python.core.quantization.keras import (
+    utils as quantize_utils,
+)
 from tensorflow_model_optimization.python.core.quantization.keras.collab_opts import (
     cluster_preserve,
+)
+from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
+    default_8bit_transforms as transforms,
+)
+from tensorflow_model_optimization.python.core.quantization.keras.graph_transformations import (  # noqa: E501
+    model_transformer,
+)
+from tensorflow_model_optimization.python.core.quantization.keras.graph_transformations.transforms import (  # noqa: E501
+    LayerPattern,
 )
 
 _combine: Any = tfmot.experimental.combine
@@ -21,6 +36,17 @@ def new_scheme(preserve_sparsity: bool, preserve_clusters: bool) -> Any:
     if preserve_sparsity:
         return _combine.Default8BitPrunePreserveQuantizeScheme()
     return tfmot.quantization.keras.default_8bit.Default8BitQuantizeScheme()
+
+
+def use_layout(scheme: Any, joins: bool) -> None:
+    """Puts some of TFMOT's rules for layers in a row right, in one scheme.
+
+    Args:
+        scheme: What `new_scheme` returned.
+        joins: Whether what a Concatenate reads is rounded behind it alone, as TFMOT
+            does for all who read it.
+    """
+    scheme.get_layout_transformer = lambda: _Layout(joins)
 
 
 def average_centroid_gradients(wrapper: Any) -> None:
@@ -56,3 +82,81 @@ class _ClusterPreserving(_CLUSTER_PRESERVING):
                 return kind(preserve_sparsity).get_quantize_config(layer)
 
         return Registry(preserve_sparsity)
+
+
+class _Layout:
+    """TFMOT's order of rules, of which three are put right.
+
+    The two for a ReLU behind a layer with weights leave the weights unrounded. The one
+    for Concatenate takes the rounding off what it reads, for all that read it.
+    """
+
+    def __init__(self, joins: bool) -> None:
+        self.joins = joins
+
+    def apply(self, model: Any, layer_quantize_map: dict) -> Any:
+        concatenations = [
+            transforms.ConcatTransform6Inputs(),
+            transforms.ConcatTransform5Inputs(),
+            transforms.ConcatTransform4Inputs(),
+            transforms.ConcatTransform3Inputs(),
+            transforms.ConcatTransform(),
+        ]
+        rules = [
+            transforms.InputLayerQuantize(),
+            transforms.SeparableConv1DQuantize(),
+            transforms.SeparableConvQuantize(),
+            transforms.Conv2DReshapeBatchNormReLUQuantize(),
+            transforms.Conv2DReshapeBatchNormActivationQuantize(),
+            transforms.Conv2DBatchNormReLUQuantize(),
+            transforms.Conv2DBatchNormActivationQuantize(),
+            transforms.Conv2DReshapeBatchNormQuantize(),
+            transforms.Conv2DBatchNormQuantize(),
+            *(concatenations if self.joins else []),
+            transforms.DenseBatchNormQuantize(),
+            transforms.DenseBatchNormReLUQuantize(),
+            transforms.DenseBatchNormActivationQuantize(),
+            _WeightsReLU("ReLU", {}),
+            _WeightsReLU("Activation", {"activation": "relu"}),
+            _SumReLU("ReLU", {}),
+            _SumReLU("Activation", {"activation": "relu"}),
+        ]
+        return model_transformer.ModelTransformer(
+            model, rules, set(layer_quantize_map), layer_quantize_map
+        ).transform()
+
+
+_ReLURule: Any = transforms.LayerReLUQuantize
+
+
+class _SumReLU(_ReLURule):
+    """Rounds the ReLU behind a sum, and not the sum."""
+
+    sources = "Add"
+
+    def __init__(self, kind: str, config: dict) -> None:
+        self.kind, self.config = kind, config
+
+    def pattern(self) -> Any:
+        source = LayerPattern(self.sources)
+        return LayerPattern(self.kind, config=self.config, inputs=[source])
+
+
+class _WeightsReLU(_SumReLU):
+    """Rounds the ReLU behind a layer with weights, and of that layer the weights."""
+
+    def pattern(self) -> Any:
+        linear = {"activation": "linear"}
+        source = LayerPattern("Conv2D|DepthwiseConv2D|Dense", config=linear)
+        return LayerPattern(self.kind, config=self.config, inputs=[source])
+
+    def replacement(self, match_layer: Any) -> Any:
+        source = match_layer.input_layers[0]
+        if source.metadata.get("quantize_config") is None:
+            source.layer["config"]["activation"] = quantize_utils.serialize_activation(
+                quantize_aware_activation.NoOpActivation(), use_legacy_format=True
+            )
+        return match_layer
+
+    def custom_objects(self) -> dict:
+        return {"NoOpActivation": quantize_aware_activation.NoOpActivation}
