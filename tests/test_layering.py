@@ -25,8 +25,9 @@ ROOMS = {
     "distill": {"models", "training"},
     # A plan tells the memory that the file will need.
     "prune": {"models", "tflite"},
-    # Channels are equalized along the groups that pruning finds.
-    "quantize": {"models", "prune"},
+    # Channels are equalized along the groups that pruning finds, and graphs rewritten
+    # as the intake does.
+    "quantize": {"models", "prune", "intake"},
     # What pixels a model takes is found out in one place, and asked before a file is
     # made or scored.
     "tflite": {"models", "intake"},

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
@@ -124,15 +125,19 @@ class _Rounded(_Quantizer):
         return {}
 
 
+_NEXT_TO_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
+
+
 class _AfterFloat(_MovingAverage):
     """Rounds what a float layer gives, and keeps the converter from rounding it too.
 
     The converter makes an int8 operator of whatever stands between two known ranges.
-    So one more stands between: a leaky ReLU of slope 1, which changes no value.
+    So one more stands between: a leaky ReLU of the slope next to 1, which changes no
+    value by more than a rounding.
     """
 
     def __call__(self, inputs: Any, training: Any, weights: Any, **kwargs: Any) -> Any:
-        given = tf.nn.leaky_relu(inputs, alpha=1.0)
+        given = tf.nn.leaky_relu(inputs, alpha=_NEXT_TO_ONE)
         return super().__call__(given, training, weights, **kwargs)
 
 

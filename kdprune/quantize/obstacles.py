@@ -189,7 +189,7 @@ def _obstacle(layer: Any, final: bool, in_float: bool) -> str | None:
     name = activation_name(layer)
     if activation is not None and not takes_activation(name):
         return (
-            f"{kind} with activation {name}: int8 has no exact operator for it; use one "
-            f"of {_INT8_ACTIVATIONS}, or {_OTHERWISE}"
+            f"{kind} with activation {name}: int8 has no exact operator for it; use "
+            f"one of {_INT8_ACTIVATIONS}, or {_OTHERWISE}"
         )
     return None

@@ -206,7 +206,7 @@ def _may_join(model: keras.Model, configs: dict[str, Any]) -> bool:
 
 
 def _keep_frozen(wrapper: Any) -> None:
-    """Holds the kernel of a frozen layer, which TFMOT trains whatever the layer says."""
+    """Holds the kernel of a frozen layer, which TFMOT trains all the same."""
     if not wrapper.layer.trainable:
         held = list(wrapper._trainable_weights)
         wrapper._trainable_weights = []

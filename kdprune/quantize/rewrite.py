@@ -470,7 +470,3 @@ def _check_same(model: keras.Model, rewritten: keras.Model) -> None:
                 f"{difference:.3g} on random images; quantize it after training, and "
                 "please report it"
             )
-
-
-def _only(items: list) -> Any:
-    return items[0] if len(items) == 1 else items

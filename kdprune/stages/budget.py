@@ -80,7 +80,10 @@ def within_budget(
         clustered = fitting.is_clustered(base, settings.preserve_clusters)
         start = equalized() if helps and not clustered else base
         model, _ = node.settings.train_quantized(run, node, folder, start)
-        return _Made(tflite.convert_tflite(model, "int8"), model, {}, None)
+        in_float = list(model.quantized_from.float_layers)
+        conversion = {"float_layers": in_float} if in_float else {}
+        content = tflite.convert_tflite(model, "int8")
+        return _Made(content, model, conversion, None)
 
     layers = shown(False, len(calibration)).report()
     attempts = [

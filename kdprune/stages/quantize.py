@@ -44,6 +44,9 @@ class Quantize(Compressed):
     nothing in float."""
     max_drop: Ratio | None = None
     """`auto`: accuracy that may be lost, as a share of images."""
+    float_layers: list[str] = []
+    """`ptq`, `qat`: names of layers to leave in float, in a file that is int8
+    otherwise."""
     preserve_sparsity: bool | Literal["auto"] = "auto"
     """`qat`: keep zero weights at zero; `auto` does where the model is pruned."""
     preserve_clusters: bool | Literal["auto"] = "auto"
@@ -52,6 +55,7 @@ class Quantize(Compressed):
 
     omit_if_default = ("equalize",)
     renamed = {"ranges": "range_method"}
+    omit_if_default = ("float_layers",)
     gives = QUANTIZED_MODEL
     role = "quantize"
     # Fake quantization costs three times as much again.
@@ -80,6 +84,10 @@ class Quantize(Compressed):
         if self.method != "ptq" and chosen:
             raise ValueError(
                 f"`{sorted(chosen)[0]}` is for method ptq, got {self.method}"
+            )
+        if self.method not in ("ptq", "qat") and self.float_layers:
+            raise ValueError(
+                f"`float_layers` is for methods ptq and qat, got {self.method}"
             )
         if self.method in ("float16", "dynamic") and self.calibration:
             raise ValueError(
@@ -135,7 +143,9 @@ class Quantize(Compressed):
             and run.first_time(f"quantized {origin_of(source)!r}")
         ):
             try:
-                quantize.quantize_model(untrained_model(run, source))
+                quantize.quantize_model(
+                    untrained_model(run, source), float_layers=self.float_layers
+                )
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from error
 
@@ -155,6 +165,8 @@ class Quantize(Compressed):
         if self.method == "ptq":
             chosen = self.range_method
             conversion = {"range_method": chosen, "correct_bias": self.correct_bias}
+            if self.float_layers:
+                conversion["float_layers"] = list(self.float_layers)
             images = self.calibration_images(run)
             if self.equalize:
                 base = quantize.equalize_channels(base, images)
@@ -196,6 +208,7 @@ class Quantize(Compressed):
                 preserve_sparsity=sparse,
                 calibration=calibration,
                 preserve_clusters=clustered,
+                float_layers=self.float_layers,
             )
 
         fitted, figures = fitting.fit_stage(run, node, folder, wrapped, cast=False)
@@ -203,6 +216,8 @@ class Quantize(Compressed):
             # Ranges and centroids are those of the last steps; the weights are not.
             quantize.calibrate_ranges(fitted, calibration)
         kept = {"preserve_sparsity": bool(sparse), "preserve_clusters": bool(clustered)}
+        if fitted.quantized_from.float_layers:
+            figures["float_layers"] = list(fitted.quantized_from.float_layers)
         return fitted, {**figures, "method": "qat", **kept}
 
     def calibration_images(self, run: Run, count: int | None = None) -> np.ndarray:

@@ -15,7 +15,7 @@ import tf_keras as keras
 from numpy.typing import ArrayLike, NDArray
 
 from kdprune import _io
-from kdprune._graph import check_classes, ends_in_softmax
+from kdprune._graph import check_classes, ends_in_softmax, is_quantized_layer
 from kdprune.images import as_float
 from kdprune.intake import (
     ByteInput,
@@ -88,7 +88,8 @@ def convert_tflite(
             from the latter two.
         float_layers: Names of layers to leave in float, int8 and uint8 only: the
             most sensitive layers of `layer_report`. Such a file needs a runtime with
-            float kernels, and `check_tflite` the same names.
+            float kernels, and `check_tflite` the same names. Those of a
+            quantization-aware model are chosen in `quantize_model`.
         correct_bias: Subtract each channel's mean error from its bias (post-training
             int8 and uint8).
         input_range: What the model takes for black and white, such as (0, 255), or
@@ -105,6 +106,9 @@ def convert_tflite(
     aware = is_quantization_aware(model)
     _check_model(model, dtype)
     _check_plan(dtype, aware, calibration)
+    if aware:
+        _check_chosen(model, float_layers)
+        float_layers = ()
     _check_choices(dtype, aware, range_method, float_layers, correct_bias)
     if range_method != "minmax" or float_layers or correct_bias:
         assert calibration is not None  # Checked above: these choices need images.
@@ -335,10 +339,7 @@ def _behind_input(model: keras.Model) -> tuple[keras.Model, ByteInput | None]:
 
 def is_quantization_aware(model: Any) -> bool:
     """Whether `model` is wrapped for quantization-aware training."""
-    return any(
-        type(layer).__name__.startswith("QuantizeWrapper")
-        for layer in getattr(model, "layers", [])
-    )
+    return any(is_quantized_layer(layer) for layer in getattr(model, "layers", []))
 
 
 def _set_precision(
@@ -435,6 +436,18 @@ def _check_plan(dtype: str, aware: bool, calibration: ArrayLike | None) -> None:
         raise ValueError(
             "calibration images are for a float model and an integer dtype "
             f"({', '.join(_CALIBRATED)}). Received: a {kind} model, dtype={dtype!r}"
+        )
+
+
+def _check_chosen(model: Any, float_layers: Sequence[str]) -> None:
+    """Raises unless a quantization-aware model was made with these layers in float."""
+    origin = getattr(model, "quantized_from", None)
+    chosen = getattr(origin, "float_layers", ())
+    if float_layers and sorted(float_layers) != sorted(chosen):
+        raise ValueError(
+            "float_layers of a quantization-aware model are chosen in quantize_model: "
+            f"expected none here, or {', '.join(chosen) or 'none'}. "
+            f"Received: {float_layers!r}"
         )
 
 

@@ -82,7 +82,8 @@ def float_layers_of(
 
     Args:
         figures: What `inspect_tflite` returned.
-        asked: Names of the layers that the conversion was to leave in float.
+        asked: Names of the layers that the conversion was to leave in float. Of a
+            quantization-aware model's, the file has "quant_" in front.
 
     Returns:
         The layers of `asked` that are in float, and the operators of other layers.
@@ -94,7 +95,12 @@ def float_layers_of(
     for row in figures["float_ops"]:
         if row["op"] in CONVERSIONS:
             continue
-        named = [layer for layer in layers_of(row["tensor"]) if layer in asked]
+        names = layers_of(row["tensor"])
+        named = [name for name in names if name in asked] or [
+            name.removeprefix("quant_")
+            for name in names
+            if name.removeprefix("quant_") in asked
+        ]
         kept += named
         if not named:
             others.append(row)
