@@ -208,9 +208,9 @@ def _may_join(model: keras.Model, configs: dict[str, Any]) -> bool:
 def _keep_frozen(wrapper: Any) -> None:
     """Holds the kernel of a frozen layer, which TFMOT trains all the same."""
     if not wrapper.layer.trainable:
-        held = list(wrapper._trainable_weights)
-        wrapper._trainable_weights = []
-        wrapper._non_trainable_weights = [*wrapper._non_trainable_weights, *held]
+        # In place: Keras takes what is assigned for new weights of the layer.
+        wrapper._non_trainable_weights.extend(wrapper._trainable_weights)
+        wrapper._trainable_weights.clear()
 
 
 def calibrate_ranges(
