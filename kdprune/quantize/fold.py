@@ -109,18 +109,6 @@ def _without(model, plan):
     )
 
 
-def find_obstacles(model: keras.Model) -> dict[str, str]:
-    """What keeps the BatchNormalization after activations from being folded.
-
-    Args:
-        model: As for `fold_batch_norm`.
-
-    Returns:
-        `{layer: reason}`, empty if all of it can be folded.
-    """
-    return _plan(model)[1]
-
-
 class _Obstacle(Exception):
     """Why a normalization can't be folded."""
 

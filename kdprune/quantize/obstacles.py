@@ -160,10 +160,6 @@ def _obstacle(layer: Any, final: bool, in_float: bool) -> str | None:
     if in_float:
         return None
     if isinstance(layer, _AFFINE) and per_channel(layer) is None:
-        if isinstance(layer, layers.BatchNormalization) and (
-            normalization_is_folded(layer)
-        ):
-            return None
         return (
             f"{kind}: it has not one number for each channel on the last axis; "
             f"{_OTHERWISE}"

@@ -97,8 +97,6 @@ def test_the_folded_model_scores_alike_and_can_be_quantized(make, tmp_path):
     model = make() if make is sequential else built(make)
     expected = model.predict(IMAGES, verbose=0)
     before = model.get_weights()
-    with pytest.raises(ValueError, match=r"'bn\w*' .*kdprune.fold_batch_norm\(model\)"):
-        quantize_model(model)
     folded = fold_batch_norm(model)
     left = [
         layer.name for layer in folded.layers if "norm" in type(layer).__name__.lower()
@@ -175,16 +173,10 @@ def zero_padded(x):
         (zero_padded, "'pad' .ZeroPadding2D. pads"),
     ],
 )
-def test_what_is_in_the_way_is_named_by_both(connect, reason):
+def test_what_is_in_the_way_is_named(connect, reason):
     model = built(connect)
     with pytest.raises(ValueError, match=f"'bn' can't be folded.*{reason}") as caught:
         fold_batch_norm(model)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(
-        ValueError,
-        match=f"^layer 'bn' .*directly after its conv.*'bn' can't be folded.*{reason}",
-    ) as caught:
-        quantize_model(model)
     assert "\n" not in str(caught.value)
 
 
