@@ -185,10 +185,11 @@ def test_a_layer_that_can_not_be_trained_is_named_before_anything_is_trained(
     tmp_path, start, message
 ):
     path = product(tmp_path / "given.keras")
+    given = {"file": path, "input_range": [0, 1]}
     teacher = {"kind": "train", "model": {"name": "resnet8"}, "training": TRAINING}
     net = {
         "a loaded file": {"kind": "load", "file": path},
-        "a file trained further": {**teacher, "model": {"file": path}},
+        "a file trained further": {**teacher, "model": given},
         "a factory": {**teacher, "model": WHITENED},
     }[start]
     sparse = {"kind": "prune", "from": "net", "sparsity": 0.5, "training": TRAINING}
