@@ -46,6 +46,7 @@ _PUBLIC = {
     "slim_tflite": "kdprune.tflite",
     "write_kit": "kdprune.kit",
     "check_fit": "kdprune.kit",
+    "diagnose": "kdprune.doctor",
     "evaluate_model": "kdprune.evaluate",
     "measure_latency": "kdprune.benchmark",
     "register_loss": "kdprune.distill",

@@ -7,6 +7,7 @@ from kdprune.data import register_dataset as register_dataset
 from kdprune.distill import Distiller as Distiller
 from kdprune.distill import distillation_loss as distillation_loss
 from kdprune.distill import register_loss as register_loss
+from kdprune.doctor import diagnose as diagnose
 from kdprune.evaluate import evaluate_model as evaluate_model
 from kdprune.kit import check_fit as check_fit
 from kdprune.kit import write_kit as write_kit

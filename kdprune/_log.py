@@ -11,7 +11,7 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -78,6 +78,23 @@ def _attach(level: int, warnings_too: bool) -> logging.Handler:
     logger.addHandler(handler)
     logger.propagate = False
     return handler
+
+
+def align(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
+    """A table's rows as lines, each column as wide as its widest cell.
+
+    Args:
+        rows: Cells, of which each row has as many.
+        right: The columns that are aligned to the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:

@@ -27,7 +27,7 @@ PAGES = sorted(
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 # Pages whose Python trains nothing.
-QUICK = ("docs/data.md", "docs/evaluation.md", "docs/extending.md")
+QUICK = ("docs/data.md", "docs/doctor.md", "docs/evaluation.md", "docs/extending.md")
 # What makes a page's Python and recipes small enough to run in a test.
 SMALLER = (
     (

@@ -52,10 +52,12 @@ ALLOWED = {
     # imported in the functions that do the work.
     "stages": {*ROOMS},
     "config": {"data", "stages"},
+    # Asks every room about a model, and the stages how long they take.
+    "doctor": {*ROOMS, "stages"},
     "runner": {*ROOMS, "config", "stages"},
     # Writes a recipe, runs it and reads what came of it.
     "compression": {*ROOMS, "config", "runner", "stages"},
-    "cli": {*ROOMS, "compression", "config", "runner", "stages"},
+    "cli": {*ROOMS, "compression", "config", "doctor", "runner", "stages"},
     "__main__": {"cli"},
 }
 MAY_IMPORT = {

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import kdprune
 from kdprune import _log
-from kdprune.cli import bench, compress, fits, measure, recipes, slim
+from kdprune.cli import bench, compress, doctor, fits, measure, recipes, slim
 from kdprune.cli.options import add_debug
 from kdprune.runner.errors import explain
 
@@ -24,6 +24,7 @@ _DESCRIPTION = """Makes image classifiers small: distills, prunes, quantizes, pr
   kdprune compare a.tflite b.tflite --dataset cifar10 --data-dir DIR
   kdprune bench a.tflite b.tflite --profile
   kdprune slim model.tflite
+  kdprune doctor mine.keras --images photos/      what stands in a model's way
   kdprune fits model.tflite --board "Raspberry Pi Pico"
 
 `kdprune COMMAND --help` tells more of a command.
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_evaluate(commands)
     measure.add_compare(commands)
     slim.add_slim(commands)
+    doctor.add_doctor(commands)
     fits.add_fits(commands)
     bench_parser = commands.add_parser(
         "bench",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 
-from kdprune._log import logger
+from kdprune._log import align, logger
 
 
 def show_table(
@@ -24,18 +24,6 @@ def show_table(
         return
     for line in align([list(header), *cells], right):
         logger.info("%s", line)
-
-
-def align(rows: Sequence[Sequence[str]], right: set[int]) -> list[str]:
-    """Rows as lines, each column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _draw(header: Sequence[str], rows: list[list[str]], right: set[int]) -> None:

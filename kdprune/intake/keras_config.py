@@ -45,6 +45,20 @@ def build_keras3(config: dict) -> tuple[keras.Model, list[Place]]:
     return builder.model(config, "")
 
 
+def find_problems(config: dict) -> list[str]:
+    """What keeps a Keras 3 configuration from being rebuilt, all that it names.
+
+    Args:
+        config: As for `build_keras3`.
+    """
+    builder = _Builder()
+    try:
+        builder.check(config, 0)
+    except ValueError as error:
+        builder.problems[str(error)] = None
+    return list(builder.problems)
+
+
 class _Builder:
     def __init__(self) -> None:
         self.problems: dict[str, None] = {}

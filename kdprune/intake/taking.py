@@ -86,7 +86,7 @@ def take_model(
     check_float_model(model)
     notes: list[str] = []
     if output is not None:
-        model = _with_output(model, output)
+        model = with_output(model, output)
         notes.append(f"output {output!r} is the one that counts")
     random = tuple(
         layer
@@ -203,7 +203,7 @@ def _told(
     return [f"takes pixels in {range_.name}, {why}{done}"]
 
 
-def _with_output(model: keras.Model, name: str) -> keras.Model:
+def with_output(model: keras.Model, name: str) -> keras.Model:
     """The model up to one of its outputs, called by the name of its layer."""
     outputs = {tensor._keras_history.layer.name: tensor for tensor in model.outputs}
     if isinstance(model.output, dict):

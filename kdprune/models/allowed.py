@@ -8,6 +8,7 @@ configuration), and everything that calls methods by name.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeGuard
 
 import tf_keras as keras
@@ -117,6 +118,16 @@ def check_config(config: Any, source: object) -> None:
     Raises:
         ValueError: Naming the first layer that is not allowed, and why.
     """
+    for problem in find_problems(config):
+        raise ValueError(f"{source}: {problem}")
+
+
+def find_problems(config: Any) -> Iterator[str]:
+    """Yields what a model configuration holds that is not allowed, and why.
+
+    Args:
+        config: As for `check_config`.
+    """
     pending = [(config, "the model")]
     while pending:
         item, owner = pending.pop()
@@ -124,10 +135,11 @@ def check_config(config: Any, source: object) -> None:
             owner = _name(item) or owner
             problem = _problem(item)
             if problem:
-                raise ValueError(f"{source}: {owner} {problem}")
-            pending.extend((value, owner) for value in item.values())
+                yield f"{owner} {problem}"
+                continue  # What is inside of it is not asked for.
+            pending.extend((value, owner) for value in reversed(item.values()))
         elif isinstance(item, (list, tuple)):
-            pending.extend((value, owner) for value in item)
+            pending.extend((value, owner) for value in reversed(item))
 
 
 def _name(item: dict) -> str | None:

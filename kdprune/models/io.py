@@ -27,7 +27,9 @@ import tf_keras as keras
 
 from kdprune._io import first_line, write_file
 from kdprune.intake import build_keras3, load_keras3_weights
+from kdprune.intake.keras_config import find_problems as find_keras3_problems
 from kdprune.models.allowed import check_config
+from kdprune.models.allowed import find_problems as find_others
 
 # A thousand layers take a megabyte, in some 20,000 objects and lists 12 deep.
 MAX_CONFIG_BYTES = 32 * 2**20
@@ -136,6 +138,42 @@ def load_model(path: str | os.PathLike) -> keras.Model:
             f"Received: {path.suffix or 'no suffix'}"
         )
     return readers[path.suffix](path)
+
+
+def find_problems(path: str | os.PathLike) -> tuple[dict[str, Any], list[str]]:
+    """What keeps a model file from being loaded: all of it, not the first.
+
+    Args:
+        path: A `.keras` or `.h5` file.
+
+    Returns:
+        `(config, problems)`: the model's configuration as parsed from JSON (empty
+        where there is none), and a line for each thing in it that is not known or not
+        allowed. No layer is made of it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no model file, or is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no model file at {path}")
+    if path.suffix == ".keras":
+        with _explained(path, "is not a complete .keras file"):
+            with zipfile.ZipFile(path) as archive:
+                metadata = _parse(_member(archive, _METADATA, MAX_CONFIG_BYTES))
+                config = _parse(_member(archive, _CONFIG, MAX_CONFIG_BYTES))
+            version = metadata.get("keras_version")
+    else:
+        with _explained(path, "is not a complete .h5 file"), h5py.File(path) as file:
+            version = _text(file.attrs.get("keras_version"))
+            text = _text(file.attrs.get("model_config"))
+            if text is None or len(text) > MAX_CONFIG_BYTES:
+                return {}, []
+            config = _parse(text)
+    config = _without_compilation(config)
+    third = _is_keras_3(version)
+    return config, find_keras3_problems(config) if third else [*find_others(config)]
 
 
 def _load_keras(path: Path) -> keras.Model:

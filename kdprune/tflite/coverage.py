@@ -93,6 +93,18 @@ def xnnpack_leaves(data: File) -> list[str]:
     Raises:
         ValueError: If the runtime can't run the file.
     """
+    return sorted(name for _, name in xnnpack_left(data))
+
+
+def xnnpack_left(data: File) -> list[tuple[int, str]]:
+    """The same as `(number, name)`, by their place in the order of execution.
+
+    Args:
+        data: A `.tflite` file's content, or its path.
+
+    Raises:
+        ValueError: If the runtime can't run the file.
+    """
     ops = open_interpreter(data)._get_ops_details()
     delegates = [op for op in ops if op["op_name"] == "DELEGATE"]
     others = [op for op in ops if op["op_name"] != "DELEGATE"]
@@ -108,7 +120,7 @@ def xnnpack_leaves(data: File) -> list[str]:
             if index not in edge and op is not None and op["index"] not in taken:
                 taken.add(op["index"])
                 waiting += map(int, op["inputs"])
-    return sorted(op["op_name"] for op in others if op["index"] not in taken)
+    return [(op["index"], op["op_name"]) for op in others if op["index"] not in taken]
 
 
 def _parts(kind: str) -> set[str]:

@@ -50,7 +50,7 @@ def inspect_tflite(data: File) -> dict[str, Any]:
     float_ops = []
     for graph in graphs:
         for op in graph.ops:
-            kind = _type_of(graph, op)
+            kind = type_of(graph, op)
             ops[op.name] += 1
             row = operators.setdefault((op.name, kind), _row(op.name, kind))
             row["count"] += 1
@@ -114,7 +114,7 @@ def _row(op: str, kind: str) -> dict[str, Any]:
     return {"op": op, "type": kind, "count": 0, **known}
 
 
-def _type_of(graph: Graph, op: Op) -> str:
+def type_of(graph: Graph, op: Op) -> str:
     """Type of what it takes, of the output and of the weights, where they differ."""
     inputs = [graph.tensors[i] for i in op.inputs if i >= 0]
     outputs = [graph.tensors[i] for i in op.outputs if i >= 0]

@@ -1,0 +1,117 @@
+"""`kdprune doctor`: what keeps a model from becoming a small int8 file."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from typing import Any
+
+from kdprune import _io, records
+from kdprune._log import logger
+from kdprune.cli.options import add_debug, add_json, check_json
+from kdprune.cli.quiet import import_tensorflow_quietly
+from kdprune.cli.tables import show_table
+
+DESCRIPTION = """Finds all that keeps a model from becoming a small int8 file.
+
+  kdprune doctor mine.keras
+  kdprune doctor mine.keras --images photos/        with its pixel range and classes
+  kdprune doctor mine.keras --input-range 0,255 --json diagnosis.json
+
+MODEL is a .keras or .h5 file of Keras 3 or tf_keras. Nothing is trained, and nothing of
+the model's code runs. Shown are: every obstacle at once, each with what to do; what is
+done to the model before anything else, and how far outputs are from the original's
+then; a row for each layer; the operators of an int8 file made of the model as it is;
+about how long a compress takes, and how much memory and disk.
+
+With --images, a folder of class folders or an .npz file, the pixel range is found on up
+to 500 of them and the classes are compared.
+
+Exit status: 0 if nothing stands in the way, 3 with warnings, 4 if a compress will fail,
+2 for a wrong call.
+"""
+
+
+def add_doctor(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="what keeps a model from becoming a small int8 file",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", type=pathlib.Path)
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        help="its images: a folder of class folders, an .npz file, or cifar10",
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="where cifar10 is")
+    parser.add_argument(
+        "--input-range",
+        metavar="RANGE",
+        help="what the model takes for black and white: 0,255 or -1,1; or imagenet, "
+        "caffe (default: found on the images, or read off the model)",
+    )
+    parser.add_argument(
+        "--output", metavar="NAME", help="the output that counts, of several"
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="FILE",
+        type=pathlib.Path,
+        help="the classes in the order of the outputs, one in each line",
+    )
+    add_json(parser)
+    add_debug(parser)
+    parser.set_defaults(function=diagnose_model)
+
+
+def diagnose_model(options: argparse.Namespace) -> int:
+    """Shows the diagnosis; returns its exit status."""
+    check_json(options.json)
+    labels = _labels(options.labels)
+    input_range = _range(options.input_range)
+    import_tensorflow_quietly()
+    from kdprune import doctor
+    from kdprune.doctor import text
+
+    found = doctor.diagnose(
+        options.model,
+        options.images,
+        input_range=input_range,
+        output=options.output,
+        labels=labels,
+        data_dir=options.data_dir,
+    )
+    for line in text.before(found):
+        logger.info("%s", line)
+    if found.rows:
+        show_table(text.COLUMNS, map(text.cells, found.rows), text.RIGHT)
+    for line in text.after(found):
+        logger.info("%s", line)
+    if options.json:
+        _io.write_json(options.json, {"schema": records.SCHEMA, **found.to_json()})
+        logger.info("written: %s", options.json)
+    return found.status
+
+
+def _labels(path: pathlib.Path | None) -> list[str] | None:
+    if path is None:
+        return None
+    if not path.is_file():
+        raise FileNotFoundError(f"--labels {path}: no such file")
+    names = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    return [name for name in names if name]
+
+
+def _range(text: str | None) -> Any:
+    """`(low, high)` of "0,255"; a name as it is."""
+    if text is None or "," not in text:
+        return text
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--input-range expects LOW,HIGH such as 0,255. Received: {text!r}"
+        ) from None
+    return low, high

@@ -1,0 +1,6 @@
+"""What keeps a model from becoming a small int8 file, before an epoch is spent."""
+
+from kdprune.doctor.diagnose import diagnose
+from kdprune.doctor.findings import Diagnosis, LayerRow, Obstacle, Proof
+
+__all__ = ["Diagnosis", "LayerRow", "Obstacle", "Proof", "diagnose"]

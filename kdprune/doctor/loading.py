@@ -1,0 +1,287 @@
+"""A model from its file or from memory, or all that is refused of it."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import zipfile
+from typing import Any
+
+import numpy as np
+import tf_keras as keras
+
+from kdprune._graph import is_graph_model, is_tfmot_layer, named_layers, nodes
+from kdprune._io import first_line
+from kdprune.doctor.findings import Obstacle
+from kdprune.models import load_model
+from kdprune.models.io import find_problems
+from kdprune.models.taking import as_tf_keras
+
+_LOADING = "loading"
+_SUFFIXES = (".keras", ".h5", ".hdf5")
+_PLAIN_LAYERS = (
+    "write it with layers that Keras has; a layer of your own can stay where it only "
+    "trains"
+)
+
+
+def load(model: Any) -> tuple[keras.Model | None, list[Obstacle]]:
+    """The model as a `tf_keras` model, and what is refused of it.
+
+    Args:
+        model: A path, or a model of tf_keras or Keras 3.
+
+    Returns:
+        `(model, obstacles)`; None where it can't be loaded at all.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is a file or an object of another kind.
+    """
+    if isinstance(model, str | os.PathLike):
+        return _load_file(pathlib.Path(model))
+    try:
+        found = as_tf_keras(model)
+    except ValueError as error:
+        return None, _split(str(error))
+    if not isinstance(found, keras.Model):
+        raise ValueError(
+            "expected a model of Keras, or the path of a .keras or .h5 file. Received: "
+            f"{type(model).__module__}.{type(model).__name__}"
+        )
+    return found, check_graph(found)
+
+
+def _load_file(path: pathlib.Path) -> tuple[keras.Model | None, list[Obstacle]]:
+    if path.is_dir():
+        is_saved = (path / "saved_model.pb").exists()
+        kind = "a SavedModel, which has no layers" if is_saved else "a folder"
+        problem = f"it is {kind}; save the Keras model itself as .keras"
+        return None, [Obstacle(_LOADING, "", problem)]
+    if not path.is_file():
+        raise FileNotFoundError(f"no model file at {path}")
+    if path.suffix == ".tflite":
+        raise ValueError(
+            f"{path}: a .tflite file is not trained any more; kdprune fits and kdprune "
+            "evaluate take it. Expected: a .keras or .h5 file"
+        )
+    if path.suffix not in _SUFFIXES:
+        raise ValueError(f"expected a .keras or .h5 file. Received: {path.name!r}")
+    try:
+        config, problems = find_problems(path)
+    except ValueError as error:
+        return None, [Obstacle(_LOADING, "", _without(path, error))]
+    obstacles = [_explained(problem) for problem in problems]
+    obstacles += _of_config(config)
+    if not problems:
+        try:
+            model = load_model(path)
+        except ValueError as error:
+            obstacles.append(Obstacle(_LOADING, "", _without(path, error)))
+            return None, _distinct(obstacles)
+        return model, check_graph(model)
+    return None, _distinct(obstacles)
+
+
+def check_graph(model: keras.Model) -> list[Obstacle]:
+    """What keeps a loaded model from being worked on, beside what its layers are."""
+    if not is_graph_model(model):
+        return [
+            Obstacle(
+                _LOADING,
+                "",
+                f"{type(model).__name__} is a subclassed model, whose graph is Python "
+                "code, or is not built",
+                "build it from keras.Input and calls of its layers",
+            )
+        ]
+    found = [_inputs(len(model.inputs)), _outputs([_name(t) for t in model.outputs])]
+    shape = tuple(model.inputs[0].shape)
+    if len(shape) != 4 or None in shape[1:]:
+        found.append(
+            Obstacle(
+                _LOADING,
+                _name(model.inputs[0]),
+                f"its input has the shape {shape}",
+                "build the model for images of one size, as keras.Input((96, 96, 3))",
+            )
+        )
+    if len(model.outputs[0].shape) != 2 or model.outputs[0].shape[1] is None:
+        found.append(
+            Obstacle(
+                _LOADING,
+                _name(model.outputs[0]),
+                f"its output has the shape {tuple(model.outputs[0].shape)}",
+                "expected a classifier: a row of scores for each image",
+            )
+        )
+    for path, layer in named_layers(model):
+        found += _of_layer(path, layer)
+    found += _changing(model, "")
+    return [one for one in found if one is not None]
+
+
+def _of_layer(path: str, layer: Any) -> list[Obstacle | None]:
+    found: list[Obstacle | None] = []
+    if is_tfmot_layer(layer):
+        found.append(
+            Obstacle(
+                _LOADING,
+                path,
+                f"it is wrapped by {type(layer).__name__}",
+                "strip the wrappers, or give the float model",
+            )
+        )
+    if getattr(layer, "data_format", None) == "channels_first":
+        found.append(
+            Obstacle(
+                _LOADING,
+                path,
+                f"{type(layer).__name__} takes images with channels first",
+                "build the model for (height, width, channels)",
+            )
+        )
+    if type(layer).__name__ == "Lambda":
+        found.append(
+            Obstacle(_LOADING, path, "a Lambda layer is arbitrary code", _PLAIN_LAYERS)
+        )
+    broken = [w.name for w in layer.weights if not np.isfinite(np.asarray(w)).all()]
+    if broken:
+        found.append(
+            Obstacle(
+                _LOADING,
+                path,
+                f"its weights {', '.join(broken)} are not finite numbers",
+                "train the model again, with a smaller learning rate",
+            )
+        )
+    return found
+
+
+def _changing(model: keras.Model, prefix: str) -> list[Obstacle | None]:
+    """Dropout and its like called with `training=True`: another answer each time."""
+    found: list[Obstacle | None] = []
+    for node in nodes(model):
+        layer, path = node.layer, prefix + node.layer.name
+        if is_graph_model(layer):
+            found += _changing(layer, f"{path}/")
+        elif node.call_kwargs.get("training") is True:
+            found.append(_says_something_else(path, type(layer).__name__))
+    return found
+
+
+def _of_config(config: dict[str, Any]) -> list[Obstacle]:
+    """What a configuration that is not built says of inputs, outputs and calls."""
+    inner = config.get("config")
+    if not isinstance(inner, dict):
+        return []
+    layers = inner.get("layers")
+    layers = (
+        [x for x in layers if isinstance(x, dict)] if isinstance(layers, list) else []
+    )
+    found: list[Obstacle | None] = []
+    if config.get("class_name") != "Sequential":
+        found.append(_inputs(len(_ends(inner.get("input_layers")))))
+        found.append(_outputs(_ends(inner.get("output_layers"))))
+    for layer in layers:
+        if _training_call(layer.get("inbound_nodes")):
+            kind = str(layer.get("class_name"))
+            found.append(_says_something_else(str(layer.get("name"))[:60], kind))
+    return [one for one in found if one is not None]
+
+
+def _ends(named: Any) -> list[str]:
+    """The layers that `input_layers` or `output_layers` name."""
+    if not isinstance(named, list):
+        return []
+    if named and isinstance(named[0], str):
+        return [named[0]]
+    return [str(one[0]) for one in named if isinstance(one, list) and one]
+
+
+def _training_call(calls: Any) -> bool:
+    pending, left = [calls], 100_000
+    while pending and left:
+        item, left = pending.pop(), left - 1
+        if isinstance(item, dict):
+            if item.get("training") is True:
+                return True
+            pending += item.values()
+        elif isinstance(item, list):
+            pending += item
+    return False
+
+
+def _inputs(count: int) -> Obstacle | None:
+    if count == 1:
+        return None
+    return Obstacle(
+        _LOADING,
+        "",
+        f"it has {count} inputs",
+        "expected one image; a classifier of several inputs can't be compressed",
+    )
+
+
+def _outputs(names: list[str]) -> Obstacle | None:
+    if len(names) <= 1:
+        return None
+    return Obstacle(
+        _LOADING,
+        "",
+        f"it has {len(names)} outputs, {', '.join(names)}",
+        f"choose the one that matters: --output {names[0]}",
+    )
+
+
+def _says_something_else(path: str, kind: str) -> Obstacle:
+    return Obstacle(
+        _LOADING,
+        path,
+        f"{kind} is called with training=True, so that the model says something else "
+        "each time",
+        "call it without",
+    )
+
+
+def _explained(problem: str) -> Obstacle:
+    """A line of what is refused, as `where: problem`."""
+    where, text = "", problem
+    if problem.startswith("layer '"):
+        name, quote, rest = problem.removeprefix("layer '").partition("'")
+        if quote:
+            where, text = name, rest.lstrip(": ")
+    custom = (
+        "Lambda" in text or "not a layer" in text or "not on the allow-list" in text
+    )
+    return Obstacle(_LOADING, where, text, _PLAIN_LAYERS if custom else "")
+
+
+def _split(message: str) -> list[Obstacle]:
+    return [_explained(part) for part in message.split("; layer ")]
+
+
+def _distinct(obstacles: list[Obstacle]) -> list[Obstacle]:
+    return list(dict.fromkeys(obstacles))
+
+
+def _without(path: pathlib.Path, error: Exception) -> str:
+    return first_line(error, limit=2000).removeprefix(f"{path}: ")
+
+
+def _name(tensor: Any) -> str:
+    return tensor._keras_history.layer.name
+
+
+def is_keras3(path: pathlib.Path) -> bool:
+    """Whether a `.keras` or `.h5` file was saved by Keras 3."""
+    import h5py
+
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return b'"keras_version": "3' in archive.read("metadata.json")[:4096]
+    with h5py.File(path) as file:
+        version = file.attrs.get("keras_version", "")
+    return str(version.decode() if isinstance(version, bytes) else version).startswith(
+        "3"
+    )
