@@ -377,6 +377,18 @@ def test_arrays_that_fit_neither_model_nor_each_other_are_refused(tmp_path, mode
     assert "2 outputs" in refused_arrays((16, 16, 3), np.arange(90) % 3)
 
 
+def test_labels_of_other_classes_are_refused(capsys, tmp_path, model, images):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cat\ncow\n")
+    out = tmp_path / "out"
+    given = ["--images", images, "-o", out, "--max-drop", "0.1", "--labels", labels]
+    line = refused(capsys, "compress", model, *given)
+    assert "cow" in line and "dog" in line
+    content = yaml.safe_load((out / "recipe.yaml").read_text())
+    assert content["stages"]["original"]["labels"] == str(labels)
+    assert not (out / "int8").exists()
+
+
 def test_a_text_file_called_keras_is_refused(capsys, tmp_path, images):
     path = tmp_path / "text.keras"
     path.write_text("hello")
