@@ -24,6 +24,12 @@ _GRAPH_CALLS = {
 }  # fmt: skip
 # What makes probabilities of scores, by what Keras and TensorFlow call the functions.
 _HEADS = {"softmax": "softmax", "softmax_v2": "softmax", "sigmoid": "sigmoid"}
+HEADS = ("softmax", "sigmoid")
+# What a model says that ends in either.
+_MEANS = {
+    "softmax": "its scores are of one of several classes, for labels (n,)",
+    "sigmoid": "its scores are of labels that apply or not, for labels (n, labels)",
+}
 # Layers and functions that leave each score what it is when the model is used.
 _SAME = (layers.Dropout, layers.Flatten, layers.Identity, layers.Reshape)
 _SAME_FUNCTIONS = ("cast", "identity", "reshape", "squeeze")
@@ -191,27 +197,38 @@ def ends_in_softmax(model: keras.Model) -> bool:
     return final_activation(model)[0] == "softmax"
 
 
-def check_classes(model: keras.Model, name: str) -> None:
-    """Refuses a model that does not give one of several classes.
+def head_of(model: keras.Model, name: str, head: str | None = None) -> str:
+    """What makes probabilities of a model's scores: "softmax" or "sigmoid".
 
-    A softmax behind sigmoid outputs, or behind a single one, gives no error and
-    wrong probabilities.
+    That is what the model ends in. Where it gives logits, a single unit is the second
+    of two classes, by sigmoid, and several are one of several classes, by softmax,
+    unless `head` says that each is a label of its own.
 
     Args:
         model: A `keras.Model` of any kind.
-        name: What it is called in the error.
+        name: What it is called in errors.
+        head: "softmax" or "sigmoid", where it is known; it must agree with the model.
 
     Raises:
-        ValueError: If it ends in sigmoid, or has one unit.
+        ValueError: If `head` is another than the model's, or there is a softmax of a
+            single unit, which is always 1.
     """
+    if head not in (None, *HEADS):
+        raise ValueError(f"head must be one of {', '.join(HEADS)}. Received: {head!r}")
     shape = getattr(model, "output_shape", None)
     one = isinstance(shape, tuple) and len(shape) == 2 and shape[-1] == 1
-    if one or final_activation(model)[0] == "sigmoid":
-        what = "one unit, for two classes" if one else "sigmoid, for several labels"
+    found = final_activation(model)[0]
+    if one and "softmax" in (found, head):
         raise ValueError(
-            f"{name}: expected a model that gives one of several classes, by softmax "
-            f"or logits. Received: one that ends in {what}, which is not supported yet"
+            f"{name}: expected sigmoid or logits of a single unit, whose softmax is "
+            "always 1. Received: softmax; end it in sigmoid, or in two units"
         )
+    if head and found and head != found:
+        raise ValueError(
+            f"{name}: expected a model that ends in {head} or gives logits. Received: "
+            f"one that ends in {found}; {_MEANS[found]}"
+        )
+    return found or ("sigmoid" if one else head or "softmax")
 
 
 def _from_output(model, output=0):

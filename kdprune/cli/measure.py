@@ -21,8 +21,10 @@ EVALUATE = """Measures model files on the test images of a data set.
   kdprune evaluate model.keras model.tflite --dataset folder --data-path IMAGES
   kdprune evaluate model.tflite --dataset shapes --json figures.json --no-latency
 
-Prints accuracy with its 95 % interval, calibration error, bytes, parameters, MACs and
-latency. Models whose inputs are raw pixels need --input-range 0,255.
+Prints accuracy with its 95 % interval (of several labels macro F1, mean average
+precision and the share of right labels; of a single unit AUC as well), calibration
+error, bytes, parameters, MACs and latency. Models whose inputs are raw pixels need
+--input-range 0,255.
 """
 
 COMPARE = """Compares two model files on the test images of a data set.
@@ -140,13 +142,14 @@ def compare_files(options: argparse.Namespace) -> None:
     from kdprune import evaluate
 
     a, b = (
-        evaluate.predict(
+        evaluate.predict_for_labels(
             path,
             test.images,
+            test.labels,
             input_range=_input_range(options.input_range),
             resolver=options.resolver,
             threads=options.threads,
-        )
+        )[0]
         for path in (options.a, options.b)
     )
     result = evaluate.compare_predictions(a, b, test.labels)
@@ -188,10 +191,24 @@ def _input_range(text: str | None) -> Any:
 
 
 def _summary(entry: dict[str, Any]) -> str:
-    low, high = (100 * bound for bound in entry["accuracy_ci"])
+    task = entry.get("task")
+    key, of = "accuracy", "% of"
+    if task == "labels":
+        key, of = "macro_f1", "% macro F1 on"
+    low, high = (100 * bound for bound in entry[f"{key}_ci"])
     parts = [
-        f"{entry['path']}: {100 * entry['accuracy']:.2f} % of {entry['test_images']} "
+        f"{entry['path']}: {100 * entry[key]:.2f} {of} {entry['test_images']} "
         f"test images (95 % interval {low:.2f} to {high:.2f})",
+    ]
+    if task == "labels":
+        parts += [
+            f"mean average precision {100 * entry['mean_average_precision']:.2f} %",
+            f"{100 * entry['accuracy']:.2f} % of all labels right",
+        ]
+    elif task == "binary":
+        auc = entry["auc"]
+        parts.append(f"AUC {'–' if auc is None else f'{100 * auc:.2f} %'}")
+    parts += [
         f"ECE {entry['ece']:.3f}",
         f"{entry['bytes']:,} bytes ({entry['bytes_gzip']:,} gzip)",
         f"{entry['parameters']:,} parameters "

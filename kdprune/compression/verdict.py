@@ -156,10 +156,12 @@ def _unfit(needs: Needs) -> str | None:
 def _table(folder: pathlib.Path, entries: Mapping[str, Any]) -> str:
     from kdprune.tflite.memory import peak_activations
 
+    of_labels = entries[ORIGINAL].get("task") == "labels"
+    key, title = ("macro_f1", "macro F1") if of_labels else ("accuracy", "accuracy")
     rows = [
         (
             "",
-            "accuracy %",
+            f"{title} %",
             "95 % interval",
             "points",
             "bytes",
@@ -172,7 +174,7 @@ def _table(folder: pathlib.Path, entries: Mapping[str, Any]) -> str:
         if name not in entries:
             continue
         entry = entries[name]
-        low, high = entry["accuracy_ci"]
+        low, high = entry[f"{key}_ci"]
         against = entry["against_baseline"]["difference"]
         held = None
         if entry["format"] == "tflite":
@@ -180,7 +182,7 @@ def _table(folder: pathlib.Path, entries: Mapping[str, Any]) -> str:
         rows.append(
             (
                 called,
-                f"{100 * entry['accuracy']:.2f}",
+                f"{100 * entry[key]:.2f}",
                 f"{100 * low:.2f} to {100 * high:.2f}",
                 _MISSING if name == ORIGINAL else f"{100 * against:+.2f}",
                 _count(entry["bytes"]),

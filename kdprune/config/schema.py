@@ -30,6 +30,10 @@ class Data(Settings):
     """Training images that quantization takes ranges of activations from."""
     seed: Seed = 0
     """Seed of the splits, and of generated images."""
+    task: Literal["classes", "labels", "binary"] | None = None
+    """What the labels mean: one of several classes, labels of which several may apply,
+    or two classes that a single unit tells apart. By default `labels` of rows of zeros
+    and ones, else `classes`."""
     path: str | None = None
     """`folder`, `npz`: where the images are, relative to `--data-dir` if that is
     given."""
@@ -57,6 +61,8 @@ class Data(Settings):
     """`shapes`: test images to generate."""
     options: dict[str, Any] = {}
     """More arguments of the data set's loader."""
+
+    omit_if_default = ("task",)
 
     @pydantic.field_validator("dataset")
     @classmethod

@@ -15,7 +15,7 @@ from kdprune import _registry
 from kdprune._log import logger
 from kdprune.data import cifar10, folder, npz, shapes
 from kdprune.data.arrays import from_arrays, to_float
-from kdprune.data.dataset import Dataset, Source, Split, join_splits
+from kdprune.data.dataset import TASKS, Dataset, Source, Split, join_splits
 from kdprune.data.splits import stratified_sample, stratified_split
 
 Loader = Callable[..., Source]
@@ -28,10 +28,11 @@ DATASETS: dict[str, Loader] = {
 }
 
 # What every loader is given, if it takes it; the rest are its own options.
-_GIVEN = ("data_dir", "seed")
+_GIVEN = ("data_dir", "seed", "task")
 
 __all__ = [
     "DATASETS",
+    "TASKS",
     "Dataset",
     "Source",
     "Split",
@@ -52,7 +53,7 @@ def register_dataset(
 
     A loader reads the training images and returns a `Source`, whose `read_test` reads
     the test images when they are first asked for, and not before. If it has parameters
-    named `data_dir` and `seed`, it is given those of `load_dataset`; its other
+    named `data_dir`, `seed` and `task`, it is given those of `load_dataset`; its other
     parameters are the options of the data set and need defaults or a value in each
     recipe.
 
@@ -91,6 +92,7 @@ def load_dataset(
     validation: float | int = 0.1,
     calibration: float | int = 500,
     seed: int = 0,
+    task: str | None = None,
     **options: Any,
 ) -> Dataset:
     """Loads a data set by name and draws its validation and calibration images.
@@ -109,6 +111,8 @@ def load_dataset(
         calibration: Share of the training images to calibrate with, or their
             number; a number larger than there are takes them all.
         seed: Seed >= 0 of all draws, and of generated images.
+        task: "binary" if models are to tell two classes by a single unit; by default
+            what the labels' form says. See `Dataset.task`.
         **options: Options of the loader: `path`, `image_size`, `resize`, `channels`,
             `on_error`, `test` of "folder"; `train_images`, `test_images`,
             `image_size` of "shapes"; `range`, `classes`, `test` of "FILE.npz".
@@ -135,7 +139,7 @@ def load_dataset(
             f"{_registry.nearest(name, DATASETS)}."
         )
     called = getattr(name, "__name__", type(name).__name__) if callable(name) else name
-    given: dict[str, Any] = {"data_dir": data_dir, "seed": seed}
+    given: dict[str, Any] = {"data_dir": data_dir, "seed": seed, "task": task}
     if load is npz.load:
         # The file may stand for both: `dataset: FILE.npz`.
         if name == "npz":
@@ -162,7 +166,12 @@ def load_dataset(
             f"Received: {type(source).__name__}."
         )
     dataset = Dataset(
-        called, source, validation=validation, calibration=calibration, seed=seed
+        called,
+        source,
+        validation=validation,
+        calibration=calibration,
+        seed=seed,
+        task=task,
     )
     logger.info("%s: %s", called, dataset.summary)
     return dataset

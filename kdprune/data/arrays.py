@@ -40,6 +40,7 @@ def from_arrays(
     classes: Sequence[str] | None = None,
     seed: int = 0,
     name: str = "arrays",
+    task: str | None = None,
 ) -> Dataset:
     """Makes a dataset of the user's own images.
 
@@ -48,7 +49,9 @@ def from_arrays(
             `(n, height, width, channels)` with 1 or 3 channels, or
             `(n, height, width)`.
         labels: Whole numbers from 0, shape `(n,)` or `(n, 1)`, or one-hot rows,
-            shape `(n, classes)`.
+            shape `(n, classes)`. Where several labels may apply to an image, rows of
+            zeros and ones, shape `(n, labels)`: rows are taken for that if there are
+            two ones in any.
         test: The test set as `(images, labels)`, or the share or number of
             images to hold out for it.
         validation: The validation set, in the same ways; a share or number is
@@ -57,6 +60,8 @@ def from_arrays(
         classes: Class names in the order of the labels; "0", "1", ... if None.
         seed: Seed of the stratified draws.
         name: What to call the dataset in records and tables.
+        task: What the labels mean, see `Dataset.task`; by default what their form
+            tells.
 
     Returns:
         The dataset. Nothing given as an argument is changed.
@@ -69,30 +74,42 @@ def from_arrays(
         >>> (x, y), (xt, yt) = keras.datasets.cifar10.load_data()
         >>> dataset = from_arrays(x, y, test=(xt, yt))
     """
-    train = _split(images, labels, "training")
+    several = are_several(labels, task)
+    train = _split(images, labels, "training", several)
     if isinstance(test, tuple):
-        tested = _split(*test, "test")
+        tested = _split(*test, "test", several)
     else:
         kept, held_out = stratified_split(train.labels, test, (seed, 2), "test")
         train, tested = train.take(kept), train.take(held_out)
     given, share = None, 0.1
     if isinstance(validation, tuple):
-        given = _split(*validation, "validation")
+        given = _split(*validation, "validation", several)
     else:
         share = validation
     source = Source(
         origin="NumPy arrays",
-        classes=_class_names(classes, train.labels),
+        classes=class_names(classes, train.labels),
         train=train,
         read_test=lambda: tested,
         test_size=len(tested),
         validation=given,
     )
     check_split(tested, "test", train.images.shape[1:], source.classes)
-    return Dataset(name, source, validation=share, calibration=calibration, seed=seed)
+    return Dataset(
+        name, source, validation=share, calibration=calibration, seed=seed, task=task
+    )
 
 
-def _split(images: np.ndarray, labels: np.ndarray, what: str) -> Split:
+def are_several(labels: ArrayLike, task: str | None) -> bool:
+    """Whether training labels are rows of which several may be 1."""
+    labels = np.asarray(labels)
+    rows = labels.ndim == 2 and labels.shape[1] > 1
+    if task is not None or not rows or labels.dtype.kind not in "biuf":
+        return task == "labels"
+    return bool((labels == 1).sum(axis=1).max(initial=0) > 1)
+
+
+def _split(images: np.ndarray, labels: np.ndarray, what: str, several: bool) -> Split:
     """Checks one set of images and labels and brings it to the common form."""
     images = np.asarray(images)
     if images.ndim == 3:
@@ -103,7 +120,37 @@ def _split(images: np.ndarray, labels: np.ndarray, what: str) -> Split:
             f"Expected {what} images of shape (n, height, width, 1 or 3). "
             f"Received: {checked.shape}."
         )
-    return Split(checked, _indices(np.asarray(labels), len(checked), what))
+    return Split(checked, read_labels(labels, len(checked), what, several))
+
+
+def read_labels(
+    labels: ArrayLike, count: int, what: str, several: bool
+) -> NDArray[np.int64]:
+    """Brings labels to the form of a `Split`.
+
+    Args:
+        labels: As for `from_arrays`.
+        count: The number of images.
+        what: What errors call them: "training", "test".
+        several: What `are_several` says of the training labels.
+
+    Raises:
+        ValueError: If they are not of that form.
+    """
+    read = _rows if several else _indices
+    return read(np.asarray(labels), count, what)
+
+
+def _rows(labels: np.ndarray, count: int, what: str) -> np.ndarray:
+    """Zeros and ones, int64 `(count, labels)`."""
+    fits = labels.ndim == 2 and labels.shape[0] == count and labels.dtype.kind in "biuf"
+    if not fits or not np.isin(labels, (0, 1)).all():
+        held = f", from {labels.min()} to {labels.max()}" if fits else ""
+        raise ValueError(
+            f"Expected zeros and ones as {what} labels ({count}, labels), 1 where a "
+            f"label applies. Received: {labels.dtype} of shape {labels.shape}{held}."
+        )
+    return labels.astype(np.int64)
 
 
 def _indices(labels: np.ndarray, count: int, what: str) -> np.ndarray:
@@ -124,8 +171,9 @@ def _indices(labels: np.ndarray, count: int, what: str) -> np.ndarray:
         if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()):
             raise ValueError(
                 f"Expected one-hot rows as {what} labels, a single 1 in each. "
-                f"Received: values from {labels.min():g} to {labels.max():g}. A data "
-                "set has one class for each image; Distiller.fit takes mixed labels."
+                f"Received: values from {labels.min():g} to {labels.max():g}. If "
+                "several labels or none may apply to an image, give task='labels'; "
+                "Distiller.fit takes mixed labels."
             )
         return labels.argmax(axis=1).astype(np.int64)
     indices = labels.astype(np.int64) if np.isfinite(labels).all() else labels
@@ -137,11 +185,11 @@ def _indices(labels: np.ndarray, count: int, what: str) -> np.ndarray:
     return indices
 
 
-def _class_names(classes: Sequence[str] | None, labels: np.ndarray) -> tuple[str, ...]:
+def class_names(classes: Sequence[str] | None, labels: np.ndarray) -> tuple[str, ...]:
     """Names the classes, each of which must have a training image."""
     if labels.min() < 0:
         raise ValueError(f"Expected labels from 0. Received: {labels.min()}.")
-    counts = np.bincount(labels)
+    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels)
     names = tuple(str(i) for i in range(len(counts))) if classes is None else classes
     names = tuple(names)
     if len(names) < 2 or len(set(names)) < len(names):
@@ -158,14 +206,3 @@ def _class_names(classes: Sequence[str] | None, labels: np.ndarray) -> tuple[str
             f"Received: none of {', '.join(missing)}."
         )
     return names
-
-
-def are_several(labels, task):
-    return False
-
-
-def read_labels(labels, count, what, several):
-    return _indices(labels, count, what)
-
-
-class_names = _class_names

@@ -12,6 +12,14 @@ import numpy as np
 from kdprune._log import logger
 from kdprune.data.splits import stratified_sample, stratified_split
 
+# What labels may mean; see `Dataset.task`.
+TASKS = ("classes", "labels", "binary")
+_FORMS = {
+    "classes": "one index of a class for each image (n,)",
+    "labels": "zeros and ones (n, labels)",
+    "binary": "0 or 1 for each image (n,)",
+}
+
 
 @dataclass(frozen=True)
 class Split:
@@ -19,7 +27,8 @@ class Split:
 
     Attributes:
         images: uint8, shape `(n, height, width, channels)`.
-        labels: int64 class indices, shape `(n,)`.
+        labels: int64 class indices, shape `(n,)`; or, where several labels may apply
+            to an image, zeros and ones, shape `(n, labels)`.
     """
 
     images: np.ndarray
@@ -32,10 +41,12 @@ class Split:
                 "Expected uint8 images of shape (n, height, width, channels). "
                 f"Received: {self.images.dtype} of shape {shape}."
             )
-        if self.labels.dtype != np.int64 or self.labels.shape != shape[:1]:
+        labels = self.labels
+        fits = labels.ndim in (1, 2) and labels.shape[:1] == shape[:1]
+        if labels.dtype != np.int64 or not fits:
             raise ValueError(
-                f"Expected one int64 label for each of {shape[0]} images. "
-                f"Received: {self.labels.dtype} of shape {self.labels.shape}."
+                f"Expected one int64 label for each of {shape[0]} images, or a row of "
+                f"zeros and ones. Received: {labels.dtype} of shape {labels.shape}."
             )
 
     def __len__(self) -> int:
@@ -49,6 +60,8 @@ class Split:
         """Returns the digest of the shape, the pixels and the labels."""
         digest = hashlib.sha256(repr(self.images.shape).encode())
         digest.update(np.ascontiguousarray(self.images).data)
+        if self.labels.ndim == 2:
+            digest.update(repr(self.labels.shape).encode())
         digest.update(np.ascontiguousarray(self.labels, "<i8").data)
         return digest.hexdigest()
 
@@ -71,6 +84,7 @@ class Source:
         resize: "stretch", "crop" or "pad", how images came to one size; None if they
             had it.
         value_range: What the bytes 0 and 255 stand for, if not for black and white.
+        task: What the labels mean, one of `TASKS`; None to tell it from their form.
     """
 
     origin: str
@@ -84,6 +98,7 @@ class Source:
     skipped: Sequence[str] = ()
     resize: str | None = None
     value_range: tuple[float, float] | None = None
+    task: str | None = None
 
 
 class Dataset:
@@ -92,6 +107,10 @@ class Dataset:
     Attributes:
         name: The name it was loaded by.
         classes: Class names, in the order of the labels.
+        task: "classes": each image shows one of the classes. "labels": several of
+            them, or none, may apply to an image, and labels are zeros and ones,
+            `(n, labels)`. "binary": two classes, told by models of a single unit,
+            the probability of the second.
         train: What models learn from.
         validation: What choices are made on; shares no image with `train`.
         calibration: Training images that set the ranges of int8 activations.
@@ -99,9 +118,9 @@ class Dataset:
             as well; None if there are none.
         description: What this data is, as JSON-able values: `name`, `source`,
             `classes`, `image_shape`, `sizes`, `seed`, `sha256` of all labelled but
-            the test images, `unlabelled_sha256` where there are such images, and of
-            image files `resize`, `value_range`, `unread` and `skipped` (see `Source`)
-            if there is something to say.
+            the test images, `unlabelled_sha256` where there are such images, `task`
+            unless it is "classes", and of image files `resize`, `value_range`,
+            `unread` and `skipped` (see `Source`) if there is something to say.
     """
 
     def __init__(
@@ -112,6 +131,7 @@ class Dataset:
         validation: float | int = 0.1,
         calibration: float | int = 500,
         seed: int = 0,
+        task: str | None = None,
     ):
         """Draws validation and calibration images from the training files.
 
@@ -123,12 +143,16 @@ class Dataset:
             calibration: Share or number of the remaining training images;
                 a number larger than there are takes them all.
             seed: Seed of both draws.
+            task: What the labels mean, one of `TASKS`; by default what their form
+                tells: "labels" of rows, else "classes".
 
         Raises:
-            ValueError: If a share is out of range or a class has too few images.
+            ValueError: If a share is out of range, a class has too few images, or the
+                labels are not of that task.
         """
         self.name = name
         self.classes = source.classes
+        self.task = _task_of(source, task)
         if source.validation is not None:
             self.train, self.validation = source.train, source.validation
         else:
@@ -144,6 +168,9 @@ class Dataset:
         check_split(self.train, "training", self.image_shape, self.classes)
         check_split(self.validation, "validation", self.image_shape, self.classes)
         self.unlabelled = source.unlabelled
+        if self.unlabelled is not None and self.task == "labels":
+            missing = np.full((len(self.unlabelled), len(self.classes)), -1)
+            self.unlabelled = Split(self.unlabelled.images, missing)
         self._source = source
         self.description = self._describe(source, seed)
 
@@ -151,6 +178,14 @@ class Dataset:
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of every image."""
         return self.train.images.shape[1:]
+
+    @property
+    def head(self) -> str | None:
+        """What makes probabilities of logits of this data, where units can't tell it.
+
+        It is given as `head` to all that takes a model that gives logits.
+        """
+        return "sigmoid" if self.task == "labels" else None
 
     @cached_property
     def shown(self) -> Split:
@@ -180,16 +215,22 @@ class Dataset:
     def summary(self) -> str:
         """One line for people: classes, images of each split, what was not read."""
         sizes = self.description["sizes"]
-        counts = np.bincount(self.train.labels, minlength=len(self.classes))
+        several = self.task == "labels"
+        labels = self.train.labels
+        if several:
+            counts = labels.sum(axis=0)
+        else:
+            counts = np.bincount(labels, minlength=len(self.classes))
         least, most = int(counts.argmin()), int(counts.argmax())
-        each = f"{counts[least]:,} of each class"
+        what = "labels, of which several may apply," if several else "classes"
+        each = f"{counts[least]:,} of each {'label' if several else 'class'}"
         if counts[least] < counts[most]:
             each = (
                 f"{counts[least]:,} of {self.classes[least]} to {counts[most]:,} of "
                 f"{self.classes[most]}"
             )
         parts = [
-            f"{len(self.classes)} classes of {_by(self.image_shape)}: "
+            f"{len(self.classes)} {what} of {_by(self.image_shape)}: "
             f"{sizes['train']:,} training images ({each}), "
             + ", ".join(f"{sizes[part]:,} {part}" for part in sizes if part != "train")
         ]
@@ -224,6 +265,7 @@ class Dataset:
             "unread": {name: n for name, n in source.unread.items() if n},
             "skipped": list(source.skipped),
         }
+        task = {} if self.task == "classes" else {"task": self.task}
         return {
             "name": self.name,
             "source": source.origin,
@@ -234,7 +276,29 @@ class Dataset:
             "sha256": digest.hexdigest(),
             **unlabelled,
             **{key: value for key, value in found.items() if value},
+            **task,
         }
+
+
+def _task_of(source: Source, task: str | None) -> str:
+    """What the labels mean: as told, or by their form."""
+    rows = source.train.labels.ndim == 2
+    found = task or source.task or ("labels" if rows else "classes")
+    if found not in TASKS:
+        raise ValueError(
+            f"Expected a task out of {', '.join(TASKS)}. Received: {found!r}."
+        )
+    if (found == "labels") != rows:
+        raise ValueError(
+            f"Expected labels of task {found}, {_FORMS[found]}. Received: training "
+            f"labels of shape {source.train.labels.shape}."
+        )
+    if found == "binary" and len(source.classes) != 2:
+        raise ValueError(
+            "Expected two classes for task binary, which a single unit tells apart. "
+            f"Received: {len(source.classes)}."
+        )
+    return found
 
 
 def join_splits(*splits: Split) -> Split:
@@ -257,6 +321,14 @@ def check_split(
             f"Received: {split.images.shape[1:]}."
         )
     low, high = split.labels.min(), split.labels.max()
+    if split.labels.ndim == 2:
+        if low < 0 or high > 1 or split.labels.shape[1] != len(classes):
+            raise ValueError(
+                f"Expected {what} labels (n, {len(classes)}), 1 where a label applies "
+                f"and 0 where not. Received: shape {split.labels.shape}, from {low} to "
+                f"{high}."
+            )
+        return
     if low < 0 or high >= len(classes):
         raise ValueError(
             f"Expected {what} labels from 0 to {len(classes) - 1}, one for each "

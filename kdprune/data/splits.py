@@ -19,7 +19,8 @@ def stratified_split(
     are asked for than there are classes. Equal arguments give equal splits.
 
     Args:
-        labels: Class of each example, integers of shape `(n,)`.
+        labels: Class of each example, integers of shape `(n,)`; or zeros and ones,
+            `(n, labels)`, whose combinations keep their shares as far as they can.
         fraction_or_count: What to draw: a fraction in (0, 1) of the examples,
             or a number of them if it is an int.
         seed: Seed, one or several integers >= 0.
@@ -33,6 +34,16 @@ def stratified_split(
             fewer than two examples.
     """
     labels = _checked_labels(labels)
+    if labels.ndim == 2:
+        count = _count(fraction_or_count, len(labels), what)
+        if count >= len(labels):
+            raise ValueError(
+                f"Expected {what} to be fewer than the {len(labels)} images. "
+                f"Received: {count}."
+            )
+        drawn = _draw_rows(labels, count, seed)
+        kept = np.setdiff1d(np.arange(len(labels)), drawn, assume_unique=True)
+        return kept, drawn
     classes, sizes = np.unique(labels, return_counts=True)
     if sizes.min() < 2:
         raise ValueError(
@@ -62,7 +73,8 @@ def stratified_sample(
     """Draws examples class by class; unlike a split, it may take a class whole.
 
     Args:
-        labels: Class of each example, integers of shape `(n,)`.
+        labels: Class of each example, integers of shape `(n,)`; or zeros and ones,
+            `(n, labels)`.
         fraction_or_count: A fraction in (0, 1), or a number if it is an int;
             a number above n takes all n.
         seed: Seed, one or several integers >= 0.
@@ -76,15 +88,17 @@ def stratified_sample(
     """
     labels = _checked_labels(labels)
     count = min(_count(fraction_or_count, len(labels), what), len(labels))
+    if labels.ndim == 2:
+        return _draw_rows(labels, count, seed)
     sizes = np.unique(labels, return_counts=True)[1]
     return _draw(labels, _allocate(sizes, count, sizes), seed)
 
 
 def _checked_labels(labels: np.ndarray) -> np.ndarray:
     labels = np.asarray(labels)
-    if labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iu":
+    if labels.ndim not in (1, 2) or not len(labels) or labels.dtype.kind not in "iu":
         raise ValueError(
-            "Expected a list of whole-number labels, one for each image. "
+            "Expected a list of whole-number labels, one for each image, or rows. "
             f"Received: {labels.dtype} of shape {labels.shape}."
         )
     return labels
@@ -136,3 +150,16 @@ def _draw(
         for label, number in zip(np.unique(labels), given, strict=True)
     ]
     return np.sort(np.concatenate(drawn))
+
+
+def _draw_rows(labels: np.ndarray, count: int, seed: int | Sequence[int]) -> np.ndarray:
+    """Draws examples of labels `(n, k)`, each label by about its share.
+
+    The examples are put in the order of what applies to them, the rarest label first,
+    those alike at random, and every n/count-th one is taken.
+    """
+    random = np.random.default_rng(seed)
+    by_rarity = np.argsort(-labels.sum(axis=0), kind="stable")
+    order = np.lexsort([random.random(len(labels)), *labels.T[by_rarity]])
+    steps = (np.arange(count) + random.random()) * (len(labels) / count)
+    return np.sort(order[steps.astype(int)])

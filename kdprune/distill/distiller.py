@@ -14,13 +14,13 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kdprune._graph import check_classes, ends_in_softmax, is_graph_model
+from kdprune._graph import final_activation, head_of, is_graph_model
 from kdprune.distill import targets
 from kdprune.distill.feature_extractor import feature_extractor, match_feature_layers
 from kdprune.distill.loss_spec import SoftLoss, as_soft_losses, plain_line
 from kdprune.distill.schedule import Schedule, Value
 from kdprune.models.counts import count_parameters
-from kdprune.training.losses import cross_entropy
+from kdprune.training.losses import HARD_LOSSES, accuracy_metric
 from kdprune.training.optimizers import build_variables
 
 
@@ -40,6 +40,12 @@ class Distiller(keras.Model):
     zeros, leaves an example to the soft losses alone. Losses that take labels and
     metrics are given indices, those of a row's likeliest class.
 
+    With `head="sigmoid"`, and always of a single unit, each output is a label that
+    applies or not: labels are rows of 1 and 0, `(batch, labels)`, of a single unit
+    `(batch,)` as well, all -1 where they are missing. The hard loss is the binary
+    cross-entropy, "kl" the divergence of each yes or no, and losses that take labels
+    and metrics are given the rows.
+
     Args:
         student: The `keras.Model` to train; logits out. Subclassed, or wrapped for
             pruning or quantization-aware training, as well.
@@ -49,6 +55,9 @@ class Distiller(keras.Model):
             logits, Keras losses, registered names, dicts or `SoftLoss` objects (see
             there); "kl" if None or empty. Losses of features need layer graphs and
             one teacher.
+        head: What makes probabilities of the logits: "sigmoid" where several labels
+            may apply to an image; "softmax", for one of several classes, if None. A
+            single unit is of sigmoid.
 
     Raises:
         ValueError: If one of them is no `tf_keras` model; if teacher and student
@@ -73,6 +82,7 @@ class Distiller(keras.Model):
         teacher: keras.Model | Sequence[keras.Model] | None = None,
         losses: Sequence[Any] | None = None,
         name: str = "distiller",
+        head: str | None = None,
     ) -> None:
         super().__init__(name=name)
         given = teacher if isinstance(teacher, list | tuple) else [teacher]
@@ -81,13 +91,16 @@ class Distiller(keras.Model):
         for model in teachers:
             _check_model(model, "teacher")
             _check_pair(model, student)
-        for model in (student, *teachers):
-            _check_logits_out(model)
+        # A subclassed model has no shape yet, which tells a single unit.
+        models = sorted((student, *teachers), key=lambda one: _classes(one) is None)
+        for model in models:
+            head = _check_logits_out(model, head)
+        self._head = str(head)
         specs = as_soft_losses(losses)
         classes = _classes(student)
         if classes is not None:
             for loss in specs:
-                loss.validate(classes)
+                loss.validate(classes, self._head)
         for model in teachers:
             _warn_if_smaller(model, student)
         self.student = student
@@ -172,7 +185,8 @@ class Distiller(keras.Model):
                 `[(0, 1), (0.5, 1), (0.5, 0), (1, 0)]`.
             steps: Optimizer steps of the whole training; needed for points.
             label_smoothing: Of the hard loss, in [0, 1).
-            metrics: As in `keras.Model.compile`, of class indices and logits.
+            metrics: As in `keras.Model.compile`, of class indices and logits;
+                "accuracy" of sigmoid is the share of right labels.
             weighted_metrics: As in `keras.Model.compile`.
             run_eagerly: As in `keras.Model.compile`.
             steps_per_execution: As in `keras.Model.compile`.
@@ -198,7 +212,10 @@ class Distiller(keras.Model):
         self._label_smoothing = label_smoothing
         super().compile(
             optimizer=optimizer,
-            metrics=list(metrics),
+            metrics=[
+                accuracy_metric(self._head) if metric == "accuracy" else metric
+                for metric in metrics
+            ],
             weighted_metrics=weighted_metrics,
             run_eagerly=run_eagerly,
             steps_per_execution=steps_per_execution,
@@ -262,7 +279,7 @@ class Distiller(keras.Model):
     def _check_arrays(self, images: Any, labels: Any) -> None:
         shape = getattr(self.student, "input_shape", None)
         shape = shape[1:] if isinstance(shape, tuple) else None
-        targets.check_arrays(images, labels, self._classes, shape)
+        targets.check_arrays(images, labels, self._classes, shape, self._head)
 
     @contextlib.contextmanager
     def _plain_errors(self) -> Iterator[None]:
@@ -297,11 +314,13 @@ class Distiller(keras.Model):
             for teacher in self.teachers:
                 # A model without a graph has its weights only now.
                 _check_apart(teacher, self.student)
-            labels = targets.as_labels(given, logits.shape[-1])
+            labels = targets.as_labels(given, logits.shape[-1], self._head)
             known = tf.cast(labels.indices >= 0, tf.float32)
-            terms = self._soft_terms(labels.indices, teaching, (logits, features), step)
+            true = labels.rows if self._head == "sigmoid" else labels.indices
+            terms = self._soft_terms(true, teaching, (logits, features), step)
             soft = tf.add_n(list(terms.values()))
-            hard = known * cross_entropy(labels.hard, logits, self._label_smoothing)
+            hard_loss = HARD_LOSSES[self._head]
+            hard = known * hard_loss(labels.hard, logits, self._label_smoothing)
             mixed = soft_weight * soft + (1.0 - soft_weight) * hard
             loss = _mean(mixed, sample_weight)
             loss += tf.add_n([tf.zeros([]), *_float32(self.student.losses)])
@@ -315,8 +334,11 @@ class Distiller(keras.Model):
         self._record("hard_loss", hard, labelled)
         for name, term in terms.items() if len(terms) > 1 else ():
             self._record(f"{name}_loss", _mean(term, sample_weight), count)
-        shown = _labelled(labels.indices, logits, sample_weight)
-        self.compiled_metrics.update_state(*shown)
+        classes, rows, *shown = _labelled(
+            labels.indices, labels.rows, logits, sample_weight
+        )
+        true = rows if self._head == "sigmoid" else classes
+        self.compiled_metrics.update_state(true, *shown)
         return {metric.name: metric.result() for metric in self.metrics}
 
     def test_step(self, data: Any) -> dict[str, Any]:
@@ -329,14 +351,15 @@ class Distiller(keras.Model):
         if given is None:
             raise ValueError("an evaluation needs labels. Received: images alone")
         logits = self.student(images, training=False)
-        labels = targets.as_labels(given, logits.shape[-1])
+        labels = targets.as_labels(given, logits.shape[-1], self._head)
         classes, rows, logits, sample_weight = _labelled(
             labels.indices, labels.rows, logits, sample_weight
         )
-        hard = cross_entropy(classes if rows is None else rows, logits)
+        hard = HARD_LOSSES[self._head](classes if rows is None else rows, logits)
         count = tf.cast(tf.size(classes), tf.float32)
         self._record("loss", _mean(hard, sample_weight), count)
-        self.compiled_metrics.update_state(classes, logits, sample_weight)
+        true = rows if self._head == "sigmoid" else classes
+        self.compiled_metrics.update_state(true, logits, sample_weight)
         only_training = set(self._loss_means) - {"loss"}
         return {m.name: m.result() for m in self.metrics if m.name not in only_training}
 
@@ -355,6 +378,7 @@ class Distiller(keras.Model):
             "student": keras.saving.serialize_keras_object(self.student),
             "teacher": [keras.saving.serialize_keras_object(t) for t in self.teachers],
             "losses": [loss.get_config() for loss in self.soft_losses],
+            "head": self._head,
         }
 
     @classmethod
@@ -374,7 +398,13 @@ class Distiller(keras.Model):
         losses = [SoftLoss.from_config(loss) for loss in config["losses"]]
         with warnings.catch_warnings():  # Warned of when the first one was made.
             warnings.simplefilter("ignore", UserWarning)
-            made = cls(student, teachers or None, losses, name=config["name"])
+            made = cls(
+                student,
+                teachers or None,
+                losses,
+                name=config["name"],
+                head=config.get("head"),
+            )
         made._remember_teachers()
         return made
 
@@ -444,6 +474,8 @@ class Distiller(keras.Model):
                     f"only. Received: soft_weight={self._soft_weight.values}"
                 )
             labels = tf.fill([tf.shape(images)[0]], -1)
+            if self._head == "sigmoid":
+                labels = tf.repeat(labels[:, tf.newaxis], self._classes or 1, axis=1)
         if self._teacher_extractor is not None:
             logits, *features = self._teacher_extractor(images, training=False)
             logits, features = tf.nest.map_structure(
@@ -470,7 +502,9 @@ class Distiller(keras.Model):
                 measure, part = next(of_features)
                 value = measure(teacher_maps[part], maps[part])
             else:
-                value = loss.of_logits(labels, teacher_logits, logits, temperature)
+                value = loss.of_logits(
+                    labels, teacher_logits, logits, temperature, self._head
+                )
             terms[loss.name] = loss.weight * value
         return terms
 
@@ -587,10 +621,19 @@ def _weights(model: keras.Model) -> dict[int, Any]:
     }
 
 
-def _check_logits_out(model: keras.Model) -> None:
-    check_classes(model, f"model {model.name!r}")
-    if ends_in_softmax(model):
+def _check_logits_out(model: keras.Model, head: str | None) -> str:
+    """Refuses probabilities; returns what makes them of the logits."""
+    found = head_of(model, f"model {model.name!r}", head)
+    ends_in = final_activation(model)[0]
+    if ends_in == "softmax":
         raise ValueError(_without_softmax(f"model {model.name!r}"))
+    if ends_in:
+        raise ValueError(
+            f"expected logits. Received: model {model.name!r} giving probabilities by "
+            "sigmoid, which would be taken twice; take it off by "
+            "kdprune.intake.split_head(model)[0]"
+        )
+    return found
 
 
 def _without_softmax(who: str) -> str:

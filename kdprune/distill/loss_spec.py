@@ -17,7 +17,7 @@ import tf_keras as keras
 
 from kdprune import _registry
 from kdprune.distill.features import FEATURE_LOSSES, FeatureLoss
-from kdprune.distill.losses import LOGIT_LOSSES
+from kdprune.distill.losses import LOGIT_LOSSES, SIGMOID_LOSSES
 
 # What is tested already, and need not be tried before each training.
 _OWN = frozenset(LOGIT_LOSSES.values())
@@ -203,11 +203,18 @@ class SoftLoss:
         return _is_feature_loss(self.computation)
 
     def of_logits(
-        self, labels: Any, teacher_logits: Any, student_logits: Any, temperature: Any
+        self,
+        labels: Any,
+        teacher_logits: Any,
+        student_logits: Any,
+        temperature: Any,
+        head: str = "softmax",
     ) -> tf.Tensor:
         """The loss of each example, float32 `(batch,)`; labels where it takes them."""
         arguments = {"temperature": temperature, **self.arguments}
         loss = self.computation
+        if head == "sigmoid":
+            loss = SIGMOID_LOSSES.get(loss, loss)
         if _is_keras_loss(loss):
             logits = teacher_logits, student_logits
             values = _keras_loss(loss, *logits, arguments["temperature"])
@@ -227,30 +234,36 @@ class SoftLoss:
             )
         return tf.cast(values, tf.float32)
 
-    def validate(self, classes: int) -> None:
+    def validate(self, classes: int, head: str = "softmax") -> None:
         """Tries a loss of logits before training, in a graph as training has it.
 
         Losses of features are checked when they are given the shapes of the maps.
 
         Args:
             classes: The number of logits.
+            head: What makes probabilities of them, "softmax" or "sigmoid".
 
         Raises:
-            ValueError: If the loss fails on random logits, does not give one finite
-                number per example, or does not depend on the student's logits.
+            ValueError: If the loss is one of classes and `head` is sigmoid, it fails
+                on random logits, does not give one finite number per example, or does
+                not depend on the student's logits.
         """
+        if head == "sigmoid":
+            self._check_sigmoid()
         if self.of_features or self.computation in _OWN:
             return
         examples = 3 if classes != 3 else 5
         random = np.random.default_rng(0)
         logits = random.normal(0.0, 2.0, (2, examples, classes)).astype(np.float32)
         labels = np.arange(examples, dtype=np.int32) % classes
+        if head == "sigmoid":
+            labels = (logits[0] > 0).astype(np.float32)
 
         @tf.function
         def trial(labels, teacher, student):
             with tf.GradientTape() as tape:
                 tape.watch(student)
-                values = self.of_logits(labels, teacher, student, 2.0)
+                values = self.of_logits(labels, teacher, student, 2.0, head)
             return values, tape.gradient(values, student)
 
         try:
@@ -278,6 +291,20 @@ class SoftLoss:
             raise ValueError(
                 f"loss {self.name!r} or its gradient is NaN or infinite on random "
                 f"logits. Received: {np.asarray(values)}"
+            )
+
+    def _check_sigmoid(self) -> None:
+        """Refuses a loss that compares softmaxes, where there are none."""
+        loss = self.computation
+        own = not self.of_features and loss in _OWN and loss not in SIGMOID_LOSSES
+        if own or _is_keras_loss(loss):
+            works = [
+                name for name, one in LOGIT_LOSSES.items() if one in SIGMOID_LOSSES
+            ]
+            raise ValueError(
+                f"loss {self.name!r} compares one of several classes; for sigmoid, of "
+                f"several labels or a single unit, there are {', '.join(works)}, the "
+                "losses of features, and functions of your own"
             )
 
     def get_config(self) -> dict[str, Any]:

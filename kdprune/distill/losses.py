@@ -48,6 +48,41 @@ def distillation_loss(
     return temperature**2 * _divergence(teacher / temperature, student / temperature)
 
 
+def binary_distillation_loss(
+    teacher_logits: Any, student_logits: Any, temperature: Any = 4.0
+) -> tf.Tensor:
+    """Measures how far each softened yes or no is from the teacher's.
+
+    Computes `T**2` times the mean over the outputs of the divergence of the two
+    Bernoulli distributions, `KL(sigmoid(teacher / T) || sigmoid(student / T))`: what
+    `distillation_loss` is for labels of which several may apply, and for the single
+    unit of two classes. Of such a unit it is `distillation_loss` of the logits
+    `(0, logit)`.
+
+    Args:
+        teacher_logits: Unnormalised scores, shape `(batch, labels)`; their sigmoid is
+            the probability of each label.
+        student_logits: Unnormalised scores, same shape.
+        temperature: T > 0, as in `distillation_loss`.
+
+    Returns:
+        Loss per example in nats, float32, shape `(batch,)`; zero where the softened
+        probabilities agree.
+
+    Raises:
+        ValueError: If `temperature` is not positive or the shapes differ.
+    """
+    teacher, student, temperature = _checked(
+        teacher_logits, student_logits, temperature, least=1
+    )
+    teacher, student = teacher / temperature, student / temperature
+    yes = tf.math.log_sigmoid(teacher) - tf.math.log_sigmoid(student)
+    no = tf.math.log_sigmoid(-teacher) - tf.math.log_sigmoid(-student)
+    share = tf.sigmoid(teacher)
+    divergence = share * yes + (1.0 - share) * no
+    return temperature**2 * tf.reduce_mean(divergence, axis=1)
+
+
 def soft_cross_entropy(
     teacher_logits: Any, student_logits: Any, temperature: Any = 1.0
 ) -> tf.Tensor:
@@ -276,8 +311,14 @@ LOGIT_LOSSES: dict[str, Callable[..., tf.Tensor]] = {
 }
 
 
+# Those of them that compare labels of which several may apply, or a single unit.
+SIGMOID_LOSSES: dict[Callable[..., tf.Tensor], Callable[..., tf.Tensor]] = {
+    distillation_loss: binary_distillation_loss,
+}
+
+
 def _checked(
-    teacher_logits: Any, student_logits: Any, temperature: Any
+    teacher_logits: Any, student_logits: Any, temperature: Any, least: int = 2
 ) -> tuple[Any, Any, Any]:
     """Returns all three as float32 tensors that fit each other, or raises."""
     temperature = tf.cast(tf.convert_to_tensor(temperature), tf.float32)
@@ -300,10 +341,11 @@ def _checked(
             f"Received: teacher {teacher.shape}, student {student.shape}"
         )
     shape = teacher.shape.merge_with(student.shape)
-    if not shape.is_compatible_with([None, None]) or shape[1:] == [1]:
+    if not shape.is_compatible_with([None, None]) or (shape[1:] == [1] and least > 1):
         raise ValueError(
             "logits must have the shape (batch, classes), with two classes at least. "
-            f"Received: {shape}; a single sigmoid output needs a second one."
+            f"Received: {shape}; for a single sigmoid output there is "
+            "binary_distillation_loss."
         )
     # What only one of the two knows while a graph is built holds for both.
     teacher, student = tf.ensure_shape(teacher, shape), tf.ensure_shape(student, shape)

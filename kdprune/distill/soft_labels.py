@@ -14,6 +14,7 @@ import numpy as np
 import tf_keras as keras
 
 from kdprune import _io
+from kdprune._graph import final_activation
 from kdprune._log import logger
 
 _STORE = "store.json"
@@ -181,6 +182,11 @@ def describe_soft_labels(
     scaled -= scaled.max(axis=1, keepdims=True)
     log_p = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
     p = np.exp(log_p)
+    if scaled.shape[1] < 2 or np.shape(labels) != scaled.shape[:1]:
+        raise ValueError(
+            "expected logits (n, classes) of two classes at least, and classes (n,). "
+            f"Received: {scaled.shape} and {np.shape(labels)}"
+        )
     means = {c: p[labels == c].mean(axis=0) for c in np.unique(labels)}
     mean = np.stack([means[c] for c in labels])
     return {
@@ -199,6 +205,12 @@ def _check_models(teachers: Sequence[Any]) -> None:
             "teachers must be keras.Model objects, such as kdprune.load_model gives, "
             f"at least one. Received: {wrong[0] if wrong else 'none'!r}"
         )
+    for model in teachers:
+        if final_activation(model)[0] == "sigmoid":
+            raise ValueError(
+                f"expected logits. Received: model {model.name!r} giving probabilities "
+                "by sigmoid; take it off by kdprune.intake.split_head(model)[0]"
+            )
 
 
 def _architecture(model: keras.Model) -> str:

@@ -20,6 +20,7 @@ _SUM_TOLERANCE = 1e-2
 PROBABILITIES = "expected logits, got probabilities"
 OUT_OF_RANGE = "expected labels within the classes"
 NO_PROBABILITIES = "expected rows of probabilities"
+NO_ANSWERS = "expected labels from zero to one"
 
 
 class Labels(NamedTuple):
@@ -65,12 +66,16 @@ def split_targets(targets: Any) -> tuple[Any, Any]:
     return targets[0], targets[1]
 
 
-def as_labels(labels: Any, classes: int | None) -> Labels:
+def as_labels(labels: Any, classes: int | None, head: str = "softmax") -> Labels:
     """Brings a batch's labels to their forms, and checks them as the step runs.
 
     Args:
         labels: In one of the forms above.
         classes: The number of logits, if it is known.
+        head: "sigmoid" where several labels may apply to an example, or a single unit
+            tells two classes apart. Labels are then rows of numbers in [0, 1], `(batch,
+            labels)`, those of a single unit `(batch,)` as well, and -1 where one is
+            missing, in all of a row. `Labels.indices` is 0 where they are known.
 
     Returns:
         `Labels`, which can only be used if they are in range.
@@ -85,6 +90,17 @@ def as_labels(labels: Any, classes: int | None) -> Labels:
             f"{labels.dtype.name}"
         )
     rank, width = labels.shape.rank, labels.shape[-1] if labels.shape.rank else None
+    if head == "sigmoid":
+        if rank != 2 and classes == 1:
+            labels, width = tf.reshape(labels, [-1, 1]), 1
+        elif rank != 2 or (width is not None and classes not in (None, width)):
+            raise ValueError(_no_rows(labels.shape, classes))
+        return _from_answers(tf.cast(labels, tf.float32))
+    if classes == 1:
+        raise ValueError(
+            "expected head='sigmoid' for a student of a single unit: "
+            "Distiller(..., head='sigmoid'). Received: softmax, which is always 1"
+        )
     if rank == 2 and width != 1:
         if width is not None and classes is not None and width != classes:
             raise ValueError(_wrong_width(width, classes))
@@ -106,7 +122,11 @@ def as_labels(labels: Any, classes: int | None) -> Labels:
 
 
 def check_arrays(
-    images: Any, targets: Any, classes: int | None, image_shape: Any = None
+    images: Any,
+    targets: Any,
+    classes: int | None,
+    image_shape: Any = None,
+    head: str = "softmax",
 ) -> None:
     """Checks what is given to `fit` or `evaluate` as arrays, before anything is run.
 
@@ -115,6 +135,7 @@ def check_arrays(
         targets: Labels, or labels and teacher logits; None passes.
         classes: The number of logits, if it is known.
         image_shape: `(height, width, channels)` that the student takes, if it is known.
+        head: As in `as_labels`.
 
     Raises:
         ValueError: If images are none, of another shape or NaN, if labels are not one
@@ -137,7 +158,8 @@ def check_arrays(
         raise ValueError("images must be finite. Received: NaN or infinity among them")
     labels, logits = split_targets(targets)
     if labels is not None:
-        _check_labels(np.asarray(labels), len(images), classes)
+        check = _check_answers if head == "sigmoid" else _check_labels
+        check(np.asarray(labels), len(images), classes)
     if logits is not None:
         _check_logits(np.asarray(logits), len(images), classes)
 
@@ -156,6 +178,14 @@ def _from_rows(rows: Any) -> Labels:
     likeliest = tf.argmax(rows, axis=1, output_type=tf.int32)
     indices = tf.where(given, likeliest, -1)
     return Labels(*_checked(valid, NO_PROBABILITIES, sums, indices, rows))
+
+
+def _from_answers(rows: Any) -> Labels:
+    missing = tf.reduce_all(tf.equal(rows, -1.0), axis=1)
+    inside = tf.reduce_all((rows >= 0.0) & (rows <= 1.0), axis=1)
+    valid = tf.reduce_all(inside | missing)
+    indices = tf.where(missing, -1, 0)
+    return Labels(*_checked(valid, NO_ANSWERS, rows, indices, tf.maximum(rows, 0.0)))
 
 
 def _checked(condition: Any, message: str, shown: Any, *values: Any) -> list[Any]:
@@ -203,6 +233,21 @@ def _check_labels(labels: np.ndarray, count: int, classes: int | None) -> None:
         raise ValueError(out_of_range(low, high, classes))
 
 
+def _check_answers(labels: np.ndarray, count: int, classes: int | None) -> None:
+    if labels.dtype.kind not in "biuf" or len(labels) != count:
+        raise ValueError(
+            f"expected labels for each of {count} images. Received: {labels.dtype} of "
+            f"shape {labels.shape}"
+        )
+    single = labels.ndim == 1 and classes == 1
+    if not single and (labels.ndim != 2 or classes not in (None, labels.shape[1])):
+        raise ValueError(_no_rows(labels.shape, classes))
+    rows = labels.reshape(count, -1).astype(np.float64)
+    inside = ((rows >= 0) & (rows <= 1)).all(axis=1)
+    if not (inside | (rows == -1).all(axis=1)).all():
+        raise ValueError(no_answers(rows.min(), rows.max()))
+
+
 def _check_logits(logits: np.ndarray, count: int, classes: int | None) -> None:
     expected = f"({count}, {classes or 'classes'})"
     if logits.dtype.kind != "f" or not _fits(logits.shape, (count, classes)):
@@ -224,6 +269,8 @@ def explain(message: str, classes: int | None) -> str | None:
     low, high = float(found[2]), float(found[3])
     if found[1] == NO_PROBABILITIES:
         return no_probabilities(low, high)
+    if found[1] == NO_ANSWERS:
+        return no_answers(low, high)
     return out_of_range(low, high, classes)
 
 
@@ -240,7 +287,24 @@ def no_probabilities(low: Any, high: Any) -> str:
     """The error of rows of labels whose sums are from `low` to `high`."""
     return (
         "rows of labels must be probabilities: at least 0, with the sum 1, or all 0 "
-        f"where a label is missing. Received: sums from {low:g} to {high:g}"
+        f"where a label is missing. Received: sums from {low:g} to {high:g}; for "
+        "labels of which several may apply, give Distiller(..., head='sigmoid')"
+    )
+
+
+def no_answers(low: Any, high: Any) -> str:
+    """The error of labels, of which several may apply, from `low` to `high`."""
+    return (
+        "labels must be 1 where one applies and 0 where not, or all -1 where they are "
+        f"missing. Received: from {low:g} to {high:g}"
+    )
+
+
+def _no_rows(shape: Any, classes: int | None) -> str:
+    wanted = "(batch,)" if classes == 1 else f"(batch, {classes or 'labels'})"
+    return (
+        f"the student has {classes} outputs by sigmoid, so that labels have the shape "
+        f"{wanted}, 1 where one applies and 0 where not. Received: shape {shape}"
     )
 
 

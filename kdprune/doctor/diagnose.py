@@ -17,9 +17,9 @@ from kdprune.doctor.estimate import estimate
 from kdprune.doctor.findings import Diagnosis, Obstacle
 from kdprune.doctor.layers import describe_layers
 from kdprune.doctor.loading import check_graph, is_keras3, load
-from kdprune.intake import Taken
+from kdprune.intake import Taken, select_output
 from kdprune.intake.pixels import Given, is_unit, read_chain
-from kdprune.intake.taking import take_model, with_output
+from kdprune.intake.taking import take_model
 
 _COMPARED = 2  # Images that outputs are compared and ranges taken on.
 _SHOWN = 10  # Classes that are named.
@@ -120,7 +120,7 @@ def diagnose(
 def _choose(model: keras.Model, output: str) -> tuple[keras.Model, list[Obstacle]]:
     """The model up to one output, and what is in the way of that."""
     try:
-        chosen = with_output(model, output)
+        chosen = select_output(model, output)
     except ValueError as error:
         return model, [Obstacle("loading", "", str(error))]
     return chosen, check_graph(chosen)

@@ -37,7 +37,8 @@ def export(
     """
     started = time.process_time()
     try:
-        content = draft_int8(model, images[:1])
+        ends_in = None if head.activation == "none" else head.activation
+        content = draft_int8(model, images[:1], ends_in)
     except ValueError as error:
         return None, {}, [Obstacle(_INT8, "", str(error))]
     figures = inspect_tflite(content)

@@ -7,7 +7,7 @@ from kdprune.evaluate.compare import (
 )
 from kdprune.evaluate.evaluation import Evaluation, evaluate_model
 from kdprune.evaluate.metrics import score
-from kdprune.evaluate.prediction import predict
+from kdprune.evaluate.prediction import predict, predict_for_labels
 
 __all__ = [
     "Evaluation",
@@ -16,5 +16,6 @@ __all__ = [
     "describe_comparison",
     "evaluate_model",
     "predict",
+    "predict_for_labels",
     "score",
 ]

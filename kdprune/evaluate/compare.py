@@ -6,23 +6,35 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from kdprune._answers import disagreement, f1_by_label, f1_influence, of_labels
 from kdprune.evaluate.metrics import check_predictions
 
 # Two-sided 95 % quantile of the normal distribution.
 _Z95 = float(stats.norm.ppf(0.975))
 
 
-def agreement(scores_a: ArrayLike, scores_b: ArrayLike) -> float:
-    """Returns the share of images to which both models give the same class."""
+def agreement(scores_a: ArrayLike, scores_b: ArrayLike, several: bool = False) -> float:
+    """Returns the share of images to which both models give the same class.
+
+    With `several`, of labels that may apply together, the share of all labels of all
+    images that both answer alike.
+    """
     a, b = np.asarray(scores_a), np.asarray(scores_b)
     if a.shape != b.shape or a.ndim != 2 or not len(a):
         raise ValueError(
             "expected two sets of scores of one shape (n, classes). "
             f"Received: {a.shape} and {b.shape}"
         )
+    if a.shape[1] == 1:
+        raise ValueError(
+            "scores of a single unit must be those of both classes (n, 2), as predict "
+            "gives them. Received: shape (n, 1)"
+        )
+    if several:
+        return 1.0 - disagreement(a, b, several)
     return float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
 
 
@@ -37,7 +49,8 @@ def compare_predictions(
     Args:
         scores_a: Scores of the first model (the reference), `(n, classes)`.
         scores_b: Scores of the second model, same shape.
-        labels: True classes, `(n,)`.
+        labels: True classes, `(n,)`; or, where several labels may apply to an image,
+            zeros and ones, `(n, labels)`.
 
     Returns:
         A dictionary of plain Python values:
@@ -52,12 +65,20 @@ def compare_predictions(
         that only b gets right.
         `per_class`: for each true class `{"gained", "lost", "images"}` counts.
 
+        Of labels, `difference` is that in macro F1, with its interval by the delta
+        method; `mcnemar_p` and `disagreement` are of the single labels' answers;
+        indices are of images where one of them changed; "images" is how many have
+        each label; and `task` is "labels".
+
     Raises:
         ValueError: If the shapes do not match or a label is not a class.
     """
-    same = agreement(scores_a, scores_b)
     scores_a, labels = check_predictions(scores_a, labels)
     scores_b, _ = check_predictions(scores_b, labels)
+    several = of_labels(labels)
+    same = agreement(scores_a, scores_b, several)
+    if several:
+        return _compare_labels(scores_a, scores_b, labels, 1 - same)
     n, classes = scores_a.shape
     right_a = scores_a.argmax(axis=1) == labels
     right_b = scores_b.argmax(axis=1) == labels
@@ -85,6 +106,38 @@ def compare_predictions(
     }
 
 
+def _compare_labels(
+    scores_a: NDArray, scores_b: NDArray, labels: NDArray, differing: float
+) -> dict[str, Any]:
+    """What `compare_predictions` returns, of labels."""
+    n = len(labels)
+    f1 = [float(np.nanmean(f1_by_label(s, labels))) for s in (scores_a, scores_b)]
+    difference = f1[1] - f1[0]
+    moved = f1_influence(scores_b, labels) - f1_influence(scores_a, labels)
+    error = float(moved.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    right_a, right_b = ((s > 0.5) == labels for s in (scores_a, scores_b))
+    gained, lost = right_b & ~right_a, right_a & ~right_b
+    flips = int(gained.sum()), int(lost.sum())
+    return {
+        "task": "labels",
+        "difference": difference,
+        "difference_ci": [difference - _Z95 * error, difference + _Z95 * error],
+        "standard_error": error,
+        "mcnemar_p": (
+            float(stats.binomtest(flips[1], sum(flips)).pvalue) if any(flips) else 1.0
+        ),
+        "disagreement": differing,
+        "right_to_wrong": np.flatnonzero(lost.any(axis=1)).tolist(),
+        "wrong_to_right": np.flatnonzero(gained.any(axis=1)).tolist(),
+        "per_class": [
+            {"gained": int(g), "lost": int(one), "images": int(images)}
+            for g, one, images in zip(
+                gained.sum(axis=0), lost.sum(axis=0), labels.sum(axis=0), strict=True
+            )
+        ],
+    }
+
+
 def describe_comparison(result: dict[str, Any], classes: Sequence[str]) -> str:
     """Writes what `compare_predictions` returned as text for a person.
 
@@ -99,11 +152,14 @@ def describe_comparison(result: dict[str, Any], classes: Sequence[str]) -> str:
     low, high = (100 * bound for bound in result["difference_ci"])
     lost, gained = result["right_to_wrong"], result["wrong_to_right"]
     verdict = "not significant" if low <= 0 <= high else "significant"
+    measured, each = "", "images"
+    if result.get("task") == "labels":
+        measured, each = " of macro F1", "labels of images"
     lines = [
-        f"B against A: {100 * result['difference']:+.2f} points "
+        f"B against A: {100 * result['difference']:+.2f} points{measured} "
         f"(95 % interval {low:+.2f} to {high:+.2f}, McNemar p = "
         f"{result['mcnemar_p']:.3g}): {verdict}",
-        f"disagreement on {100 * result['disagreement']:.2f} % of the images; "
+        f"disagreement on {100 * result['disagreement']:.2f} % of the {each}; "
         f"{len(lost)} became wrong, {len(gained)} became right",
     ]
     width = max(len(name) for name in classes)

@@ -11,12 +11,24 @@ import numpy as np
 import tf_keras as keras
 from numpy.typing import ArrayLike, NDArray
 
+from kdprune._answers import of_labels
 from kdprune.benchmark.latency import measure_latency
 from kdprune.evaluate.compare import agreement
 from kdprune.evaluate.metrics import score
-from kdprune.evaluate.prediction import predict
+from kdprune.evaluate.prediction import predict_for_labels
 from kdprune.intake.pixels import Given
 from kdprune.tflite.sizes import describe_file
+
+# Of labels, and of a single unit.
+_OF_TASKS = (
+    "task",
+    "auc",
+    "macro_f1",
+    "macro_f1_ci",
+    "mean_average_precision",
+    "f1_by_label",
+    "average_precision_by_label",
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,8 @@ def evaluate_model(
     Args:
         model: A Keras model, or the path of a `.tflite`, `.keras` or `.h5` file.
         images: uint8, or float in [0, 1], shape `(n, height, width, channels)`.
-        labels: True classes, integers `(n,)`.
+        labels: True classes, integers `(n,)`; or, where several labels may apply to
+            an image, zeros and ones `(n, labels)`.
         source: `(name, scores)` of the model it was made from, for `agreement`.
         input_range: What the model takes for black and white, see `predict`.
         resolver: Kernels for a `.tflite`, see `predict`.
@@ -67,10 +80,16 @@ def evaluate_model(
     """
     path = Path(model) if isinstance(model, str | os.PathLike) else None
     description = describe_file(model)
-    scores = predict(
-        model, images, input_range=input_range, resolver=resolver, threads=threads
+    several = of_labels(labels)
+    scores, units = predict_for_labels(
+        model,
+        images,
+        labels,
+        input_range=input_range,
+        resolver=resolver,
+        threads=threads,
     )
-    result = score(scores, labels)
+    result = score(scores, labels, binary=units == 1)
     on_runtime = description["format"] == "tflite"
     timing: dict = {}
     if latency and path is not None and on_runtime:
@@ -93,11 +112,14 @@ def evaluate_model(
         "latency_ms_p90": timing.get("latency_ms_p90"),
         "threads": threads if on_runtime else None,
         "resolver": resolver if on_runtime else None,
-        "agreement": None if source is None else agreement(source[1], scores),
+        "agreement": (
+            None if source is None else agreement(source[1], scores, several)
+        ),
         "agreement_with": None if source is None else source[0],
         "ece": result["ece"],
         "per_class": result["per_class"],
         "confusion": result["confusion"],
         "sparsity_by_layer": description["sparsity_by_layer"],
     }
+    entry |= {key: result[key] for key in _OF_TASKS if key in result}
     return Evaluation(entry, scores)

@@ -10,19 +10,28 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 
 from kdprune import images as pixels
-from kdprune._graph import check_classes
+from kdprune._answers import of_labels
+from kdprune._graph import HEADS, final_activation, head_of, is_graph_model
 from kdprune._log import progress
-from kdprune.intake import PixelRange, byte_input, parse_range, range_of
+from kdprune.intake import (
+    PixelRange,
+    byte_input,
+    parse_range,
+    range_of,
+    select_output,
+)
 from kdprune.intake.pixels import BYTES, SIGNED, UNIT, Given, check_channels
 from kdprune.models import load_model
 from kdprune.tflite.format import read_tflite
+from kdprune.tflite.inspection import head_of_file
 from kdprune.tflite.interpreter import open_interpreter
 
 KERAS_BATCH = 250
-# What the runtime fixes an integer softmax's output to: 256 steps from 0.
-_SOFTMAX_QUANTIZATION = {"int8": (1 / 256, -128), "uint8": (1 / 256, 0)}
+# What the runtime fixes an integer softmax's or sigmoid's output to: 256 steps from 0.
+_QUANTIZATION = {"int8": (1 / 256, -128), "uint8": (1 / 256, 0)}
 # Of its span: how far an input's range may be from a usual one that it is taken for.
 _NEARLY = 0.25
 
@@ -34,8 +43,9 @@ def predict(
     input_range: Given | None = None,
     resolver: str = "xnnpack",
     threads: int = 1,
+    head: str | None = None,
 ) -> NDArray[np.float32]:
-    """Computes class probabilities for every image.
+    """Computes the probabilities of classes or labels for every image.
 
     A `.tflite` file runs on the LiteRT runtime, one image at a time as a device
     would. Pixels become the real values the model was trained on, and those
@@ -52,26 +62,108 @@ def predict(
         resolver: Kernels for a `.tflite`: `"xnnpack"`, `"builtin"` or
             `"reference"`. The same file scores up to 0.2 points apart on them.
         threads: Threads for a `.tflite`, at least 1.
+        head: What makes probabilities of its outputs: "softmax" for one of several
+            classes, "sigmoid" for labels of which several may apply. By default what
+            the model ends in; of logits, softmax.
 
     Returns:
-        Probabilities, float32, shape `(n, classes)`. Logits go through a
-        softmax; outputs that are probabilities already are returned as they are.
+        Probabilities, float32, shape `(n, classes)`. Logits go through the softmax or
+        sigmoid; outputs that are probabilities already are returned as they are. Of a
+        single unit, the second of two classes, `(n, 2)`: of both of them.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is no model, or the images do not fit its input.
+        ValueError: If the file is no model, the images do not fit its input, or it
+            ends in another head.
     """
+    return _predict(
+        model_or_path,
+        images,
+        input_range=input_range,
+        resolver=resolver,
+        threads=threads,
+        head=head,
+    )[0]
+
+
+def predict_for_labels(
+    model_or_path: keras.Model | str | os.PathLike,
+    images: ArrayLike,
+    labels: ArrayLike,
+    **options: Any,
+) -> tuple[NDArray[np.float32], int]:
+    """Computes the probabilities that are to be held against labels.
+
+    Args:
+        model_or_path: As for `predict`.
+        images: As there.
+        labels: Classes `(n,)`; or zeros and ones `(n, labels)`, of which several may
+            apply to an image: logits go through a sigmoid then.
+        options: The others of `predict`.
+
+    Returns:
+        `(probabilities, units)`: what `predict` returns, and the number of outputs.
+
+    Raises:
+        ValueError: As `predict`, or if the model's head is not of such labels.
+    """
+    several = of_labels(labels)
+    scores, head, units = _predict(
+        model_or_path, images, **options, head="sigmoid" if several else None
+    )
+    name = model_or_path
+    if isinstance(model_or_path, keras.Model):
+        name = f"model {model_or_path.name!r}"
+    if head == "sigmoid" and units > 1 and not several:
+        raise ValueError(
+            f"{name}: expected labels (n, {units}), zeros and ones, for a model that "
+            "ends in sigmoid, whose outputs are labels that apply or not. Received: "
+            f"labels of shape {np.shape(labels)}"
+        )
+    if several and units == 1:
+        raise ValueError(
+            f"{name}: expected labels (n,), 0 or 1, for a model of one unit. Received: "
+            f"labels of shape {np.shape(labels)}"
+        )
+    return scores, units
+
+
+def _predict(
+    model_or_path: keras.Model | str | os.PathLike,
+    images: ArrayLike,
+    *,
+    input_range: Given | None = None,
+    resolver: str = "xnnpack",
+    threads: int = 1,
+    head: str | None = None,
+) -> tuple[NDArray[np.float32], str, int]:
+    """What `predict` returns, the head that made it, and the model's units."""
     array = pixels.check(images)
     given = None if input_range is None else parse_range(input_range)
     if isinstance(model_or_path, str | os.PathLike):
         path = Path(model_or_path)
         if path.suffix == ".tflite":
-            return _predict_tflite(path, array, given, resolver, threads)
+            return _predict_tflite(path, array, given, resolver, threads, head)
         model, name = load_model(path), str(path)
     else:
         model = model_or_path
         name = f"model {getattr(model, 'name', type(model).__name__)!r}"
-    return _predict_keras(model, array, given or range_of(model), name)
+    return _predict_keras(model, array, given or range_of(model), name, head)
+
+
+def _finish(
+    outputs: NDArray, head: str, done: bool
+) -> tuple[NDArray[np.float32], str, int]:
+    """Probabilities of a model's outputs, of both classes where it has one unit."""
+    outputs = np.asarray(outputs, np.float32)
+    units = outputs.shape[1]
+    if head == "softmax":
+        return outputs if done else to_probabilities(outputs), head, units
+    if not done:
+        outputs = expit(outputs)
+    if units == 1:
+        outputs = np.concatenate([1 - outputs, outputs], axis=1)
+    return outputs, head, units
 
 
 def to_probabilities(outputs: ArrayLike) -> NDArray[np.float32]:
@@ -118,16 +210,27 @@ def _predict_tflite(
     given: PixelRange | None,
     resolver: str,
     threads: int,
-) -> NDArray[np.float32]:
+    asked: str | None,
+) -> tuple[NDArray[np.float32], str, int]:
     interpreter = open_interpreter(path, resolver, threads)
     source = interpreter.get_input_details()[0]
     target = interpreter.get_output_details()[0]
     _check_shapes(str(path), tuple(source["shape"][1:]), target["shape"], images)
-    if read_tflite(path).ops[-1].name == "LOGISTIC":
+    found = head_of_file(read_tflite(path))
+    one = target["shape"][-1] == 1
+    if asked and asked not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)}. Received: {asked!r}")
+    if asked and found and asked != found:
         raise ValueError(
-            f"{path}: expected a file that gives one of several classes. Received: one "
-            "that ends in sigmoid, for several labels, which is not supported yet"
+            f"{path}: expected a file that ends in {asked} or gives logits. Received: "
+            f"one that ends in {found}"
         )
+    if one and "softmax" in (found, asked):
+        raise ValueError(
+            f"{path}: expected sigmoid or logits of a single unit, whose softmax is "
+            "always 1. Received: softmax"
+        )
+    head = found or asked or ("sigmoid" if one else "softmax")
     feed = _file_feed(source, given, images)
     raw = np.empty((len(images), target["shape"][-1]), target["dtype"])
     for i, image in enumerate(progress(images, path.name)):
@@ -135,16 +238,15 @@ def _predict_tflite(
         interpreter.invoke()
         raw[i] = interpreter.get_tensor(target["index"])[0]
     if not np.issubdtype(raw.dtype, np.integer):
-        return to_probabilities(raw)
+        return _finish(raw, head, found == "sigmoid")
     scale, zero_point = target["quantization"]
     if not scale:
         raise ValueError(f"{path}: its integer output has no scale")
     outputs = ((raw.astype(np.float64) - zero_point) * scale).astype(np.float32)
     # Rounding keeps integer probabilities from summing to 1, so that those are
     # known by the quantization the runtime prescribes for a softmax.
-    if (scale, zero_point) == _SOFTMAX_QUANTIZATION.get(raw.dtype.name):
-        return outputs
-    return to_probabilities(outputs)
+    done = (scale, zero_point) == _QUANTIZATION.get(raw.dtype.name)
+    return _finish(outputs, head, done or found == "sigmoid")
 
 
 def _predict_keras(
@@ -152,7 +254,10 @@ def _predict_keras(
     images: NDArray,
     range_: PixelRange,
     name: str,
-) -> NDArray[np.float32]:
+    head: str | None,
+) -> tuple[NDArray[np.float32], str, int]:
+    if is_graph_model(model):
+        select_output(model, None)  # Says which there are, if several.
     for port in ("input_shape", "output_shape"):
         if not isinstance(getattr(model, port, None), tuple):
             raise ValueError(
@@ -160,7 +265,7 @@ def _predict_keras(
                 f"or a model file's path. Received: {type(model).__name__}"
             )
     _check_shapes(name, model.input_shape[1:], model.output_shape, images)
-    check_classes(model, name)
+    head = head_of(model, name, head)
     feed = _feed(range_, images, lambda values: values.astype(np.float32))
     starts = range(0, len(images), KERAS_BATCH)
     outputs = [
@@ -170,7 +275,12 @@ def _predict_keras(
         )
         for start in progress(starts, f"{name}, batches of {KERAS_BATCH}")
     ]
-    return to_probabilities(np.concatenate(outputs))
+    found = np.concatenate(outputs)
+    done = final_activation(model)[0] == "sigmoid"
+    if not done and head == "sigmoid" and not is_graph_model(model):
+        # What Python code hides is told by its values.
+        done = bool(found.min() >= 0 and found.max() <= 1)
+    return _finish(found, head, done)
 
 
 def _feed(
@@ -236,9 +346,4 @@ def _check_shapes(
         raise ValueError(
             f"{name}: a classifier gives (batch, classes). "
             f"Received: {tuple(int(s or -1) for s in output_shape)}"
-        )
-    if output_shape[-1] == 1:
-        raise ValueError(
-            f"{name}: expected an output for each of several classes. Received: one "
-            "unit, for two classes, which is not supported yet"
         )

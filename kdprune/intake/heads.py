@@ -6,6 +6,7 @@ probabilities in the user's model is put back when a file is written.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,13 +57,7 @@ def split_head(model: keras.Model) -> tuple[keras.Model, Head]:
         ValueError: If there are several outputs, or the output is not one row of
             scores for each image.
     """
-    check_graph_model(model)
-    if len(model.outputs) != 1:
-        names = (tensor._keras_history.layer.name for tensor in model.outputs)
-        raise ValueError(
-            f"expected a model of one output. Received: {', '.join(names)}; make one "
-            "of the output that matters, keras.Model(model.input, model.outputs[0])"
-        )
+    model = select_output(model, None)
     shape = model.outputs[0].shape
     if shape.rank != 2 or shape[1] is None:
         raise ValueError(
@@ -80,6 +75,79 @@ def split_head(model: keras.Model) -> tuple[keras.Model, Head]:
         call = _call_of(model, layer)
         changed = rebuild(model, bypass={call: call.keras_inputs[0]})
     return changed, Head(activation, shape[1])
+
+
+def check_head(head: Head, task: str, classes: Sequence[str], name: str) -> None:
+    """Refuses a model whose outputs are not of the data's labels.
+
+    Args:
+        head: What `split_head` found.
+        task: The data's: "classes", "labels" or "binary".
+        classes: Names of its classes or labels.
+        name: What the model is called in the error.
+
+    Raises:
+        ValueError: In one line: what is expected of a model of this data.
+    """
+    count, units = len(classes), head.units
+    single = units == 1 and head.activation != "softmax"
+    if task == "labels":
+        fits = head.activation != "softmax" and units == count > 1
+        expected = f"{count} outputs by sigmoid or logits, one for each label"
+    elif task == "binary":
+        fits = single
+        expected = "one unit by sigmoid or logits, the second of two classes"
+    else:
+        fits = (single and count == 2) or (
+            head.activation != "sigmoid" and units == count
+        )
+        expected = f"{count} outputs by softmax or logits, one for each class"
+        expected += ", or a single unit" if count == 2 else ""
+    if fits:
+        return
+    ending = {"none": "logits"}.get(head.activation, head.activation)
+    received = f"{units} output{'' if units == 1 else 's'} by {ending}"
+    hint = "use a model trained on this data"
+    if task == "classes" and head.activation == "sigmoid" and units == count:
+        hint = "give labels as zeros and ones (n, labels) if several may apply"
+    elif task == "labels" and head.activation == "softmax":
+        hint = "a softmax gives one of several classes, labels (n,)"
+    elif task == "binary" and units == 2:
+        hint = "leave task: binary out"
+    listed = ", ".join(map(str, classes[:3])) + (", …" if count > 3 else "")
+    raise ValueError(
+        f"{name}: expected {expected} ({listed}). Received: {received}; {hint}"
+    )
+
+
+def select_output(model: keras.Model, output: str | None) -> keras.Model:
+    """Makes a model of one output of one that has several.
+
+    Args:
+        model: A graph model.
+        output: The name of the layer that gives the output; None for the only one.
+
+    Raises:
+        ValueError: If there are several outputs and none is named, or none is called
+            so: with the names of all.
+    """
+    check_graph_model(model)
+    outputs = {tensor._keras_history.layer.name: tensor for tensor in model.outputs}
+    if isinstance(model.output, dict):
+        outputs |= model.output
+    listed = ", ".join(outputs)
+    if output is None:
+        if len(model.outputs) > 1:
+            raise ValueError(
+                "expected a model of one output, or which of them to take: "
+                f"output=NAME when it is loaded. Received: {listed}"
+            )
+        return model
+    if output not in outputs:
+        raise ValueError(f"output must be one of {listed}. Received: {output!r}")
+    if len(model.outputs) == 1:
+        return model
+    return keras.Model(model.inputs, outputs[output], name=model.name)
 
 
 def _call_of(model: keras.Model, layer: Any) -> Any:

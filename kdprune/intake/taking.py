@@ -17,7 +17,7 @@ from kdprune._graph import (
 )
 from kdprune.images import check
 from kdprune.intake import pixels
-from kdprune.intake.heads import Head, split_head
+from kdprune.intake.heads import Head, select_output, split_head
 from kdprune.intake.inline import TRAINING_ONLY, inline
 
 _BATCH = 100
@@ -86,7 +86,7 @@ def take_model(
     check_float_model(model)
     notes: list[str] = []
     if output is not None:
-        model = with_output(model, output)
+        model = select_output(model, output)
         notes.append(f"output {output!r} is the one that counts")
     random = tuple(
         layer
@@ -201,15 +201,3 @@ def _told(
     front = ", ".join(repr(call.layer.name) for call in chain.calls)
     done = f"; {front} is made part of what brings [0, 1] to it" if front else ""
     return [f"takes pixels in {range_.name}, {why}{done}"]
-
-
-def with_output(model: keras.Model, name: str) -> keras.Model:
-    """The model up to one of its outputs, called by the name of its layer."""
-    outputs = {tensor._keras_history.layer.name: tensor for tensor in model.outputs}
-    if isinstance(model.output, dict):
-        outputs |= model.output
-    if name not in outputs:
-        raise ValueError(
-            f"output must be one of {', '.join(outputs)}. Received: {name!r}"
-        )
-    return keras.Model(model.inputs, outputs[name], name=model.name)

@@ -20,7 +20,7 @@ from kdprune.images import as_uint8
 from kdprune.kit import selftest
 from kdprune.kit.c_source import c_source
 from kdprune.kit.card import write_card
-from kdprune.kit.facts import Facts
+from kdprune.kit.facts import Facts, task_of
 from kdprune.kit.fits import find_needs
 from kdprune.kit.golden import golden_images
 from kdprune.kit.metadata import LABELS, add_metadata
@@ -65,7 +65,8 @@ def write_kit(
         int8: The int8 `.tflite` file (its content, or its path), as `convert_tflite`
             makes it.
         uint8: The uint8 file of the same model.
-        classes: The classes' names, in the order of the outputs.
+        classes: The classes' names, in the order of the outputs; of a single output
+            the names of both classes.
         name: The model's name: letters, digits, "-" and "_".
         version: The model's version.
         images: More images for the golden vectors, uint8 or float in [0, 1], shape
@@ -96,7 +97,7 @@ def write_kit(
         dtype: _inspect(content, f"the {dtype} model: ")
         for dtype, content in models.items()
     }
-    shape = _check_ends(ends, len(classes))
+    shape = _check_ends(ends, classes)
     pixels = _gather_images(shape, images)
     scores, deviation = _score(models, pixels)
     limit = _kernel_limit(deviation)
@@ -143,7 +144,8 @@ def label_file(
 
     Args:
         file: An image classifier's `.tflite` file: its content, or its path.
-        classes: The classes' names, in the order of the outputs.
+        classes: The classes' names, in the order of the outputs; of a single output
+            the names of both classes, of which the second is put into the file.
         name: The model's name: letters, digits, "-" and "_".
         version: The model's version.
 
@@ -158,13 +160,24 @@ def label_file(
     classes = _check_names(name, classes)
     content = read_content(file)
     found = inspect_tflite(content)
-    image, scores = _check_shapes(found, "the model")
-    if scores[1] != len(classes):
-        raise ValueError(_other_count("the model", scores[1], len(classes)))
-    size = " x ".join(map(str, image[1:]))
+    image, _ = _check_shapes(found, "the model")
+    _check_count("the model", found, classes)
+    size, task = " x ".join(map(str, image[1:])), task_of(found)
     description = f"Classifies images of {size} into {len(classes)} classes."
+    scores = f"The probability of each of {len(classes)} classes."
+    if task == "labels":
+        description = f"Tells which of {len(classes)} labels apply to images of {size}."
+        scores = f"The probability of each of {len(classes)} labels, by itself."
+    elif task == "binary":
+        scores = f"The probability of {classes[1]}; below one half it is {classes[0]}."
+        classes = classes[1:]
     return add_metadata(
-        content, classes, name=name, description=description, version=version
+        content,
+        classes,
+        name=name,
+        description=description,
+        version=version,
+        scores=scores,
     )
 
 
@@ -214,14 +227,24 @@ def _check_shapes(found: dict[str, Any], what: str) -> tuple[list[int], list[int
     return image, scores
 
 
-def _other_count(what: str, outputs: int, classes: int) -> str:
-    return (
-        f"{what} has {outputs} outputs: name as many classes. "
-        f"Received: {classes} classes"
-    )
+def _check_count(what: str, found: dict[str, Any], classes: tuple[str, ...]) -> None:
+    """Refuses other names than an output each, or two of a single output."""
+    outputs = found["output"]["shape"][1]
+    if outputs == 1 and len(classes) != 2:
+        raise ValueError(
+            f"{what} has a single output, the second of two classes: name both. "
+            f"Received: {len(classes)} classes"
+        )
+    if outputs != 1 and len(classes) != outputs:
+        raise ValueError(
+            f"{what} has {outputs} outputs: name as many classes. "
+            f"Received: {len(classes)} classes"
+        )
 
 
-def _check_ends(ends: dict[str, dict[str, Any]], classes: int) -> tuple[int, ...]:
+def _check_ends(
+    ends: dict[str, dict[str, Any]], classes: tuple[str, ...]
+) -> tuple[int, ...]:
     """The image's shape, after the checks of what the files take and give."""
     for dtype, found in ends.items():
         for end, steps in (("input", 255), ("output", 256)):
@@ -234,9 +257,8 @@ def _check_ends(ends: dict[str, dict[str, Any]], classes: int) -> tuple[int, ...
                     f"zero point {ZERO_POINTS[dtype]}, as convert_tflite makes it. "
                     "Received: {}, {}, {}".format(*quantization)
                 )
-        _, scores = _check_shapes(found, f"the {dtype} model")
-        if scores[1] != classes:
-            raise ValueError(_other_count(f"the {dtype} model", scores[1], classes))
+        _check_shapes(found, f"the {dtype} model")
+        _check_count(f"the {dtype} model", found, classes)
     if ends["int8"]["input"]["shape"] != ends["uint8"]["input"]["shape"]:
         raise ValueError(
             "the int8 and the uint8 model must take images of one shape. Received: "

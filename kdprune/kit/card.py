@@ -11,6 +11,22 @@ from kdprune.kit.fits import check_fit
 
 _CLASSES_SHOWN = 50
 
+# The figures of a table: title, key of an entry, key of its interval.
+_MEASURES: dict[str, list[tuple[str, ...]]] = {
+    "classes": [("accuracy %", "accuracy", "accuracy_ci")],
+    "binary": [("accuracy %", "accuracy", "accuracy_ci"), ("AUC %", "auc")],
+    "labels": [
+        ("macro F1 %", "macro_f1", "macro_f1_ci"),
+        ("mAP %", "mean_average_precision"),
+        ("accuracy %", "accuracy", "accuracy_ci"),
+    ],
+}
+_COSTS = ("bytes", "gzip", "MACs", "p50 / p90 ms")
+_NOTES = {
+    "binary": "AUC: area under the receiver operating characteristic. ",
+    "labels": "Macro F1: mean of the labels' F1 scores at one half. mAP: mean of their "
+    "average precisions. Accuracy: share of all labels answered rightly. ",
+}
 _USES = {
     "model_uint8.tflite": "the model for Android and for Python: bytes in, bytes out",
     "model_int8.tflite": "the same for microcontrollers: bytes minus 128, in and out",
@@ -36,8 +52,8 @@ def write_card(facts: Facts) -> str:
     parts = [
         f"# {facts.name}",
         f"Version {escape(facts.version)}. An image classifier: {kind} images of "
-        f"{height} x {width} pixels in, the probabilities of {len(facts.classes)} "
-        f"classes out. {_describe_computing(facts)}",
+        f"{height} x {width} pixels in, {_describe_scores(facts)} out. "
+        f"{_describe_computing(facts)}",
         _describe_classes(facts),
         "## Files",
         _files_table(facts),
@@ -75,6 +91,16 @@ def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
+def _describe_scores(facts):
+    count = len(facts.classes)
+    if facts.task == "binary":
+        yes, no = escape(facts.classes[1]), escape(facts.classes[0])
+        return f"the probability of {yes}, against {no},"
+    if facts.task == "labels":
+        return f"the probabilities of {count} labels, of which several may apply,"
+    return f"the probabilities of {count} classes"
+
+
 def _describe_computing(facts):
     if not facts.float_layers:
         return "It computes in 8-bit integers throughout."
@@ -87,7 +113,8 @@ def _describe_computing(facts):
 def _describe_classes(facts):
     shown = ", ".join(escape(label) for label in facts.classes[:_CLASSES_SHOWN])
     more = len(facts.classes) - _CLASSES_SHOWN
-    return f"Classes: {shown}" + (
+    what = "Labels" if facts.task == "labels" else "Classes"
+    return f"{what}: {shown}" + (
         f", and {more} more in `labels.txt`." if more > 0 else "."
     )
 
@@ -154,10 +181,13 @@ def _describe_figures(facts):
         f"Data: {escape(data.get('source', 'unknown'))}"
         + (f" ({counts} images)." if counts else ".")
     )
-    header = ("model", "type", "accuracy %", "bytes", "gzip", "MACs", "p50 / p90 ms")
-    parts.append(table(header, [_figures_row(entry) for entry in metrics["models"]]))
+    measured = _MEASURES[facts.task]
+    header = ("model", "type", *(title for title, *_ in measured), *_COSTS)
+    rows = [_figures_row(entry, measured) for entry in metrics["models"]]
+    parts.append(table(header, rows))
     timed = next((e for e in metrics["models"] if e.get("latency_ms_p50")), None)
     note = "Accuracy in brackets: its 95 % interval. gzip is what a download costs."
+    note = _NOTES.get(facts.task, "") + note
     if timed:
         threads = timed.get("threads", 1)
         note += (
@@ -172,18 +202,29 @@ def _describe_figures(facts):
     return parts
 
 
-def _figures_row(entry):
-    accuracy, interval = entry.get("accuracy"), entry.get("accuracy_ci")
-    shown = "–" if accuracy is None else f"{100 * accuracy:.2f}"
-    if interval:
-        shown += " ({:.2f}, {:.2f})".format(*(100 * end for end in interval))
+def _figures_row(entry, measured):
+    shown = [_figure(entry, *keys) for _, *keys in measured]
     p50, p90 = entry.get("latency_ms_p50"), entry.get("latency_ms_p90")
     latency = f"{p50:.3f} / {p90:.3f}" if p50 and p90 else "–"
     counts = [
         f"{entry[key]:,}" if entry.get(key) is not None else "–"
         for key in ("bytes", "bytes_gzip", "macs")
     ]
-    return (escape(entry.get("name")), entry.get("dtype", "–"), shown, *counts, latency)
+    return (
+        escape(entry.get("name")),
+        entry.get("dtype", "–"),
+        *shown,
+        *counts,
+        latency,
+    )
+
+
+def _figure(entry, key, interval=None):
+    share, bounds = entry.get(key), entry.get(interval)
+    text = "–" if share is None else f"{100 * share:.2f}"
+    if bounds:
+        text += " ({:.2f}, {:.2f})".format(*(100 * end for end in bounds))
+    return text
 
 
 def _describe_memory(facts):
@@ -221,18 +262,37 @@ def _describe_fits(facts):
     return [table(("board", "fits", "flash, KiB", "RAM, KiB", ""), rows), note]
 
 
+def _describe_answer(facts):
+    if facts.task == "labels":
+        return (
+            "A label applies where its probability is above one half: any number of "
+            f"the {len(facts.classes)}, or none; for fewer false alarms take a higher "
+            "limit."
+        )
+    if facts.task == "binary":
+        no, yes = map(escape, facts.classes)
+        return (
+            f"Every image is taken for {yes} where the probability is above one half, "
+            f"else for {no}, whatever it shows."
+        )
+    return (
+        f"Every image is assigned one of the {len(facts.classes)} classes, whatever it "
+        "shows."
+    )
+
+
 def _known_limits(facts):
     height, width, _ = facts.image_shape
     limits = [
-        f"Every image is assigned one of the {len(facts.classes)} classes, whatever it "
-        "shows.",
+        _describe_answer(facts),
         f"Images are scaled to {height} x {width} pixels: pass them whole and upright.",
         "The accuracy is that of images like those it was trained on; other cameras, "
         "light and subjects lower it.",
         "Processors round differently: scores of the default and of the reference "
         f"kernels differ by up to {facts.deviation}/256 on the golden images.",
     ]
-    shares = facts.flagship.get("per_class") or []
+    labels = facts.task == "labels"
+    shares = facts.flagship.get("f1_by_label" if labels else "per_class") or []
     known = [
         (share, label)
         for share, label in zip(shares, facts.classes, strict=False)
@@ -241,7 +301,9 @@ def _known_limits(facts):
     if known:
         share, label = min(known)
         limits.append(
-            f"Weakest class: {escape(label)}, {share:.1%} of its images right."
+            f"Weakest label: {escape(label)}, of an F1 score of {share:.2f}."
+            if labels
+            else f"Weakest class: {escape(label)}, {share:.1%} of its images right."
         )
     error = facts.flagship.get("ece")
     if error is not None:

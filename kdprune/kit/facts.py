@@ -8,6 +8,13 @@ from typing import Any
 from kdprune.kit.fits import Needs
 
 
+def task_of(found: dict[str, Any]) -> str:
+    """What the outputs of a file mean that `inspect_tflite` has read: `Facts.task`."""
+    if found["output"]["shape"][-1] == 1:
+        return "binary"
+    return "labels" if found["head"] == "sigmoid" else "classes"
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a card says of a model.
@@ -39,6 +46,11 @@ class Facts:
     golden: int
     deviation: int
     metrics: dict[str, Any]
+
+    @property
+    def task(self) -> str:
+        """What is told: "classes", "labels" of which several may apply, "binary"."""
+        return task_of(self.ends["int8"])
 
     @property
     def arena(self) -> int | None:

@@ -60,7 +60,13 @@ _COLOR_SPACES = {3: 1, 1: 2}  # Channels: RGB, GRAYSCALE; 0 is UNKNOWN.
 
 
 def add_metadata(
-    data: bytes, classes: Sequence[str], *, name: str, description: str, version: str
+    data: bytes,
+    classes: Sequence[str],
+    *,
+    name: str,
+    description: str,
+    version: str,
+    scores: str,
 ) -> bytes:
     """Embeds metadata and labels into an image classifier's `.tflite` file.
 
@@ -78,6 +84,7 @@ def add_metadata(
         name: The model's name.
         description: What the model does, in a sentence.
         version: The model's version.
+        scores: What its outputs are, in a sentence.
 
     Returns:
         The new file's content.
@@ -93,7 +100,7 @@ def add_metadata(
             _table(
                 "SubGraphMetadata",
                 input_tensor_metadata=[_describe_image(channels=image.shape[3])],
-                output_tensor_metadata=[_describe_scores(len(classes))],
+                output_tensor_metadata=[_describe_scores(scores)],
             )
         ],
         min_parser_version="1.0.0",
@@ -127,7 +134,7 @@ def _describe_image(channels: int) -> _Table:
     )
 
 
-def _describe_scores(classes: int) -> _Table:
+def _describe_scores(description: str) -> _Table:
     labels = _table(
         "AssociatedFile",
         name=LABELS,
@@ -137,7 +144,7 @@ def _describe_scores(classes: int) -> _Table:
     return _table(
         "TensorMetadata",
         name="scores",
-        description=f"The probability of each of {classes} classes.",
+        description=description,
         content=_table(
             "Content",
             properties_type=_FEATURE_PROPERTIES,

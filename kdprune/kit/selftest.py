@@ -109,7 +109,7 @@ def score(content, images, kernels="default"):
         kernels: "default" for those of this machine, or "reference".
 
     Returns:
-        Probabilities in steps of 1/256, uint8 `(n, classes)`.
+        Probabilities in steps of 1/256, uint8 `(n, outputs)`.
     """
     import numpy as np
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import string
 from collections.abc import Iterable
@@ -27,16 +28,15 @@ fun openClassifier(context: Context): ImageClassifier {
     val options = ImageClassifier.ImageClassifierOptions.builder()
         .setBaseOptions(base)
         .setRunningMode(RunningMode.IMAGE)
-        .setMaxResults($best)
+        $options
         .build()
     return ImageClassifier.createFromOptions(context, options)
 }
 
 // Takes a bitmap of any size, ARGB_8888; it is scaled to $width x $height inside.
-fun classify(classifier: ImageClassifier, bitmap: Bitmap): Pair<String, Float> {
+fun classify(classifier: ImageClassifier, bitmap: Bitmap): $answer {
     val result = classifier.classify(BitmapImageBuilder(bitmap).build())
-    val best = result.classificationResult().classifications()[0].categories()[0]
-    return Pair(best.categoryName(), best.score())
+$of_mediapipe
 }
 """
 
@@ -56,7 +56,7 @@ class Classifier(context: Context) {
     private val inputs = model.createInputBuffers()    // uint8 $input_shape
     private val outputs = model.createOutputBuffers()  // uint8 $output_shape
 
-    fun classify(bitmap: Bitmap): Pair<String, Float> {
+    fun classify(bitmap: Bitmap): $answer {
         val pixels = IntArray($width * $height)
         Bitmap.createScaledBitmap(bitmap, $width, $height, true)
             .getPixels(pixels, 0, $width, 0, 0, $width, $height)
@@ -67,8 +67,7 @@ $fill
         inputs[0].writeInt8(bytes)
         model.run(inputs, outputs)
         val scores = outputs[0].readInt8().map { it.toInt() and 0xFF }
-        val best = scores.indices.maxByOrNull { scores[it] }!!
-        return Pair(labels[best], scores[best] / 256f)
+$of_litert
     }
 }
 """
@@ -100,12 +99,77 @@ image = np.load("golden.npz")["images"][0]  # yours: uint8 $image_shape
 interpreter.set_tensor(source, image[None])
 interpreter.invoke()
 scores = interpreter.get_tensor(target)[0] / 256
-print(classes[scores.argmax()], scores.max())
+$of_python
 """
 
+# What the code makes of the scores, by the task: one of several classes, labels of
+# which several may apply, or a single score that tells two classes apart.
+_ANSWERS: dict[str, dict[str, str]] = {
+    "classes": {
+        "options": ".setMaxResults($best)",
+        "answer": "Pair<String, Float>",
+        "of_mediapipe": """\
+    val best = result.classificationResult().classifications()[0].categories()[0]
+    return Pair(best.categoryName(), best.score())""",
+        "of_litert": """\
+        val best = scores.indices.maxByOrNull { scores[it] }!!
+        return Pair(labels[best], scores[best] / 256f)""",
+        "of_python": "print(classes[scores.argmax()], scores.max())",
+        "algorithm": "#include <algorithm>\n",
+        "takes": "const uint8_t* pixels",
+        "returns": "returns the class, 0 to $last, or -1.",
+        "of_micro": """\
+  return static_cast<int>(std::max_element(scores, scores + $classes) - scores);""",
+    },
+    "labels": {
+        "options": ".setScoreThreshold(0.5f)",
+        "answer": "List<Pair<String, Float>>",
+        "of_mediapipe": """\
+    // Those that apply, the surest first; often several, and often none.
+    return result.classificationResult().classifications()[0].categories()
+        .map { Pair(it.categoryName(), it.score()) }""",
+        "of_litert": """\
+        // Those that apply; often several, and often none.
+        return labels.indices.filter { scores[it] > 128 }
+            .map { Pair(labels[it], scores[it] / 256f) }""",
+        "of_python": """\
+for label, score in zip(classes, scores):
+    if score > 0.5:  # Often several apply, and often none.
+        print(label, score)""",
+        "algorithm": "",
+        "takes": "const uint8_t* pixels, bool* applies",
+        "returns": "writes for\n// each of $classes labels whether it applies, and "
+        "returns how many do, or -1.",
+        "of_micro": """\
+  int count = 0;
+  for (int i = 0; i < $classes; ++i) {
+    applies[i] = scores[i] > 0;
+    count += applies[i];
+  }
+  return count;""",
+    },
+    "binary": {
+        "options": ".setMaxResults(1)",
+        "answer": "Pair<String, Float>",
+        "of_mediapipe": """\
+    val yes = result.classificationResult().classifications()[0].categories()[0]
+    if (yes.score() > 0.5f) return Pair(yes.categoryName(), yes.score())
+    return Pair($no, 1f - yes.score())""",
+        "of_litert": """\
+        val yes = scores[0] / 256f
+        return if (yes > 0.5f) Pair(labels[1], yes) else Pair(labels[0], 1f - yes)""",
+        "of_python": """\
+yes = scores[0]
+print(classes[int(yes > 0.5)], max(yes, 1 - yes))""",
+        "algorithm": "",
+        "takes": "const uint8_t* pixels",
+        "returns": "returns the class, 0 or 1, or -1.",
+        "of_micro": "  return scores[0] > 0;",
+    },
+}
+
 _MICRO = """\
-#include <algorithm>
-#include <cstddef>
+${algorithm}#include <cstddef>
 #include <cstdint>
 
 #include "model.h"
@@ -117,8 +181,8 @@ _MICRO = """\
 constexpr size_t kArenaBytes = $arena;
 alignas(16) static uint8_t arena[kArenaBytes];
 
-// Takes $pixels bytes, $image_shape; returns the class, 0 to $last, or -1.
-int Classify(const uint8_t* pixels) {
+// Takes $pixels bytes, $image_shape; $returns
+int Classify($takes) {
   static tflite::MicroMutableOpResolver<$op_count> ops;
   static const bool added =
       $adds;
@@ -132,7 +196,7 @@ int Classify(const uint8_t* pixels) {
   if (interpreter.Invoke() != kTfLiteOk) return -1;
   // int8 $output_shape: the probability is (score + 128) / 256.
   const int8_t* scores = interpreter.output(0)->data.int8;
-  return static_cast<int>(std::max_element(scores, scores + $classes) - scores);
+$of_micro
 }
 """
 
@@ -193,7 +257,7 @@ def _values(facts: Facts) -> dict[str, Any]:
     else:
         arena = math.ceil(1.1 * facts.arena / 1024) * 1024
         note = f"{facts.arena:,} bytes were used on a 64-bit machine; 10 % are added."
-    return {
+    values = {
         "best": min(3, len(facts.classes)),
         "height": height,
         "width": width,
@@ -201,7 +265,8 @@ def _values(facts: Facts) -> dict[str, Any]:
         "pixels": height * width * channels,
         "image_shape": f"({height}, {width}, {channels})",
         "input_shape": f"(1, {height}, {width}, {channels})",
-        "output_shape": f"(1, {len(facts.classes)})",
+        "output_shape": f"(1, {target['shape'][1]})",
+        "no": json.dumps(facts.classes[0], ensure_ascii=False).replace("$", "\\$"),
         "input_name": source["name"],
         "output_name": target["name"],
         "classes": len(facts.classes),
@@ -212,4 +277,8 @@ def _values(facts: Facts) -> dict[str, Any]:
         "arena_note": note,
         "op_count": len(adds),
         "adds": " &&\n      ".join(f"ops.{add}() == kTfLiteOk" for add in adds),
+    }
+    answers = _ANSWERS[facts.task]
+    return values | {
+        key: string.Template(text).substitute(values) for key, text in answers.items()
     }

@@ -35,7 +35,8 @@ def build_model(
     Args:
         name: A key of `MODELS`.
         input_shape: `(height, width, channels)` of the images, values in [0, 1].
-        classes: Number of classes, at least 2.
+        classes: Number of classes or labels; 1 for a single unit that tells two
+            classes apart.
         **arguments: The factory's own, e.g. `width` of `resnet9`.
 
     Returns:
@@ -56,8 +57,8 @@ def build_model(
             "input_shape must be (height, width, channels), all positive. "
             f"Received: {input_shape}"
         )
-    if classes < 2:
-        raise ValueError(f"classes must be at least 2. Received: {classes}")
+    if classes < 1:
+        raise ValueError(f"classes must be at least 1. Received: {classes}")
     images = keras.Input(shape, name="images")
     try:
         features = MODELS[name](images, **arguments)

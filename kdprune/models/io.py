@@ -26,7 +26,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kdprune._io import first_line, write_file
-from kdprune.intake import build_keras3, load_keras3_weights
+from kdprune.intake import build_keras3, load_keras3_weights, select_output
 from kdprune.intake.keras_config import find_problems as find_keras3_problems
 from kdprune.models.allowed import check_config
 from kdprune.models.allowed import find_problems as find_others
@@ -109,7 +109,7 @@ def _config(model: keras.Model) -> dict[str, Any]:
             one._is_compiled = True
 
 
-def load_model(path: str | os.PathLike) -> keras.Model:
+def load_model(path: str | os.PathLike, output: str | None = None) -> keras.Model:
     """Loads a `.keras` or `.h5` file of tf_keras or Keras 3, running none of its code.
 
     A Keras 3 model is rebuilt in tf_keras, layer by layer, and given its weights; it
@@ -119,6 +119,8 @@ def load_model(path: str | os.PathLike) -> keras.Model:
         path: The model file. It may come from anyone: every layer, initializer,
             regularizer, constraint and activation in it must be on the
             allow-list, and its weights must fit its layers.
+        output: Of a model of several outputs, the name of the layer whose output to
+            take; None for the model as it is.
 
     Returns:
         The `keras.Model`, not compiled.
@@ -126,7 +128,7 @@ def load_model(path: str | os.PathLike) -> keras.Model:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not a model, is damaged, or contains something that is
-            not on the allow-list.
+            not on the allow-list, or has no such output.
     """
     path = Path(path)
     if not path.is_file():
@@ -137,7 +139,13 @@ def load_model(path: str | os.PathLike) -> keras.Model:
             f"{path}: a model to load must be a .keras or .h5 file. "
             f"Received: {path.suffix or 'no suffix'}"
         )
-    return readers[path.suffix](path)
+    model = readers[path.suffix](path)
+    if output is None:
+        return model
+    try:
+        return select_output(model, output)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def find_problems(path: str | os.PathLike) -> tuple[dict[str, Any], list[str]]:

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kdprune import images
-from kdprune._graph import check_classes, ends_in_softmax, is_graph_model, walk
+from kdprune._graph import final_activation, head_of, is_graph_model, walk
 
 BATCH_SIZE = 128
 
@@ -49,24 +49,39 @@ def label_loss(model: keras.Model, batch: Any, labels: Any) -> tf.Tensor:
     Args:
         model: A classifier of one output, logits or probabilities.
         batch: Floats as the model takes them.
-        labels: Indices of classes, or a share for each class.
+        labels: Indices of classes, or a share for each class; booleans where several
+            labels may apply to an image.
 
     Raises:
-        ValueError: If the model has several outputs, or sigmoid ones.
+        ValueError: If the model has several outputs, or they are not those of such
+            labels.
     """
     if len(model.outputs) != 1:
         raise ValueError(
             "gradients are taken of the loss of a classifier with one output. "
             f"Received: {len(model.outputs)} outputs"
         )
-    check_classes(model, f"model {model.name!r}")
+    several = labels.dtype == tf.bool
+    name = f"model {model.name!r}"
+    head = head_of(model, name, "sigmoid" if several else None)
     scores = tf.cast(model(batch, training=False), tf.float32)
+    from_logits = not final_activation(model)[0]
+    if head == "sigmoid":
+        if labels.shape.rank == 1:
+            labels = labels[:, tf.newaxis]
+        if not labels.shape.is_compatible_with(scores.shape):
+            raise ValueError(
+                f"{name}: expected labels {tuple(scores.shape)}, zeros and ones, as "
+                f"its outputs. Received: labels {tuple(labels.shape)}"
+            )
+        labels = tf.cast(labels, tf.float32)
+        return keras.losses.binary_crossentropy(labels, scores, from_logits)
     loss = (
         keras.losses.sparse_categorical_crossentropy
         if labels.shape.rank == 1
         else keras.losses.categorical_crossentropy
     )
-    return loss(labels, scores, from_logits=not ends_in_softmax(model))
+    return loss(labels, scores, from_logits=from_logits)
 
 
 def batches(data: Any, labelled: bool = False) -> Iterator[tuple[Any, Any]]:
@@ -96,9 +111,25 @@ def batches(data: Any, labelled: bool = False) -> Iterator[tuple[Any, Any]]:
                 "Received: images alone"
             )
         empty = False
+        if labelled:
+            _check_rows(labels)
         yield _as_float(given), labels
     if empty:
         raise ValueError("data must hold at least one batch of images. Received: none")
+
+
+def _check_rows(labels):
+    """Refuses rows that are neither shares of classes nor told to be labels."""
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or labels.shape[1] == 1 or labels.dtype == bool:
+        return
+    sums = labels.sum(axis=1, dtype=np.float64)
+    if (np.minimum(abs(sums), abs(sums - 1)) > 1e-2).any():
+        raise ValueError(
+            "rows of labels must have the sum 1, or be booleans where several labels "
+            f"may apply to an image. Received: sums from {sums.min():g} to "
+            f"{sums.max():g}"
+        )
 
 
 def _as_float(batch):
@@ -122,6 +153,9 @@ def _split(data):
                 "data must hold one label for each image. Received: "
                 f"{len(pictures)} images, {len(labels)} labels"
             )
+        rows = np.asarray(labels)
+        if rows.ndim == 2 and (rows == 1).sum(axis=1).max(initial=0) > 1:
+            labels = rows.astype(bool) if np.isin(rows, (0, 1)).all() else labels
         for start in range(0, len(pictures), BATCH_SIZE):
             part = slice(start, start + BATCH_SIZE)
             yield pictures[part], labels[part]

@@ -79,6 +79,19 @@ NOTES = (
     "gzip smaller, and leaves the file, the MACs, the memory and the latency as they "
     "were. Removed channels lower all five.",
 )
+# What is measured beside accuracy, by what the labels mean: title and key.
+MEASURES = {
+    "labels": (("macro F1 %", "macro_f1"), ("mAP %", "mean_average_precision")),
+    "binary": (("AUC %", "auc"),),
+}
+TASK_NOTES = {
+    "labels": "Several labels may apply to an image: accuracy is the share of all "
+    "labels of all images that are answered rightly, its interval that of as many "
+    "images; macro F1 the mean of the labels' F1 scores at one half; mAP the mean of "
+    "their average precisions.",
+    "binary": "AUC: the area under the receiver operating characteristic of a single "
+    "unit's score.",
+}
 SEEDS_NOTE = (
     "± is the sample deviation over n seeds, and for a difference that of the "
     "differences seed by seed; the other figures of such a row are means."
@@ -184,6 +197,8 @@ def write_page(
         models_table(run),
         *map(Paragraph, NOTES),
     ]
+    if run.task in TASK_NOTES:
+        parts.append(Paragraph(TASK_NOTES[run.task]))
     if any(len(model.entries) > 1 for model in run.models):
         parts.append(Paragraph(SEEDS_NOTE))
     parts += write_devices(run)
@@ -204,7 +219,15 @@ def write_page(
 def models_table(run: Run) -> Table:
     """Writes the main table: a row for each model, means where it has seeds."""
     baseline = run.find("baseline")
-    return Table(MODEL_COLUMNS, [_model_row(m, run, baseline) for m in run.models])
+    more = MEASURES.get(run.task, ())
+    at = MODEL_COLUMNS.index("difference")
+    titles = [title for title, _ in more]
+    rows = []
+    for model in run.models:
+        row = _model_row(model, run, baseline)
+        figures = [percent(model.mean(key)) for _, key in more]
+        rows.append([*row[:at], *figures, *row[at:]])
+    return Table((*MODEL_COLUMNS[:at], *titles, *MODEL_COLUMNS[at:]), rows)
 
 
 def references_table() -> Table:

@@ -116,7 +116,8 @@ def plot_accuracy(run: Run) -> Plot | None:
         axes.get_yticklabels()[models.index(flagship)].set_weight("bold")
     axes.set_ylim(len(models) - 0.4, -0.6)
     axes.grid(False, axis="y")
-    axes.set_xlabel("accuracy on the test images (%)")
+    of = "labels of the" if run.task == "labels" else "the"
+    axes.set_xlabel(f"accuracy on {of} test images (%)")
     head_columns(axes, COLUMNS, ("accuracy %", "difference"))
     if baseline in models:
         at = 100 * baseline.known("accuracy")

@@ -391,8 +391,8 @@ def _write_attempts(cell: Cell, alone: bool) -> list[Block]:
         parts += [
             Paragraph(
                 f"Attempts{where} to stay within the accuracy budget, in their order: "
-                "the drop is the accuracy lost on the validation images, and counts "
-                "by its upper 95 % bound."
+                "the drop is the accuracy lost on the validation images (of several "
+                "labels, macro F1), and counts by its upper 95 % bound."
             ),
             Table(
                 ATTEMPT_COLUMNS,

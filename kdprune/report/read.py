@@ -238,6 +238,12 @@ class Run:
         return {**merged, "name": given} if given else merged
 
     @property
+    def task(self) -> str:
+        """What the labels mean: "classes", "labels" (several may apply), "binary"."""
+        told = {str(m.get("task")) for m in self.models if m.get("task")}
+        return next((t for t in ("labels", "binary") if t in told), "classes")
+
+    @property
     def classes(self) -> list[str] | None:
         """The names of the classes, where they are known."""
         named = self.metrics.get("classes") or self.data.get("classes")

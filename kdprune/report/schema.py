@@ -129,6 +129,10 @@ class Entry(_Schema):
     agreement: Share = None
     accuracy_ci: Annotated[list[float] | None, PlainValidator(_interval)] = None
     confusion: Annotated[list[list[float]] | None, PlainValidator(_square)] = None
+    task: str | None = None
+    auc: Share = None
+    macro_f1: Share = None
+    mean_average_precision: Share = None
     sparsity_by_layer: Annotated[
         dict[str, float], PlainValidator(_shares_by_layer)
     ] = {}

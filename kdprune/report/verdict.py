@@ -74,7 +74,8 @@ def find_verdict(run: Run) -> Verdict:
 
 
 def _describe(flagship: Model, baseline: Model | None) -> Inline:
-    text = f": {accuracy_text(flagship)} % in {count(flagship.mean('bytes'))} bytes"
+    of = " of labels" if flagship.get("task") == "labels" else ""
+    text = f": {accuracy_text(flagship)} %{of} in {count(flagship.mean('bytes'))} bytes"
     change = difference_text(flagship, baseline)
     if baseline and baseline is not flagship and change != MISSING:
         text += f", {change} points against {baseline.label}"
@@ -121,7 +122,9 @@ def _accuracy(flagship: Model, baseline: Model | None) -> Card:
             better = found[0] > 0
         else:
             change += ", within the " + ("spread" if found[1] else "interval")
-    return Card("Accuracy", percent(value), "%", detail, change, better)
+    several = flagship.get("task") == "labels"
+    title = "Labels answered rightly" if several else "Accuracy"
+    return Card(title, percent(value), "%", detail, change, better)
 
 
 def _distinct(flagship: Model, baseline: Model, spread: float | None) -> bool:

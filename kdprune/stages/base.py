@@ -210,7 +210,8 @@ class Stage(Settings):
         from kdprune.stages import fitting
 
         for path in self.files():
-            fitting.load_fitting(path, run.dataset, getattr(self, "labels", None))
+            told = (getattr(self, key, None) for key in ("labels", "output"))
+            fitting.load_fitting(path, run.dataset, *told)
 
     def plan(self, run: Run, node: Node) -> str:
         """What it will do, for a dry run; asked only if `plans` names keys."""

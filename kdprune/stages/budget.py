@@ -56,7 +56,8 @@ def within_budget(
 
     validation = run.dataset.validation
     calibration = settings.calibration_images(run)
-    expected = evaluate.predict(base, validation.images)
+    head = run.dataset.head
+    expected = evaluate.predict(base, validation.images, head=head)
     # The least bound of the files of the model as it is, and of the equalized one.
     bounds = {False: math.inf, True: math.inf}
 
@@ -67,7 +68,7 @@ def within_budget(
     @functools.cache
     def shown(equalize, count):
         images = settings.calibration_images(run, count)
-        return tflite.Calibration(equalized() if equalize else base, images)
+        return tflite.Calibration(equalized() if equalize else base, images, head=head)
 
     def calibrated(options, count):
         conversion = dict(options)
@@ -82,7 +83,7 @@ def within_budget(
         model, _ = node.settings.train_quantized(run, node, folder, start)
         in_float = list(model.quantized_from.float_layers)
         conversion = {"float_layers": in_float} if in_float else {}
-        content = tflite.convert_tflite(model, "int8")
+        content = tflite.convert_tflite(model, "int8", head=head)
         return _Made(content, model, conversion, None)
 
     layers = shown(False, len(calibration)).report()
@@ -100,7 +101,7 @@ def within_budget(
     def judge(made):
         path = folder / "attempt.tflite"
         _io.write_file(path, made.content)
-        scores = evaluate.predict(path, validation.images)
+        scores = evaluate.predict(path, validation.images, head=head)
         path.unlink()
         figures = tflite.paired_drop(expected, scores, validation.labels)
         found, asked = tflite.inspect_tflite(made.content), made.conversion
@@ -208,7 +209,8 @@ def _describe(options: dict[str, Any]) -> str:
 
 def check_provable(key: str, max_drop: float, dataset: Dataset) -> None:
     """Raises `ValueError` for a budget that no result could be proven to meet."""
-    given, needed = len(dataset.validation), tflite.images_to_prove(max_drop)
+    labels = dataset.validation.labels
+    given, needed = len(labels), tflite.images_to_prove(max_drop, labels)
     if given < needed:
         raise ValueError(
             f"{key}: expected at least {needed:,} validation images, without which not "

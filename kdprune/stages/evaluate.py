@@ -75,7 +75,9 @@ class Evaluate(Stage):
         for path, source in exported(run, parents):
             if source.name not in scores:
                 model = fitting.load_node(run, source)
-                scores[source.name] = evaluate.predict(model, test.images)
+                scores[source.name] = evaluate.predict(
+                    model, test.images, head=run.dataset.head
+                )
             called = path.stem.replace(".", "_")
             entry, own = self._measure(run, path, source, called, scores[source.name])
             entries.append(entry)

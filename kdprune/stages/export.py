@@ -37,10 +37,11 @@ class Export(Stage):
     """The stages whose models become files."""
     max_disagreement: Share = 0.05
     """Share of validation images on which a file may predict another class than its
-    Keras model, unless its probabilities deviate by less than that on the mean."""
+    Keras model, unless its probabilities deviate by less than that on the mean; of
+    several labels, share of all answers."""
     max_drop: Share = 0.01
     """Accuracy that a file may lose, as a share of images: it is refused if it
-    surely loses more."""
+    surely loses more. Of several labels, macro F1."""
     slim: bool = True
     """Store what is equal in a file once and its tensors' names beside it, if that is
     proven to change no output."""
@@ -69,14 +70,15 @@ class Export(Stage):
         written, refused = [], []
         for parent in node.all_parents():
             model = fitting.load_node(run, parent)
-            scores = evaluate.predict(model, run.dataset.validation.images)
+            head, images = run.dataset.head, run.dataset.validation.images
+            scores = evaluate.predict(model, images, head=head)
             meant, scores_of_bytes = tflite.meant_by_bytes(model), scores
             if meant is not model:
-                scores_of_bytes = evaluate.predict(meant, run.dataset.validation.images)
+                scores_of_bytes = evaluate.predict(meant, images, head=head)
             for dtype, arguments in parent.settings.conversions(run, parent):
                 name = f"{parent.stage}.{dtype}.tflite"
                 logger.info("writing %s", name)
-                content = tflite.convert_tflite(model, dtype, **arguments)
+                content = tflite.convert_tflite(model, dtype, head=head, **arguments)
                 try:
                     files[name] = self._pass_gate(
                         run,
@@ -130,7 +132,10 @@ class Export(Stage):
 
         def score(resolver, count=None):
             return evaluate.predict(
-                partial, validation.images[:count], resolver=resolver
+                partial,
+                validation.images[:count],
+                resolver=resolver,
+                head=run.dataset.head,
             )
 
         scores = {"xnnpack": score("xnnpack")}
@@ -148,7 +153,10 @@ class Export(Stage):
         scores |= {name: score(name, _KERNEL_IMAGES) for name in slow}
         try:
             figures["kernels"] = tflite.compare_kernels(
-                keras_scores, scores, self.max_disagreement
+                keras_scores,
+                scores,
+                self.max_disagreement,
+                several=run.dataset.task == "labels",
             )
         except ValueError as error:
             raise tflite.RefusedFile([str(error)], figures) from error
@@ -199,11 +207,11 @@ def _plain_accuracy(
     base = fitting.load_node(run, parent.parent_of("from"))
     try:
         images = settings.calibration_images(run)
-        content = tflite.convert_tflite(base, dtype, images)
+        content = tflite.convert_tflite(base, dtype, images, head=run.dataset.head)
     except ValueError:
         return None
     path = folder / f"partial.plain.{dtype}.tflite"
     _io.write_file(path, content)
-    scores = evaluate.predict(path, validation.images)
+    scores = evaluate.predict(path, validation.images, head=run.dataset.head)
     path.unlink()
     return tflite.paired_drop(scores, scores, validation.labels)["tflite_accuracy"]

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from kdprune import data, distill, prune, quantize, training
-from kdprune._graph import check_classes
+from kdprune._graph import head_of
 from kdprune._log import logger
 from kdprune.data import batches
-from kdprune.intake import split_head, take_model
+from kdprune.intake import check_head, select_output, split_head, take_model
 from kdprune.intake.labels import find_order, reorder_outputs
 from kdprune.intake.pixels import Given
 from kdprune.models import (
@@ -92,6 +92,7 @@ def fit_stage(
         cast=cast,
         make_model=make_model,
         callbacks=tuple(callbacks),
+        head=run.dataset.head,
     )
     try:
         model, history, policy = fitting(
@@ -134,41 +135,42 @@ def new_model(run: Run, node: Node) -> keras.Model:
     if model.file:
         return load_in_range(model.file, run.dataset, model.input_range)
     assert model.name is not None  # One of the three is given.
-    classes = len(run.dataset.classes)
-    return build_model(model.name, run.dataset.image_shape, classes, **model.arguments)
+    units = 1 if run.dataset.task == "binary" else len(run.dataset.classes)
+    return build_model(model.name, run.dataset.image_shape, units, **model.arguments)
 
 
 def load_fitting(
-    path: str | os.PathLike, dataset: data.Dataset, labels: Labels = None
+    path: str | os.PathLike,
+    dataset: data.Dataset,
+    labels: Labels = None,
+    output: str | None = None,
 ) -> keras.Model:
     """Loads a model file and checks that it takes these images to these classes.
 
-    A final softmax is taken off: what is trained and compared are logits, and files
-    end in softmax again. Outputs are put into the order of the data's classes.
+    A final softmax or sigmoid is taken off: what is trained and compared are logits,
+    and files end in it again. Outputs are put into the order of the data's classes.
 
     Args:
         path: The file.
         dataset: What the recipe's models are for.
         labels: The classes in the order of its outputs, or a file with them; by
             default what the file's record tells, else the order of the data.
+        output: Of a model of several outputs, the name of the one to take.
 
     Raises:
-        ValueError: If shape or classes differ, or its outputs are not those of one of
-            several classes.
+        ValueError: If its images differ, or its outputs are not those of the labels.
     """
     model = load_model(path)
-    check_classes(model, str(path))
     try:
-        model, _ = split_head(model)
+        model, head = split_head(select_output(model, output))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    expected = (tuple(dataset.image_shape), len(dataset.classes))
-    received = (tuple(model.input_shape[1:]), model.output_shape[-1])
+    check_head(head, dataset.task, dataset.classes, str(path))
+    expected, received = tuple(dataset.image_shape), tuple(model.input_shape[1:])
     if received != expected:
         raise ValueError(
-            f"{path}: expected a model of images {expected[0]} with {expected[1]} "
-            f"outputs, one for each class of {dataset.name}. Received: images "
-            f"{received[0]}, {received[1]} outputs; use a model trained on this data"
+            f"{path}: expected a model of images {expected}, as in {dataset.name}. "
+            f"Received: images {received}; use a model trained on this data"
         )
     order = find_order(path, dataset.classes, labels)
     return model if order is None else reorder_outputs(model, order)
@@ -179,6 +181,7 @@ def load_in_range(
     dataset: data.Dataset,
     input_range: Given | None = None,
     labels: Labels = None,
+    output: str | None = None,
 ) -> keras.Model:
     """Loads a model file as the other stages take it: flat, of pixels in [0, 1].
 
@@ -193,7 +196,7 @@ def load_in_range(
         ValueError: As `load_fitting`, or if the pixel range can't be told or is not
             the given one.
     """
-    model = load_fitting(path, dataset, labels)
+    model = load_fitting(path, dataset, labels, output)
     if find_order(path, dataset.classes, labels):
         logger.info("%s: its outputs are put into the order of the classes", path)
     validation = dataset.validation
@@ -216,11 +219,11 @@ def load_layers(
     dataset: data.Dataset,
     input_range: Given | None = None,
     labels: Labels = None,
+    output: str | None = None,
 ) -> keras.Model:
     """Loads a model file with the layers that `load_in_range` leaves, unscored."""
-    return take_model(
-        load_fitting(path, dataset, labels), input_range=input_range
-    ).model
+    model = load_fitting(path, dataset, labels, output)
+    return take_model(model, input_range=input_range).model
 
 
 def load_node(run: Run, node: Node) -> keras.Model:
@@ -362,6 +365,7 @@ class _Fitting:
     cast: bool
     make_model: Callable[[int], keras.Model]
     callbacks: tuple[Any, ...]
+    head: str | None
 
     def __call__(
         self,
@@ -431,7 +435,10 @@ class _Fitting:
             taught = cast(Taught, self.stage)
             with _warnings_logged():  # Of a teacher smaller than its student.
                 distiller = distill.Distiller(
-                    model, self.teaching.teachers, soft_losses_of(self.stage)
+                    model,
+                    self.teaching.teachers,
+                    soft_losses_of(self.stage),
+                    head=self.head,
                 )
             distiller.compile(
                 optimizer,
@@ -441,10 +448,12 @@ class _Fitting:
                 label_smoothing=settings.label_smoothing,
             )
             return distiller
+        head = head_of(model, f"model {model.name!r}", self.head)
         loss = functools.partial(
-            training.cross_entropy, label_smoothing=settings.label_smoothing
+            training.HARD_LOSSES[head], label_smoothing=settings.label_smoothing
         )
-        model.compile(optimizer, loss=lambda y, z: loss(y, z), metrics=["accuracy"])
+        metrics = [training.accuracy_metric(head)]
+        model.compile(optimizer, loss=lambda y, z: loss(y, z), metrics=metrics)
         return model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 from typing import TYPE_CHECKING, Literal
 
+from kdprune._answers import share_right
 from kdprune._log import logger
 from kdprune.stages.base import FLOAT_MODEL, Node, Result, Run, Stage
 from kdprune.stages.settings import InputRange
@@ -28,8 +29,10 @@ class Load(Stage):
     """The classes in the order of the model's outputs: a text file with one in a line,
     or a list. By default those in the record of the run that made the file, else the
     data's."""
+    output: str | None = None
+    """Of a model of several outputs, the name of the one to take."""
 
-    omit_if_default = ("input_range", "labels")
+    omit_if_default = ("input_range", "labels", "output")
     gives = FLOAT_MODEL
 
     def draws(self) -> bool:
@@ -51,7 +54,7 @@ class Load(Stage):
         # A dry run plans with the file itself: it is there before its stage is done.
         if not run.record(node):
             return fitting.load_layers(
-                self.file, run.dataset, self.input_range, self.labels
+                self.file, run.dataset, self.input_range, self.labels, self.output
             )
         return super().load_model(run, node)
 
@@ -64,16 +67,19 @@ class Load(Stage):
         from kdprune.stages import fitting
 
         model = fitting.load_in_range(
-            self.file, run.dataset, self.input_range, self.labels
+            self.file, run.dataset, self.input_range, self.labels, self.output
         )
         validation = run.dataset.validation
-        scores = evaluate.predict(model, validation.images)
+        scores = evaluate.predict(model, validation.images, head=run.dataset.head)
         try:
             order.check_order(scores, validation.labels, run.dataset.classes)
         except ValueError as error:
             raise ValueError(f"{self.file}: {error}") from error
-        accuracy = float(np.mean(scores.argmax(axis=1) == validation.labels))
+        accuracy = float(share_right(scores, validation.labels).mean())
         chance = 1 / len(run.dataset.classes)
+        if run.dataset.task == "labels":  # As of always giving the commoner answer.
+            ones = validation.labels.mean(axis=0)
+            chance = float(np.maximum(ones, 1 - ones).mean())
         if accuracy < chance + 0.1 * (1 - chance):
             logger.warning(
                 "%s is right on %.1f %% of the validation images, near the %.1f %% of "

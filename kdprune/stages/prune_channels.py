@@ -148,8 +148,9 @@ class PruneChannels(Compressed, RanksChannels):
         slim = all(getattr(settings, "slim", True) for settings in exports)
 
         def measure_bytes(model):
-            calibration = run.dataset.calibration.images
-            content = tflite.convert_tflite(model, "int8", calibration)
+            data = run.dataset
+            images = data.calibration.images
+            content = tflite.convert_tflite(model, "int8", images, head=data.head)
             return len(tflite.share_content(content) if slim else content)
 
         table = None

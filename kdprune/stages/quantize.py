@@ -43,7 +43,8 @@ class Quantize(Compressed):
     """`ptq`: give the channels that share a scale like ranges first, which changes
     nothing in float."""
     max_drop: Ratio | None = None
-    """`auto`: accuracy that may be lost, as a share of images."""
+    """`auto`: accuracy that may be lost, as a share of images; of several labels,
+    macro F1."""
     float_layers: list[str] = []
     """`ptq`, `qat`: names of layers to leave in float, in a file that is int8
     otherwise."""
@@ -170,7 +171,9 @@ class Quantize(Compressed):
             images = self.calibration_images(run)
             if self.equalize:
                 base = quantize.equalize_channels(base, images)
-            figures["layers"] = tflite.layer_report(base, images, range_method=chosen)
+            figures["layers"] = tflite.layer_report(
+                base, images, range_method=chosen, head=run.dataset.head
+            )
         calibrated = self.method in ("ptq", *_CALIBRATED)
         count = len(self.calibration_images(run)) if calibrated else None
         return Result(figures, self.save(run, folder, base, conversion, count))

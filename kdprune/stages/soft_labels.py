@@ -6,6 +6,7 @@ import json
 import pathlib
 from typing import Literal
 
+import numpy as np
 import pydantic
 
 from kdprune import records
@@ -54,6 +55,7 @@ class SoftLabels(Stage):
         from kdprune import _io, distill
         from kdprune.data import batches
         from kdprune.stages import fitting
+        from kdprune.stages.validation import right_by_logits
 
         split, augment = run.dataset.shown, fitting.augment_of(self)
         if self.images != "train":
@@ -77,14 +79,17 @@ class SoftLabels(Stage):
         )
         views = distill.load_soft_labels(folder, key)
         labels = run.dataset.train.labels  # The first rows: the others may have none.
-        right = [float((v[: len(labels)].argmax(1) == labels).mean()) for v in views]
-        said = {
-            f"{temperature:g}": distill.describe_soft_labels(
-                views[0][: len(labels)], labels, temperature
-            )
-            for temperature in sorted({1.0, 2.0, 4.0, *self._temperatures(run, node)})
-        }
-        self._warn_if_little(run, node, said)
+        right = [float(right_by_logits(labels, v[: len(labels)]).mean()) for v in views]
+        first = views[0][: len(labels)]
+        if first.shape[1] == 1:  # The logit of the second of two classes.
+            first = np.concatenate([np.zeros_like(first), first], axis=1)
+        # What is said beyond labels is told of one of several classes alone.
+        said = {}
+        if run.dataset.task != "labels":
+            for t in sorted({1.0, 2.0, 4.0, *self._temperatures(run, node)}):
+                said[f"{t:g}"] = distill.describe_soft_labels(first, labels, t)
+        if said:
+            self._warn_if_little(run, node, said)
         stored = sorted(path.name for path in folder.glob(_VIEWS))
         return Result(
             {"train_accuracy_by_view": right, "by_temperature": said},

@@ -33,5 +33,6 @@ def untrained_model(run: Run, source: Node) -> keras.Model:
         return fitting.load_layers(model.file, run.dataset, model.input_range)
     if hasattr(settings, "model"):
         return fitting.new_model(run, source)
-    given = (getattr(settings, key, None) for key in ("input_range", "labels"))
+    keys = ("input_range", "labels", "output")
+    given = (getattr(settings, key, None) for key in keys)
     return fitting.load_layers(str(settings.origin()), run.dataset, *given)

@@ -25,9 +25,10 @@ def check_teaching(settings: Taught, run: Run, node: Node) -> None:
     try:
         losses = distill.as_soft_losses(fitting.soft_losses_of(settings))
         for loss in losses:
-            loss.validate(len(run.dataset.classes))
+            loss.validate(*_logits_of(run, node))
     except ValueError as error:
         raise ValueError(f"{key}.losses: {error}") from error
+    _check_units(run, node)
     if not any(loss.of_features for loss in losses):
         return
     if not isinstance(settings.teacher, str):
@@ -46,6 +47,34 @@ def check_teaching(settings: Taught, run: Run, node: Node) -> None:
     try:
         with warnings.catch_warnings():  # Warned of when it trains.
             warnings.simplefilter("ignore", UserWarning)
-            distill.Distiller(student, teacher, losses)
+            distill.Distiller(student, teacher, losses, head=run.dataset.head)
     except ValueError as error:
         raise ValueError(f"{key}.losses: {error}") from error
+
+
+def _check_units(run: Run, node: Node) -> None:
+    """Refuses a single unit that teaches two, or is taught by them."""
+    if len(run.dataset.classes) != 2 or run.dataset.task != "classes":
+        return
+    stores = node.parents_of("soft_labels")
+    teachers = [one for asked in (node, *stores) for one in asked.parents_of("teacher")]
+    sources = [source_of(one) for one in (*teachers, node)]
+    units = {
+        untrained_model(run, source).output_shape[-1]
+        for source in sources
+        if source is not None
+    }
+    if len(units) > 1:
+        raise ValueError(
+            f"stages.{node.stage}: teacher and student must have the same outputs, got "
+            "a single unit and two; set data.task: binary, so that networks of two "
+            "classes have a single unit"
+        )
+
+
+def _logits_of(run: Run, node: Node) -> tuple[int, str]:
+    """How many logits a node's model gives, and what makes probabilities of them."""
+    dataset = run.dataset
+    if dataset.task == "binary":
+        return 1, "sigmoid"
+    return len(dataset.classes), dataset.head or "softmax"

@@ -22,19 +22,43 @@ def ranking_images(run: Run, seed: int) -> tuple[np.ndarray, np.ndarray]:
     train = run.dataset.train
     order = np.random.default_rng(seed).permutation(len(train))
     chosen = order[:_IMAGES]
-    return to_float(train.images[chosen]), train.labels[chosen]
+    labels = train.labels[chosen]
+    # Rows of booleans say that several labels may apply.
+    labels = labels.astype(bool) if labels.ndim == 2 else labels
+    return to_float(train.images[chosen]), labels
 
 
 def validation_loss(run: Run) -> Callable[[keras.Model], float]:
     """A function of a model: its mean cross-entropy on the validation images."""
     from kdprune import training
+    from kdprune._graph import head_of
 
-    return _validation_mean(run, training.cross_entropy)
+    def loss(model, labels, logits):
+        head = head_of(model, f"model {model.name!r}", run.dataset.head)
+        return training.HARD_LOSSES[head](labels, logits)
+
+    return _validation_mean(run, loss)
 
 
 def validation_accuracy(run: Run) -> Callable[[keras.Model], float]:
-    """A function of a model: its accuracy on the validation images."""
-    return _validation_mean(run, lambda labels, logits: labels == logits.argmax(axis=1))
+    """A function of a model: its accuracy on the validation images.
+
+    Of several labels, the share of right answers.
+    """
+
+    def right(model, labels, logits):
+        return right_by_logits(labels, logits)
+
+    return _validation_mean(run, right)
+
+
+def right_by_logits(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Which answers are right: of each image, or of each label of each image."""
+    if labels.ndim == 2:
+        return (logits > 0) == (labels == 1)
+    if logits.shape[1] == 1:
+        return (logits[:, 0] > 0) == (labels == 1)
+    return logits.argmax(axis=1) == labels
 
 
 def _validation_mean(run: Run, figure: Callable) -> Callable[[keras.Model], float]:
@@ -43,6 +67,6 @@ def _validation_mean(run: Run, figure: Callable) -> Callable[[keras.Model], floa
 
     def mean(model):
         logits = model.predict(images, batch_size=500, verbose=0)
-        return float(np.mean(figure(validation.labels, logits)))
+        return float(np.mean(figure(model, validation.labels, logits)))
 
     return mean

@@ -15,13 +15,19 @@ import tf_keras as keras
 from numpy.typing import ArrayLike, NDArray
 
 from kdprune import _io
-from kdprune._graph import check_classes, ends_in_softmax, is_quantized_layer
+from kdprune._graph import (
+    final_activation,
+    head_of,
+    is_graph_model,
+    is_quantized_layer,
+)
 from kdprune.images import as_float
 from kdprune.intake import (
     ByteInput,
     PixelRange,
     byte_input,
     for_bytes,
+    select_output,
     split_input,
     to_unit_range,
 )
@@ -54,11 +60,15 @@ def convert_tflite(
     float_layers: Sequence[str] = (),
     correct_bias: bool = False,
     input_range: Given | None = None,
+    head: str | None = None,
 ) -> bytes:
     """Converts a model to a `.tflite` file that scores one image at a time.
 
-    The file takes an image `(1, height, width, channels)` and returns class
-    probabilities `(1, classes)`: softmax is appended unless the model ends in one.
+    The file takes an image `(1, height, width, channels)` and returns probabilities
+    `(1, units)`. What makes them of scores is kept, or put behind logits: softmax, for
+    one of several classes; sigmoid with `head="sigmoid"`, for labels of which several
+    may apply; and always sigmoid for a single unit, which stays one: `(1, 1)`, the
+    probability of the second of two classes.
     int8 and uint8 files compute in 8-bit integers throughout, input and output
     included, and hold the same weights; uint8 takes an image's bytes as they are
     (Android), int8 the same bytes minus 128 (microcontrollers). The input has the
@@ -95,6 +105,9 @@ def convert_tflite(
         input_range: What the model takes for black and white, such as (0, 255), or
             another form that `take_model` knows. By default what stands at the front
             of the model tells it, a `Rescaling(1 / 255)` bytes, else it is [0, 1].
+        head: What makes probabilities of the model's scores, "softmax" or "sigmoid".
+            By default what the model ends in; of logits, softmax for several units
+            and sigmoid for a single one.
 
     Returns:
         The content of the file.
@@ -105,6 +118,7 @@ def convert_tflite(
     """
     aware = is_quantization_aware(model)
     _check_model(model, dtype)
+    head = head_of(model, f"model {model.name!r}", head)
     _check_plan(dtype, aware, calibration)
     if aware:
         _check_chosen(model, float_layers)
@@ -112,7 +126,7 @@ def convert_tflite(
     _check_choices(dtype, aware, range_method, float_layers, correct_bias)
     if range_method != "minmax" or float_layers or correct_bias:
         assert calibration is not None  # Checked above: these choices need images.
-        return Calibration(model, calibration, input_range).convert(
+        return Calibration(model, calibration, input_range, head).convert(
             dtype,
             range_method=range_method,
             float_layers=float_layers,
@@ -128,7 +142,7 @@ def convert_tflite(
         model = for_bytes(model)
         images = _spanning(model, calibration)
     with _converting(model, dtype):
-        converter = _new_converter(model)
+        converter = _new_converter(model, head)
         _set_precision(converter, dtype, images)
         return converter.convert()
 
@@ -143,6 +157,7 @@ class Calibration:
         model: As for `convert_tflite`, not quantization-aware.
         calibration: As there.
         input_range: As there.
+        head: As there.
 
     Raises:
         ValueError: If they don't fit.
@@ -153,8 +168,10 @@ class Calibration:
         model: keras.Model,
         calibration: ArrayLike,
         input_range: Given | None = None,
+        head: str | None = None,
     ) -> None:
         _check_model(model, "int8")
+        self._head = head_of(model, f"model {model.name!r}", head)
         _check_plan("int8", is_quantization_aware(model), calibration)
         self.model = for_bytes(to_unit_range(model, input_range))
         # What the files' operators compute, behind what their input says.
@@ -173,7 +190,7 @@ class Calibration:
         """Makes an int8 or uint8 file; arguments and errors are `convert_tflite`'s."""
         _check_choices(dtype, False, range_method, float_layers, correct_bias)
         if range_method == "minmax" and not float_layers and not correct_bias:
-            return convert_tflite(self.model, dtype, self._calibration)
+            return convert_tflite(self.model, dtype, self._calibration, head=self._head)
         calibrated = self.with_ranges(range_method)
         check_float_layers(calibrated, float_layers)
         with _converting(self.model, dtype):
@@ -214,7 +231,7 @@ class Calibration:
     def _observed(self) -> bytes:
         images = self._images
         with _converting(self.model, "int8"):
-            return observe(_new_converter(self._behind), images)
+            return observe(_new_converter(self._behind, self._head), images)
 
     @functools.cached_property
     def _images(self) -> NDArray[np.float32]:
@@ -226,7 +243,9 @@ class Calibration:
         return sample_values(self._observed, self._images[:-2])
 
 
-def draft_int8(model: keras.Model, calibration: ArrayLike) -> bytes:
+def draft_int8(
+    model: keras.Model, calibration: ArrayLike, head: str | None = None
+) -> bytes:
     """An int8 file to look at: operators and weights as `convert_tflite` makes them.
 
     Several times quicker, since the model is not saved on the way. The file has no
@@ -236,6 +255,7 @@ def draft_int8(model: keras.Model, calibration: ArrayLike) -> bytes:
     Args:
         model: As for `convert_tflite`.
         calibration: As there; one image will do.
+        head: As there.
 
     Returns:
         The content of the file.
@@ -244,11 +264,12 @@ def draft_int8(model: keras.Model, calibration: ArrayLike) -> bytes:
         ValueError: As `convert_tflite` does.
     """
     _check_model(model, "int8")
+    head = head_of(model, f"model {model.name!r}", head)
     images = as_float(calibration, tuple(model.input_shape[1:]), "calibration images")
     model, taken = split_input(for_bytes(to_unit_range(model)))
     images = taken.apply(images)
     with _converting(model, "int8"):
-        converter = _new_converter(model)
+        converter = _new_converter(model, head)
         converter.experimental_lower_to_saved_model = False
         _set_precision(converter, "int8", images)
         return converter.convert()
@@ -259,6 +280,7 @@ def layer_report(
     calibration: ArrayLike,
     images: ArrayLike | None = None,
     range_method: str = "minmax",
+    head: str | None = None,
 ) -> list[dict[str, Any]]:
     """Measures each layer's error in post-training int8, to find the most sensitive.
 
@@ -268,6 +290,7 @@ def layer_report(
         images: Images to measure on, likewise; the first 50 calibration images by
             default.
         range_method: As there.
+        head: As there.
 
     Returns:
         List of dicts in the order of execution, JSON-able, which
@@ -284,13 +307,16 @@ def layer_report(
             f"int8 form. Received: the quantization-aware {model.name!r}"
         )
     _check_model(model, "int8")
+    head = head_of(model, f"model {model.name!r}", head)
     _check_choices("int8", False, range_method, (), False)
-    return Calibration(model, calibration).report(images, range_method)
+    calibrated = Calibration(model, calibration, head=head)
+    return calibrated.report(images, range_method)
 
 
-def _new_converter(model: keras.Model) -> tf.lite.TFLiteConverter:
-    """A converter of the model with its softmax, for one image at a time."""
-    logits = not ends_in_softmax(model)
+def _new_converter(model: keras.Model, head: str) -> tf.lite.TFLiteConverter:
+    """A converter of the model with its head, for one image at a time."""
+    logits = not final_activation(model)[0]
+    probabilities = tf.nn.softmax if head == "softmax" else tf.sigmoid
     behind, taken = _behind_input(model)
 
     # Autograph has nothing to translate here, and would leave files in /tmp.
@@ -300,7 +326,7 @@ def _new_converter(model: keras.Model) -> tf.lite.TFLiteConverter:
             low, high = taken.bounds
             image = tf.quantization.fake_quant_with_min_max_args(image, low, high)
         scores = behind(image, training=False)
-        return {"scores": tf.nn.softmax(scores) if logits else scores}
+        return {"scores": probabilities(scores) if logits else scores}
 
     image = tf.TensorSpec((1, *model.input_shape[1:]), tf.float32, name="image")
     function = predict.get_concrete_function(image)
@@ -432,13 +458,14 @@ def _check_model(model: Any, dtype: str) -> None:
             "convert_tflite expects a built tf_keras (Keras 2) model. "
             f"Received: {type(model).__module__}.{type(model).__name__}"
         )
+    if is_graph_model(model):
+        select_output(model, None)  # Says which there are, if several.
     shape = model.input_shape
     if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
         raise ValueError(
             "convert_tflite expects one image input of fixed height, width and "
             f"channels. Received: input shape {shape}"
         )
-    check_classes(model, f"model {model.name!r}")
     for layer in model.layers:
         if layer.compute_dtype != "float32":
             raise ValueError(

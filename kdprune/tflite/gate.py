@@ -10,6 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
+from kdprune._answers import (
+    disagreement,
+    f1_by_label,
+    f1_influence,
+    of_labels,
+    share_right,
+)
 from kdprune.intake import byte_input, parse_range
 from kdprune.intake.file_input import UNIT_INPUT
 from kdprune.intake.pixels import Given
@@ -81,12 +88,16 @@ def check_tflite(
     Args:
         data: The file's content, or its path.
         keras_scores: Scores of the Keras model the file was made from, shape
-            `(n, classes)`, logits or probabilities: for QAT the QAT model.
+            `(n, classes)`, logits or probabilities: for QAT the QAT model. Of labels
+            and of a single unit probabilities, as `kdprune.evaluate.predict` gives.
         tflite_scores: The file's scores on the same images, same shape.
-        labels: The images' classes, shape `(n,)`; validation images, not test.
-        max_disagreement: Largest share of images whose best class may differ, unless
-            the mean deviation of probabilities is within that limit.
-        max_drop: Largest accuracy the file may lose, as a share of images.
+        labels: The images' classes, shape `(n,)`, or zeros and ones `(n, labels)`;
+            validation images, not test.
+        max_disagreement: Largest share of images whose best class may differ (of
+            labels, of all answers that may), unless the mean deviation of
+            probabilities is within that limit.
+        max_drop: Largest accuracy the file may lose, as a share of images; of labels
+            the largest loss of macro F1.
         max_deviation: Largest mean deviation of probabilities, in [0, 1], whether the
             best classes differ or not: that of a second softmax is far beyond it.
         float_layers: The layers that the conversion was asked to leave in float;
@@ -108,6 +119,8 @@ def check_tflite(
         ValueError: If the shapes do not fit.
     """
     figures = inspect_tflite(data)
+    several = of_labels(labels)
+    _check_head(figures, several)
     figures["float_layers"], reasons = _check_integers(
         figures, float_layers, input_range
     )
@@ -120,10 +133,10 @@ def check_tflite(
     if figures["disagreement"] > limit and deviation > limit:
         reasons.append(
             f"the .tflite file and its Keras model disagree on "
-            f"{figures['disagreement']:.1%} of {n} images (limit {limit:.1%}), their "
-            f"probabilities deviate by {deviation:.3f}: check that both get the same "
-            "images, use more calibration images, train quantization-aware, or allow "
-            "it by max_disagreement"
+            f"{figures['disagreement']:.1%} of {n} images{_each(several)} (limit "
+            f"{limit:.1%}), their probabilities deviate by {deviation:.3f}: check that "
+            "both get the same images, use more calibration images, train "
+            "quantization-aware, or allow it by max_disagreement"
         )
     elif not deviation <= max_deviation:  # NaN is not.
         reasons.append(
@@ -133,12 +146,14 @@ def check_tflite(
             "by max_deviation"
         )
     if figures["drop_interval"][0] > max_drop:
+        what = ("macro_f1", "macro F1") if several else ("accuracy", "accuracy")
+        before, after = (figures[f"{whose}_{what[0]}"] for whose in ("keras", "tflite"))
         reasons.append(
-            f"the .tflite file loses {100 * figures['drop']:.2f} points of accuracy "
-            f"({figures['keras_accuracy']:.2%} to {figures['tflite_accuracy']:.2%} on "
-            f"{n} images; at least {100 * figures['drop_interval'][0]:.2f} with 95 % "
-            f"confidence; limit {100 * max_drop:.2f}): use other ranges, more "
-            "calibration images, train quantization-aware, or allow it by max_drop"
+            f"the .tflite file loses {100 * figures['drop']:.2f} points of {what[1]} "
+            f"({before:.2%} to {after:.2%} on {n} images; at least "
+            f"{100 * figures['drop_interval'][0]:.2f} with 95 % confidence; limit "
+            f"{100 * max_drop:.2f}): use other ranges, more calibration images, train "
+            "quantization-aware, or allow it by max_drop"
         )
     if reasons:
         raise RefusedFile(reasons, figures)
@@ -149,6 +164,7 @@ def compare_kernels(
     keras_scores: NDArray,
     scores: Mapping[str, NDArray],
     max_disagreement: float = 0.05,
+    several: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """How far a file's scores are from its Keras model's, on several kernels.
 
@@ -159,6 +175,8 @@ def compare_kernels(
         max_disagreement: Largest share of images whose best class may differ, give
             or take what chance makes of it on m images, unless the mean deviation of
             probabilities is within that.
+        several: Whether several labels may apply to an image: then it is the share of
+            all answers.
 
     Returns:
         `{kernels: figures}`, each `images`, `disagreement` and `largest_deviation`
@@ -170,7 +188,7 @@ def compare_kernels(
     found = {}
     for kernels, given in scores.items():
         expected = keras_scores[: len(given)]
-        differ = float((given.argmax(axis=1) != expected.argmax(axis=1)).mean())
+        differ = disagreement(given, expected, several)
         found[kernels] = {
             "images": len(given),
             "disagreement": differ,
@@ -180,8 +198,8 @@ def compare_kernels(
         if differ > limit and _deviation(expected, given) > limit:
             raise ValueError(
                 f"on the {kernels} kernels the .tflite file and its Keras model "
-                f"disagree on {differ:.1%} of {len(given)} images (limit {limit:.1%}): "
-                "do not ship it to devices that use them"
+                f"disagree on {differ:.1%} of {len(given)} images{_each(several)} "
+                f"(limit {limit:.1%}): do not ship it to devices that use them"
             )
     return found
 
@@ -193,9 +211,10 @@ def paired_drop(
 
     Args:
         keras_scores: Scores of the model that sets the standard, shape
-            `(n, classes)`, logits or probabilities.
+            `(n, classes)`, logits or probabilities; of labels probabilities.
         tflite_scores: The file's scores on the same images, same shape.
-        labels: The images' classes, shape `(n,)`.
+        labels: The images' classes, shape `(n,)`; or, where several labels may apply
+            to an image, zeros and ones `(n, labels)`.
 
     Returns:
         Dict of `images`, `disagreement` (share of images whose best class differs),
@@ -209,21 +228,35 @@ def paired_drop(
         images is not taken for none at all: 2.3 / n there, about the same as the
         interval's where many differ.
 
+        Of labels `drop`, its interval and its bound are of macro F1 (the delta method;
+        for the bound, one answer more to each label is counted as lost and one as
+        gained), `disagreement` and the accuracies are shares of all answers, and
+        `keras_macro_f1` and `tflite_macro_f1` stand beside them.
+
     Raises:
         ValueError: If the shapes do not fit or there are no images.
     """
     keras_scores, tflite_scores = np.asarray(keras_scores), np.asarray(tflite_scores)
     labels = np.asarray(labels)
+    several = of_labels(labels)
     if (
         keras_scores.ndim != 2
         or tflite_scores.shape != keras_scores.shape
-        or labels.shape != keras_scores.shape[:1]
+        or labels.shape != keras_scores.shape[: labels.ndim]
         or not len(labels)
     ):
         raise ValueError(
-            "scores must have the shape (n, classes) twice and labels (n,), n > 0. "
-            f"Received: {keras_scores.shape}, {tflite_scores.shape}, {labels.shape}"
+            "scores must have the shape (n, classes) twice and labels (n,) or (n, "
+            f"labels), n > 0. Received: {keras_scores.shape}, {tflite_scores.shape}, "
+            f"{labels.shape}"
         )
+    if keras_scores.shape[1] == 1:
+        raise ValueError(
+            "scores of a single unit must be those of both classes (n, 2), as "
+            "kdprune.evaluate.predict gives them. Received: shape (n, 1)"
+        )
+    if several:
+        return _paired_drop_of_labels(keras_scores, tflite_scores, labels)
     before, after = keras_scores.argmax(axis=1), tflite_scores.argmax(axis=1)
     drops = (before == labels).astype(float) - (after == labels)
     n, drop = len(labels), float(drops.mean())
@@ -231,10 +264,9 @@ def paired_drop(
     more, flips = n + 2, float(np.abs(drops).sum()) + 2
     shift = drop * n / more
     bound = shift + _ONE_SIDED_95 * ((flips / more - shift**2) / more) ** 0.5
-    disagreement = float((before != after).mean())
     return {
         "images": n,
-        "disagreement": disagreement,
+        "disagreement": float((before != after).mean()),
         "keras_accuracy": float((before == labels).mean()),
         "tflite_accuracy": float((after == labels).mean()),
         "drop": drop,
@@ -244,19 +276,92 @@ def paired_drop(
     }
 
 
-def images_to_prove(max_drop: float) -> int:
+def _paired_drop_of_labels(
+    before: NDArray, after: NDArray, labels: NDArray
+) -> dict[str, Any]:
+    if min(before.min(), after.min()) < 0 or max(before.max(), after.max()) > 1:
+        raise ValueError(
+            "scores of labels must be probabilities, as kdprune.evaluate.predict gives "
+            "them. Received: values outside of [0, 1]"
+        )
+    if not np.isin(labels, (0, 1)).all() or not labels.any():
+        raise ValueError(
+            "labels must be zeros and ones, some of them 1. Received: "
+            f"{labels.min():g} to {labels.max():g}"
+        )
+    f1 = [float(np.nanmean(f1_by_label(scores, labels))) for scores in (before, after)]
+    n, drop = len(labels), f1[0] - f1[1]
+    # What each image takes off: the mean of these is the drop.
+    drops = drop + f1_influence(before, labels) - f1_influence(after, labels)
+    margin = _ONE_SIDED_95 * float(drops.std()) / n**0.5
+    more = n + 2
+    shift = drop * n / more
+    squares = float((drops**2).sum()) + 2 * _one_answer(before, labels) ** 2
+    spread = max(squares / more - shift**2, 0.0)
+    return {
+        "images": n,
+        "disagreement": disagreement(before, after, True),
+        "keras_accuracy": float(share_right(before, labels).mean()),
+        "tflite_accuracy": float(share_right(after, labels).mean()),
+        "keras_macro_f1": f1[0],
+        "tflite_macro_f1": f1[1],
+        "drop": drop,
+        "drop_interval": [drop - margin, drop + margin],
+        "drop_bound": shift + _ONE_SIDED_95 * (spread / more) ** 0.5,
+    }
+
+
+def _one_answer(scores: NDArray, labels: NDArray) -> float:
+    """What one answer lost for each label takes off the macro F1 of n images, times n.
+
+    The labels' losses are taken to be independent of each other.
+    """
+    there = labels.any(axis=0)
+    counted = ((scores > 0.5).mean(axis=0) + labels.mean(axis=0))[there]
+    each = (2 - f1_by_label(scores, labels)[there]) / counted
+    return float((each**2).sum() ** 0.5) / int(there.sum())
+
+
+def images_to_prove(max_drop: float, labels: ArrayLike | None = None) -> int:
     """The fewest images on which a file can be proven to lose no more than a limit.
 
     That is `paired_drop`'s `drop_bound` where every image is classified as before,
     turned round: of a file that classifies some otherwise, more are needed.
 
     Args:
-        max_drop: Largest accuracy to lose, as a share of images, in (0, 1).
+        max_drop: Largest accuracy to lose, as a share of images, in (0, 1); of labels
+            the largest loss of macro F1.
+        labels: Zeros and ones `(n, labels)` like those that it is to be proven on: the
+            rarer a label, the more images it takes. None of classes.
 
     Returns:
         A number of images.
     """
-    return max(1, math.ceil(_ONE_SIDED_95 * 2**0.5 / max_drop - 2))
+    one = 1.0
+    if labels is not None and of_labels(labels):
+        labels = np.asarray(labels)
+        one = _one_answer(labels.astype(float), labels)
+    return max(1, math.ceil(_ONE_SIDED_95 * 2**0.5 * one / max_drop - 2))
+
+
+def _each(several: bool) -> str:
+    return ", all labels counted" if several else ""
+
+
+def _check_head(figures: dict[str, Any], several: bool) -> None:
+    """Refuses a file whose scores are of another kind than the labels."""
+    head, units = figures["head"], figures["output"]["shape"][-1]
+    if several and (head == "softmax" or units == 1):
+        given = "softmax" if head == "softmax" else "one unit"
+        raise ValueError(
+            "expected a file that ends in sigmoid for labels (n, labels): convert it "
+            f"with head='sigmoid'. Received: one that ends in {given}"
+        )
+    if not several and head == "sigmoid" and units > 1:
+        raise ValueError(
+            "expected a file that ends in softmax, for labels (n,) of one of several "
+            f"classes. Received: one that ends in sigmoid, of {units} outputs"
+        )
 
 
 def provable_drop(images: int) -> float:

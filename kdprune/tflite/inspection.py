@@ -12,6 +12,7 @@ from kdprune.tflite.memory import peak_activations
 from kdprune.tflite.names import layers_of
 
 CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
+_HEADS = {"SOFTMAX": "softmax", "LOGISTIC": "sigmoid"}
 
 
 def inspect_tflite(data: File) -> dict[str, Any]:
@@ -30,6 +31,7 @@ def inspect_tflite(data: File) -> dict[str, Any]:
         "float32, int8 weights"), `count`, `gpu` and `micro` (whether the GPU
         delegate and TFLite Micro run it, see `kdprune.tflite.coverage`);
         `peak_activation_bytes`: peak activation memory, see `peak_activations`;
+        `head`: what makes its scores, "softmax", "sigmoid", or "" where neither does;
         `input` and `output`: each `dtype`, `shape`, `scale`, `zero_point`; the last
         two None where not quantized.
 
@@ -63,9 +65,22 @@ def inspect_tflite(data: File) -> dict[str, Any]:
         "float_ops": float_ops,
         "operators": list(operators.values()),
         "peak_activation_bytes": peak_activations(main),
+        "head": head_of_file(main),
         "input": main.describe(main.inputs[0]),
         "output": main.describe(main.outputs[0]),
     }
+
+
+def head_of_file(graph: Graph) -> str:
+    """What makes a file's scores: "softmax", "sigmoid", or "" where neither does.
+
+    What only copies, reshapes or converts them behind it is passed.
+    """
+    made_by = {index: op for op in graph.ops for index in op.outputs}
+    op = made_by.get(graph.outputs[0])
+    while op is not None and op.name in (*CONVERSIONS, "RESHAPE", "SQUEEZE"):
+        op = made_by.get(op.inputs[0])
+    return _HEADS.get(op.name, "") if op is not None else ""
 
 
 def computes_on_floats(graph: Graph, op: Op) -> bool:

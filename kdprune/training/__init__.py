@@ -1,13 +1,21 @@
 """Fitting: seed, precision, optimizer, schedule, selection, resume."""
 
 from kdprune.training.fit import TrainingDiverged, fit
-from kdprune.training.losses import cross_entropy
+from kdprune.training.losses import (
+    HARD_LOSSES,
+    accuracy_metric,
+    binary_cross_entropy,
+    cross_entropy,
+)
 from kdprune.training.optimizers import OneCycle, build_optimizer
 from kdprune.training.setup import resolve_precision, seed_everything, strategy
 
 __all__ = [
+    "HARD_LOSSES",
     "OneCycle",
     "TrainingDiverged",
+    "accuracy_metric",
+    "binary_cross_entropy",
     "build_optimizer",
     "cross_entropy",
     "fit",

@@ -1,10 +1,11 @@
-"""The hard-label loss."""
+"""The losses on hard labels: of classes, and of labels that apply or not."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import tensorflow as tf
+import tf_keras as keras
 
 
 def cross_entropy(labels: Any, logits: Any, label_smoothing: float = 0.0) -> tf.Tensor:
@@ -50,3 +51,56 @@ def cross_entropy(labels: Any, logits: Any, label_smoothing: float = 0.0) -> tf.
         return -right
     spread = tf.reduce_mean(log_probabilities, axis=1)
     return -(1.0 - label_smoothing) * right - label_smoothing * spread
+
+
+def binary_cross_entropy(
+    labels: Any, logits: Any, label_smoothing: float = 0.0
+) -> tf.Tensor:
+    """Computes the binary cross-entropy of each output and its label.
+
+    Args:
+        labels: 1 where a label applies, 0 where not, or a share between, shape
+            `(batch, labels)`; of a single unit `(batch,)` as well.
+        logits: Unnormalised scores, shape `(batch, labels)`; their sigmoid is the
+            probability of each label.
+        label_smoothing: Share in [0, 1) of the target that is spread evenly over
+            yes and no.
+
+    Returns:
+        Loss per example in nats, the mean over its labels, float32, `(batch,)`.
+
+    Raises:
+        ValueError: If `label_smoothing` is out of range or the shapes do not fit.
+    """
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(
+            f"label_smoothing must be in [0, 1). Received: {label_smoothing}"
+        )
+    logits = tf.cast(logits, tf.float32)
+    labels = tf.cast(labels, tf.float32)
+    if labels.shape.rank == 1:
+        labels = labels[:, tf.newaxis]
+    if logits.shape.rank not in (None, 2) or not labels.shape.is_compatible_with(
+        logits.shape
+    ):
+        raise ValueError(
+            "labels must have the shape of the logits (batch, labels). Received: "
+            f"{labels.shape} and {logits.shape}"
+        )
+    labels = (1.0 - label_smoothing) * labels + 0.5 * label_smoothing
+    losses = tf.nn.sigmoid_cross_entropy_with_logits(labels, logits)
+    return tf.reduce_mean(losses, axis=1)
+
+
+# By what makes probabilities of a model's logits.
+HARD_LOSSES = {"softmax": cross_entropy, "sigmoid": binary_cross_entropy}
+
+
+def accuracy_metric(head: str) -> Any:
+    """What Keras's `compile` takes under `metrics` to report "accuracy" of logits.
+
+    That is the share of right classes or, with "sigmoid", of right labels.
+    """
+    if head == "softmax":
+        return "accuracy"
+    return keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)
