@@ -73,10 +73,10 @@ def compare_predictions(
     Raises:
         ValueError: If the shapes do not match or a label is not a class.
     """
-    scores_a, labels = check_predictions(scores_a, labels)
-    scores_b, _ = check_predictions(scores_b, labels)
     several = of_labels(labels)
     same = agreement(scores_a, scores_b, several)
+    scores_a, labels = check_predictions(scores_a, labels)
+    scores_b, _ = check_predictions(scores_b, labels)
     if several:
         return _compare_labels(scores_a, scores_b, labels, 1 - same)
     n, classes = scores_a.shape

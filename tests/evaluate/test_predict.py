@@ -151,7 +151,7 @@ def test_a_model_that_is_no_classifier_is_refused(pixels):
         ValueError, match=r"gives \(batch, classes\). Received: \(-1, 6"
     ):
         predict(keras.Model(image, keras.layers.Conv2D(2, 3)(image)), pixels)
-    with pytest.raises(ValueError, match="one input and one output"):
+    with pytest.raises(ValueError, match="a model of one output, or which"):
         predict(keras.Model(image, [image, image]), pixels)
 
 

@@ -194,9 +194,9 @@ def test_another_head_than_the_files_is_refused(tmp_path):
 
 
 def test_probabilities_teach_no_student():
-    for activation in ("softmax", "sigmoid"):
+    for head in ("softmax", "sigmoid"):
         with pytest.raises(ValueError, match="expected logits. Received: model"):
-            Distiller(dense(None), dense(activation))
+            Distiller(dense(None), dense(head), head=head)
 
 
 THREE, TWO = ("cat", "dog", "fox"), ("no", "yes")
@@ -239,7 +239,9 @@ def test_a_head_of_the_data_passes(head, task, classes):
     ],
 )
 def test_a_head_of_other_data_is_refused_in_one_line(head, task, classes, message):
-    with pytest.raises(ValueError, match=f"model.keras: expected {message}") as caught:
+    with pytest.raises(
+        ValueError, match=f"model.keras: expected .*{message}"
+    ) as caught:
         check_head(head, task, classes, "model.keras")
     assert "\n" not in str(caught.value)
 
@@ -250,7 +252,8 @@ def test_of_several_outputs_one_is_chosen_by_its_name(tmp_path):
     colour = load_model(tmp_path / "two.keras", output="colour")
     assert split_head(colour)[1] == Head("sigmoid", 3)
     expected = model.predict(images(), verbose=0)[1]
-    np.testing.assert_array_equal(colour.predict(images(), verbose=0), expected)
+    found = colour.predict(images(), verbose=0)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
     with pytest.raises(ValueError, match="two.keras: .* one of kind, colour. Received"):
         load_model(tmp_path / "two.keras", output="size")
     for call in (convert_tflite, lambda given: predict(given, images())):

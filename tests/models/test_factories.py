@@ -89,8 +89,8 @@ def test_what_is_not_known_is_refused_with_what_is():
         build_model("resnet8", width=3)
     with pytest.raises(ValueError, match="height, width, channels"):
         build_model("resnet8", (32, 32))
-    with pytest.raises(ValueError, match="at least 2. Received: 1"):
-        build_model("resnet8", classes=1)
+    with pytest.raises(ValueError, match="at least 1. Received: 0"):
+        build_model("resnet8", classes=0)
 
 
 @pytest.mark.parametrize(
