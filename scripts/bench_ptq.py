@@ -29,6 +29,7 @@ from kdprune.data import to_float
 from kdprune.evaluate import predict
 from kdprune.intake import take_model
 from kdprune.runner import run as runner
+from kdprune.tflite import Calibration
 
 TRAINER = pathlib.Path(__file__).with_name("train_plain_keras.py")
 RANGES = ("minmax", "percentile", "mse")
@@ -109,16 +110,17 @@ def bench(name, path, data, folder, options):
         "equalized": kdprune.equalize_channels(model, images),
     }
     for form, changed in forms.items():
+        calibration = Calibration(changed, images)
         for ranges in RANGES:
             for corrected in (False, True):
                 more = ", biases corrected" if corrected else ""
-                content = kdprune.convert_tflite(
-                    changed, "int8", images, range_method=ranges, correct_bias=corrected
+                content = calibration.convert(
+                    range_method=ranges, correct_bias=corrected
                 )
                 add(f"{form}, {ranges}{more}", content)
-    chosen, contents = by_recipe(model, forms["equalized"], folder / name, options)
-    for label, content in contents.items():
-        add(label, content, **({"chosen": chosen} if label == "auto" else {}))
+    for method in ("auto", "qat") if options.qat_epochs else ("auto",):
+        content, chosen = by_recipe(method, forms, folder / f"{name}-{method}", options)
+        add(f"method: {method}", content, chosen=chosen)
     return rows
 
 
@@ -139,31 +141,30 @@ def by_litert(model, images, folder):
     return bytes(tool.quantize(statistics).quantized_model)
 
 
-def by_recipe(model, equalized, folder, options):
-    """What `method: auto` chose for half a point, its file, and those of QAT."""
+def by_recipe(method, forms, folder, options):
+    """What a `quantize` stage hands over, and what `auto` chose for half a point.
+
+    Quantization-aware training starts from the equalized model, under the original.
+    """
     folder.mkdir()
-    paths = {"net": folder / "net.keras", "equalized": folder / "equalized.keras"}
-    kdprune.save_model(model, paths["net"])
-    kdprune.save_model(equalized, paths["equalized"])
-    stages = {name: {"kind": "load", "file": str(path)} for name, path in paths.items()}
-    stages["auto"] = {"kind": "quantize", "from": "net", "method": "auto"}
-    stages["auto"] |= {"max_drop": 0.005}
-    if options.qat_epochs:
+    stages = {}
+    for name, form in (("net", "as it is"), ("equalized", "equalized")):
+        path = folder / f"{name}.keras"
+        kdprune.save_model(forms[form], path)
+        stages[name] = {"kind": "load", "file": str(path), "input_range": [0, 1]}
+    int8 = {"kind": "quantize", "from": "net", "method": "auto", "max_drop": 0.005}
+    if method == "qat":
         training = {"epochs": options.qat_epochs, "learning_rate": 0.0005}
         training |= {"optimizer": "adam", "augment": {"crop": 2}}
-        stages["qat"] = {"kind": "quantize", "from": "equalized", "method": "qat"}
-        stages["qat"] |= {"teacher": "net", "training": training}
-    made = [name for name in ("auto", "qat") if name in stages]
+        int8 = {"kind": "quantize", "from": "equalized", "method": "qat"}
+        int8 |= {"teacher": "net", "training": training}
     loose = {"max_drop": 0.9, "max_disagreement": 0.9, "max_deviation": 0.9}
-    stages["files"] = {"kind": "export", "from": made, **loose}
+    stages |= {"int8": int8, "files": {"kind": "export", "from": "int8", **loose}}
     recipe = {"name": "bench", "data": {"dataset": "cifar10"}, "stages": stages}
     runner.run(parse_recipe(recipe), folder / "run", data_dir=options.data_dir)
-    record = _io.read_json(folder / "run" / "auto" / "record.json")
-    files = {
-        name: (folder / "run" / "files" / f"{name}.int8.tflite").read_bytes()
-        for name in made
-    }
-    return record["results"]["chosen"], files
+    record = _io.read_json(folder / "run" / "int8" / "record.json")
+    content = (folder / "run" / "files" / "int8.int8.tflite").read_bytes()
+    return content, record["results"].get("chosen")
 
 
 if __name__ == "__main__":
