@@ -143,12 +143,13 @@ def _after_training(
         An attempt's name, arguments of `convert_tflite`, the number of calibration
         images.
     """
-    first, *others = _AFTER_TRAINING
-    yield _describe(first), first, images
-    more = _MORE_IMAGES * images
+    for options in _AFTER_TRAINING:
+        yield _describe(options), options, images
+    # Images are shown once for all of the above, and cost most of their time.
+    first, more = _AFTER_TRAINING[0], _MORE_IMAGES * images
     if more <= available:
         yield f"{_describe(first)}, {more:,} images", first, more
-    for options in [*others, *_some_in_float(layers)]:
+    for options in _some_in_float(layers):
         yield _describe(options), options, images
 
 
