@@ -332,6 +332,8 @@ def _call(entry: dict, layer: Any, name: str, args: list, kwargs: dict) -> list:
     # What Keras fills in by itself.
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
     plain = [item for item in args[1:] if item is not None]
+    if type(layer).__name__.startswith("Random"):
+        kwargs.pop("training", None)  # Keras 3 writes True of each by itself.
     if True in (kwargs.get("training"), *(x for x in plain if isinstance(x, bool))):
         raise ValueError(
             f"layer {name!r} is called with training=True, so that it changes what the "

@@ -67,6 +67,7 @@ def nested():
     head = keras.Model(inner, layers.Conv2D(8, 1, activation="gelu")(base(inner)))
     images = keras.Input((32, 32, 3))
     x = keras.applications.mobilenet_v2.preprocess_input(images)
+    x = layers.RandomFlip("horizontal")(x)  # Written with training=True.
     x = head(x, training=False)
     x = layers.GlobalAveragePooling2D(keepdims=True)(x)
     x = layers.Flatten()(x)
