@@ -72,8 +72,9 @@ def within_budget(
 
     def calibrated(options, count):
         conversion = dict(options)
-        ranges = shown(conversion.pop("equalize", False), count)
-        return _Made(ranges.convert(**conversion), ranges.model, conversion, count)
+        equalize = conversion.pop("equalize", False)
+        content = shown(equalize, count).convert(**conversion)
+        return _Made(content, equalized() if equalize else base, conversion, count)
 
     def trained(node, folder):
         # Equalized where that has been seen to help, and has no weights in common.
