@@ -120,7 +120,7 @@ def _verdict(
     return (
         f"Within {limit}: by {quantized['chosen']!r} the int8 file loses at most "
         f"{bound:.2f} points of {start}'s accuracy with 95 % confidence, on "
-        f" {chosen['images']:,} validation images, and no more than "
+        f"{chosen['images']:,} validation images, and no more than "
         "allowed on the test images."
     )
 
