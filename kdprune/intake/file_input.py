@@ -44,6 +44,11 @@ class ByteInput:
         """What black and white are."""
         return -self.zero_point * self.scale, (255 - self.zero_point) * self.scale
 
+    @property
+    def range(self) -> pixels.PixelRange:
+        """The same as a pixel range."""
+        return pixels.PixelRange.between(*self.bounds)
+
     def apply(self, images: NDArray) -> NDArray[np.float32]:
         """What a model takes for images in [0, 1] (float32) or of bytes (uint8)."""
         white = 1 if images.dtype == np.uint8 else 255

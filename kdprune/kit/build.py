@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pathlib
 import re
@@ -29,6 +30,7 @@ from kdprune.tflite.inspection import inspect_tflite
 
 SCHEMA = 1
 ZERO_POINTS = {"int8": -128, "uint8": 0}
+_RANGES = ((0, 1), (0, 255), (-1, 1))
 # Optimized kernels round differently from one processor to the next. Golden scores
 # may differ by a tenth, or by twice what they differ by here, but never by more than
 # half: a limit that allows any score tests nothing.
@@ -46,6 +48,7 @@ def write_kit(
     version: str = "1",
     images: ArrayLike | None = None,
     metrics: dict[str, Any] | None = None,
+    input_range: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """Writes the folder that is handed over: models, labels, source, tests, card.
 
@@ -73,6 +76,9 @@ def write_kit(
             `(n, height, width, channels)`: generated ones, since they are handed on.
         metrics: What the card shows as figures, in the form of `metrics.json`; its
             `flagship` names the entry that the int8 file was measured as.
+        input_range: What black and white are to the files, if neither [0, 1] nor
+            [0, 255] nor [-1, 1]: a file's own range may be one that was taken from
+            calibration images, where bytes would go in wrong.
 
     Returns:
         The content of `manifest.json`, a dict.
@@ -97,7 +103,7 @@ def write_kit(
         dtype: _inspect(content, f"the {dtype} model: ")
         for dtype, content in models.items()
     }
-    shape = _check_ends(ends, classes)
+    shape = _check_ends(ends, classes, input_range)
     pixels = _gather_images(shape, images)
     scores, deviation = _score(models, pixels)
     limit = _kernel_limit(deviation)
@@ -242,8 +248,25 @@ def _check_count(what: str, found: dict[str, Any], classes: tuple[str, ...]) -> 
         )
 
 
+def _takes_bytes(
+    tensor: dict[str, Any], dtype: str, given: tuple[float, float] | None
+) -> bool:
+    """Whether an input takes bytes as they are, of one of the ranges."""
+    scale, zero = tensor["scale"], tensor["zero_point"]
+    if tensor["dtype"] != dtype or scale is None:
+        return False
+    black = (ZERO_POINTS[dtype] - zero) * scale
+    near = 0.51 * scale  # 0 has to be one of the bytes.
+    return any(
+        math.isclose(255 * scale, high - low, rel_tol=1e-6) and abs(black - low) < near
+        for low, high in ([given] if given is not None else _RANGES)
+    )
+
+
 def _check_ends(
-    ends: dict[str, dict[str, Any]], classes: tuple[str, ...]
+    ends: dict[str, dict[str, Any]],
+    classes: tuple[str, ...],
+    input_range: tuple[float, float] | None,
 ) -> tuple[int, ...]:
     """The image's shape, after the checks of what the files take and give."""
     for dtype, found in ends.items():
@@ -251,7 +274,10 @@ def _check_ends(
             tensor = found[end]
             quantization = (tensor["dtype"], tensor["scale"], tensor["zero_point"])
             expected = (dtype, float(np.float32(1 / steps)), ZERO_POINTS[dtype])
-            if quantization != expected:
+            good = quantization == expected
+            if end == "input":
+                good = _takes_bytes(tensor, dtype, input_range)
+            if not good:
                 raise ValueError(
                     f"the {dtype} model's {end} must be {dtype} of scale 1/{steps} and "
                     f"zero point {ZERO_POINTS[dtype]}, as convert_tflite makes it. "

@@ -59,8 +59,8 @@ def write_card(facts: Facts) -> str:
         _files_table(facts),
         "## Input and output",
         _ends_table(facts),
-        "A pixel's byte stands for byte / 255, without mean and deviation. Scores "
-        "are probabilities in steps of 1/256.",
+        f"A pixel's byte {_describe_bytes(facts)}. Scores are probabilities in steps "
+        "of 1/256.",
         "## Operators",
         *_describe_operators(facts),
         "## Figures",
@@ -127,13 +127,41 @@ def _files_table(facts):
 def _ends_table(facts):
     rows = []
     for dtype in ("uint8", "int8"):
-        for end, scale in (("input", "1/255"), ("output", "1/256")):
+        for end in ("input", "output"):
             tensor = facts.ends[dtype][end]
+            scale = _fraction(tensor["scale"])
             shape = " x ".join(map(str, tensor["shape"]))
             row = (tensor["dtype"], shape, scale, tensor["zero_point"])
             rows.append((f"`model_{dtype}.tflite`", end, f"`{tensor['name']}`", *row))
     header = ("file", "", "tensor", "type", "shape", "scale", "zero point")
     return table(header, rows)
+
+
+def _fraction(scale):
+    """A scale as people write it: 1/255 rather than 0.00392157."""
+    for top in (1, 2):
+        for bottom in (1, 255, 256):
+            if abs(scale - top / bottom) < 1e-6 * scale:
+                return f"{top}/{bottom}" if bottom > 1 else str(top)
+    return f"{scale:.6g}"
+
+
+def _describe_bytes(facts):
+    """What the bytes of an image, which go in as they are, stand for."""
+    tensor = facts.ends["uint8"]["input"]
+    scale, zero = tensor["scale"], tensor["zero_point"]
+    if (_fraction(scale), zero) == ("1/255", 0):
+        return "stands for byte / 255, without mean and deviation"
+    if (_fraction(scale), zero) == ("1", 0):
+        return "stands for itself, 0 to 255"
+    low, high = -zero * scale, (255 - zero) * scale
+    said = f"stands for (byte - {zero}) x {_fraction(scale)}, {low:.3f} to {high:.3f}"
+    if _fraction(scale) == "2/255":
+        return (
+            f"{said}: [-1, 1] moved by half a grey level, since 0 must be one of the "
+            "steps"
+        )
+    return said
 
 
 def _describe_operators(facts):

@@ -44,15 +44,18 @@ class Kit(Stage):
 
     def execute(self, run: Run, node: Node, folder: pathlib.Path) -> Result:
         """Writes the flagship's ship kit, with what was measured of it."""
-        from kdprune import kit
+        from kdprune import kit, tflite
 
         for left in [path for path in folder.iterdir() if path.is_dir()]:
             shutil.rmtree(left)
         measured = node.parent_of("from")
         place = folder / self.name
+        files = flagship_files(run, measured)
         kit.write_kit(
             place,
-            **flagship_files(run, measured),
+            **files,
+            # What the export gate has found to be the model's.
+            input_range=tflite.input_bounds(files["int8"]),
             classes=run.dataset.classes,
             name=self.name,
             version=self.version,

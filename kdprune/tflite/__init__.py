@@ -22,7 +22,7 @@ from kdprune.tflite.gate import (
     paired_drop,
     provable_drop,
 )
-from kdprune.tflite.inspection import float_layers_of, inspect_tflite
+from kdprune.tflite.inspection import float_layers_of, input_bounds, inspect_tflite
 from kdprune.tflite.interpreter import open_interpreter
 from kdprune.tflite.layers import sensitive_layers
 from kdprune.tflite.sizes import describe_file
@@ -36,6 +36,7 @@ __all__ = [
     "describe_file",
     "float_layers_of",
     "images_to_prove",
+    "input_bounds",
     "input_range_of",
     "inspect_tflite",
     "layer_report",

@@ -375,20 +375,17 @@ def meant_by_bytes(model: keras.Model) -> keras.Model:
 def _behind_input(model: keras.Model) -> tuple[keras.Model, ByteInput | None]:
     """What of a quantization-aware model is behind the range of its pixels.
 
-    Its pixels in [0, 1] are rounded to bytes, then brought to what the bytes stand
-    for: that the file's input says.
+    Its pixels in [0, 1] are brought to what the bytes stand for, which the file's input
+    says, before anything is quantized.
     """
     first = only_user(model, model.inputs[0]) if is_quantization_aware(model) else None
-    second = None if first is None else only_user(model, first.outputs)
-    if second is None or not isinstance(second.layer, keras.layers.Rescaling):
+    if first is None or not isinstance(first.layer, keras.layers.Rescaling):
         return model, None
     low, high = (
-        float(np.ravel(second.layer.scale)[0]) * black_or_white
-        + float(np.ravel(second.layer.offset)[0])
-        for black_or_white in (0, 1)
+        float(first.layer.scale) * white + float(first.layer.offset) for white in (0, 1)
     )
     taken = byte_input(PixelRange.between(low, high))
-    return keras.Model(second.outputs, model.outputs, name=model.name), taken
+    return keras.Model(first.outputs, model.outputs, name=model.name), taken
 
 
 def is_quantization_aware(model: Any) -> bool:

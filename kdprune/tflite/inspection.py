@@ -83,6 +83,26 @@ def head_of_file(graph: Graph) -> str:
     return _HEADS.get(op.name, "") if op is not None else ""
 
 
+def input_bounds(data: File) -> tuple[float, float]:
+    """What black and white are to a file with an 8-bit input: byte 0 and byte 255.
+
+    Args:
+        data: The file's content, or its path.
+
+    Returns:
+        `(low, high)`; (0, 1) of a file whose input is another, as kdprune makes it.
+
+    Raises:
+        ValueError: If it is not a `.tflite` file of one input and one output.
+    """
+    found = inspect_tflite(data)["input"]
+    lowest = {"int8": -128, "uint8": 0}.get(found["dtype"])
+    if lowest is None or found["scale"] is None:
+        return 0.0, 1.0
+    black = (lowest - found["zero_point"]) * found["scale"]
+    return black, black + 255 * found["scale"]
+
+
 def computes_on_floats(graph: Graph, op: Op) -> bool:
     """Whether an operator takes, holds or gives floats; conversions do, too."""
     return any(graph.tensors[i].is_float for i in (*op.inputs, *op.outputs) if i >= 0)

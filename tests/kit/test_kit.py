@@ -369,3 +369,34 @@ def test_files_of_two_models_are_refused(pair, tmp_path):
     with pytest.raises(ValueError, match="must hold the same model"):
         attempt(tmp_path / "kit", pair, int8=bytes(data))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "scale, zero, given, says",
+    [
+        (1 / 255, 0, None, "byte / 255, without"),
+        (1.0, 0, None, "stands for itself, 0 to 255"),
+        (2 / 255, 128, None, "(byte - 128) x 2/255, -1.004 to 0.996: [-1, 1] moved by"),
+        (2 / 255, 127, None, "(byte - 127) x 2/255"),
+        (2.5 / 255, 51, (-0.5, 2), "(byte - 51) x 0.00980392"),
+        (0.00372, 0, None, None),
+        (2 / 255, 64, None, None),
+        (2.5 / 255, 51, None, None),
+    ],
+)
+def test_a_kit_says_what_bytes_mean_and_refuses_a_range_of_calibration_images(
+    scale, zero, given, says
+):
+    from types import SimpleNamespace
+
+    from kdprune.kit.build import _takes_bytes
+    from kdprune.kit.card import _describe_bytes
+
+    for dtype, shift in (("uint8", 0), ("int8", -128)):
+        tensor = {"dtype": dtype, "scale": float(np.float32(scale))}
+        tensor["zero_point"] = zero + shift
+        assert _takes_bytes(tensor, dtype, given) == (says is not None)
+    if says is not None:
+        tensor = {"scale": float(np.float32(scale)), "zero_point": zero}
+        facts = SimpleNamespace(ends={"uint8": {"input": tensor}})
+        assert says in _describe_bytes(facts)

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tf_keras as keras
 import yaml
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.compiled_model import CompiledModel
 
 from kdprune.config import parse_recipe
 from kdprune.data.shapes import CLASSES
-from kdprune.kit import selftest
+from kdprune.kit import selftest, write_kit
 from kdprune.kit.micro import measure_arena
+from kdprune.models import build_model, take_model
 from kdprune.runner import run as runner
+from kdprune.tflite import convert_tflite
 from kdprune.tflite.format import _pack_tree, _read_tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +77,33 @@ def run_folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("place", ["kit", "run_folder"])
+@pytest.fixture(scope="module")
+def kits_of_ranges(shape_images, tmp_path_factory):
+    """Kits of a network that takes [-1, 1], and of one that takes 0 to 255."""
+    keras.utils.set_random_seed(0)
+    folder = tmp_path_factory.mktemp("ranges")
+    for name, given in (("signed", (-1, 1)), ("bytes", (0, 255))):
+        model = build_model("resnet", filters=(8, 8, 8))
+        model = take_model(model, input_range=given).model
+        files = {
+            dtype: convert_tflite(model, dtype, shape_images[:50])
+            for dtype in ("int8", "uint8")
+        }
+        write_kit(folder / name, **files, classes=CLASSES, name="ranged")
+    return folder
+
+
+@pytest.fixture
+def signed(kits_of_ranges):
+    return kits_of_ranges / "signed"
+
+
+@pytest.fixture
+def raw(kits_of_ranges):
+    return kits_of_ranges / "bytes"
+
+
+@pytest.mark.parametrize("place", ["kit", "run_folder", "signed", "raw"])
 def test_mediapipe_gives_the_class_names_and_the_interpreters_scores(
     request, place, client_python, shape_images, tmp_path
 ):
