@@ -18,6 +18,8 @@ from tensorflow_model_optimization.python.core.quantization.keras import (
 
 from kdprune import _graph
 from kdprune import images as pixels
+from kdprune.intake import for_bytes, split_input, to_unit_range
+from kdprune.intake.pixels import put_in_front, read_chain
 from kdprune.models.precision import cast_model
 from kdprune.quantize.configs import CONFIGS, FloatOutput, Output, Plain, config_of
 from kdprune.quantize.obstacles import check_model, check_no_obstacles
@@ -58,7 +60,10 @@ def quantize_model(
 
     The input is quantized over the fixed range [0, 1], so that the int8 file takes
     the bytes of an image as they are (scale exactly 1/255). TFMOT's own input range
-    starts empty and widens with every image that leaves [0, 1].
+    starts empty and widens with every image that leaves [0, 1]. A model that starts
+    with a `Rescaling` of another range (see `take_model`) keeps it in front, out of
+    quantization, and the file's input has the scale and zero point of that range;
+    one made for bytes takes [0, 1] from then on.
 
     Every activation's range starts at [-6, 6] and follows the data by 0.1 % a step,
     too slowly for a short training; with `calibration` it starts where the float
@@ -125,15 +130,23 @@ def wrap_model(
     """
     check_model(model)
     with _float32_policy():
-        base = cast_model(model, "float32")
+        # What the file's input says of its pixels is no layer of the network.
+        base = for_bytes(to_unit_range(cast_model(model, "float32")))
+        core, taken = split_input(base)
         if as_before:
-            rewritten = Rewritten(base)
+            rewritten = Rewritten(core)
         else:
-            check_no_obstacles(base, float_layers)
-            rewritten = rewrite(base, float_layers)
+            check_no_obstacles(core, float_layers)
+            rewritten = rewrite(core, float_layers)
+        if core is not base:
+            rewritten.model = put_in_front(rewritten.model, taken.range)
         try:
             quantized = _wrapped(
-                rewritten, preserve_sparsity, preserve_clusters, as_before
+                rewritten,
+                preserve_sparsity,
+                preserve_clusters,
+                as_before,
+                core is not base,
             )
         except (RuntimeError, TypeError, ValueError) as error:
             words = " ".join(str(error).split())
@@ -163,8 +176,12 @@ def _wrapped(
     preserve_sparsity: bool,
     preserve_clusters: bool,
     as_before: bool,
+    rescaled: bool,
 ) -> keras.Model:
     model = rewritten.model
+    # The first layer brings bytes, as which the input is rounded, to what they mean.
+    front = read_chain(model).calls if rescaled else {}
+    plain = {call.layer.name for call in front}
     finals = {tensor._keras_history.layer.name for tensor in model.outputs}
     configs = {
         layer.name: None if as_before else config_of(layer, layer.name in finals)
@@ -178,6 +195,8 @@ def _wrapped(
 
     def annotated(layer: Any) -> Any:
         config = configs.get(layer.name)
+        if layer.name in plain:
+            return type(layer).from_config(layer.get_config())
         if config is None and isinstance(layer, keras.layers.InputLayer):
             return layer
         return tfmot_quantize.quantize_annotate_layer(layer, config)

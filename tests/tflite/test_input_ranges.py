@@ -15,6 +15,7 @@ from kdprune.intake.pixels import (
     parse_range,
 )
 from kdprune.models import take_model
+from kdprune.quantize import load_quantized, quantize_model, save_quantized
 from kdprune.tflite import (
     check_tflite,
     convert_tflite,
@@ -164,3 +165,21 @@ def test_bytes_go_into_a_post_training_file_as_they_are(learned, case):
         check_file(content, model, dtype, scale, zero, images, labels)
     again = convert_tflite(user, "int8", images[:100], input_range=range_)
     assert again == content
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["[-1, 1]-same", "[0, 255]-valid", "imagenet-same"])
+def test_bytes_go_into_a_quantization_aware_file_as_they_are(learned, case, tmp_path):
+    images = learned[1][0]
+    _, _, model, scale, zero, labels = taken(learned, case)
+    quantized = quantize_model(model, calibration=images)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    quantized.compile(keras.optimizers.Adam(1e-4), loss)
+    quantized.fit(UNIT.apply(images), labels, epochs=1, verbose=0)
+    save_quantized(quantized, tmp_path)
+    loaded = load_quantized(tmp_path)
+    for dtype in ("uint8", "int8"):
+        content = convert_tflite(loaded, dtype)
+        check_file(content, quantized, dtype, scale, zero, images, labels)
+    with pytest.raises(ValueError, match="input_range is for a float model"):
+        convert_tflite(loaded, "int8", input_range=(0, 255))
