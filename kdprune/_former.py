@@ -1,11 +1,15 @@
-"""Former names that still work, each use with a DeprecationWarning."""
+"""Former names and arguments that still work, each use with a DeprecationWarning."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def former_names(
@@ -40,3 +44,42 @@ def former_names(
         return getattr(importlib.import_module(module), renamed[name])
 
     return find
+
+
+def former_arguments(**renamed: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Makes a decorator of a function some of whose arguments were renamed.
+
+    Args:
+        **renamed: Each former name with the present one.
+
+    Returns:
+        The decorator. The function takes either name, and raises `TypeError` where it
+        is given both.
+
+    Example:
+        >>> @former_arguments(beta="relative_threshold")
+        ... def weight_masks(model, *, relative_threshold=None): ...
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            name = getattr(function, "__name__", "function")
+            for former in renamed.keys() & kwargs.keys():
+                present = renamed[former]
+                if present in kwargs:
+                    raise TypeError(
+                        f"{name} expects one of {present!r} and {former!r}, its former "
+                        "name. Received: both"
+                    )
+                warnings.warn(
+                    f"{name}: the argument {former!r} is now {present!r}",
+                    DeprecationWarning,
+                    stacklevel=2,
+                )
+                kwargs[present] = kwargs.pop(former)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate

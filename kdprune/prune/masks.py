@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from kdprune._former import former_arguments
 from kdprune._graph import is_graph_model, named_layers, rebuild
 from kdprune._registry import nearest
 from kdprune.prune.channels.groups import find_channels, find_groups
@@ -40,6 +41,7 @@ _CONSTRAINTS = {
 }
 
 
+@former_arguments(by="criterion", beta="relative_threshold")
 def weight_masks(
     model: keras.Model,
     threshold: float | None = None,

@@ -15,6 +15,7 @@ import tf_keras as keras
 from numpy.typing import ArrayLike, NDArray
 
 from kdprune import _io
+from kdprune._former import former_arguments
 from kdprune._graph import (
     final_activation,
     head_of,
@@ -51,6 +52,7 @@ _INT16X8 = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS
 _COMPARED = 50  # Images by which layers are compared: thousands of values each.
 
 
+@former_arguments(ranges="range_method")
 def convert_tflite(
     model: keras.Model,
     dtype: str = "float32",
@@ -275,6 +277,7 @@ def draft_int8(
         return converter.convert()
 
 
+@former_arguments(ranges="range_method")
 def layer_report(
     model: keras.Model,
     calibration: ArrayLike,
