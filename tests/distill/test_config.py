@@ -35,13 +35,17 @@ def again_of(made):
     return again
 
 
-@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("nested", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("losses", "schedules"),
     [
         (None, {}),
         (["dkd", {"name": "dist", "weight": 0.5, "beta": 2.0}], {"temperature": 2.0}),
-        ([keras.losses.KLDivergence()], {"label_smoothing": 0.1}),
+        pytest.param(
+            [keras.losses.KLDivergence()],
+            {"label_smoothing": 0.1},
+            marks=pytest.mark.slow,
+        ),
         (
             [SoftLoss("articles", 3.0)],
             {

@@ -100,7 +100,14 @@ def test_losses_add_up_with_their_weights(data):
     assert result["loss"] == pytest.approx(total, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["hint", "attention", "relational", "contrastive"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("hint", "relational"),
+        pytest.param("attention", marks=pytest.mark.slow),
+        pytest.param("contrastive", marks=pytest.mark.slow),
+    ],
+)
 def test_each_loss_of_features_trains_the_student_alone(data, name):
     images, labels = data
     teacher = network(6, seed=1)
@@ -169,7 +176,14 @@ def test_wrapped_students_learn_from_logits_and_features(data, wrap):
     assert np.isfinite(history["loss"]).all()
 
 
-@pytest.mark.parametrize("wrap", ["prune", "qat", "features", "dropout"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        *("features", "dropout"),
+        pytest.param("prune", marks=pytest.mark.slow),
+        pytest.param("qat", marks=pytest.mark.slow),
+    ],
+)
 def test_evaluate_and_predict_change_no_variable_of_any_student(data, wrap):
     images, labels = data
     student, losses, callbacks = network(), ["kl"], []
@@ -284,7 +298,14 @@ def test_partly_labelled_images_validate_while_training(data):
         made.evaluate(images, verbose=0)
 
 
-@pytest.mark.parametrize("losses", [["kl"], ["dkd", "dist"], ["relational", "hint"]])
+@pytest.mark.parametrize(
+    "losses",
+    [
+        ["kl"],
+        pytest.param(["dkd", "dist"], marks=pytest.mark.slow),
+        ["relational", "hint"],
+    ],
+)
 def test_a_batch_of_no_images_teaches_nothing(data, losses):
     # What a replica is given when the last batch is smaller than their number. Without
     # convolutions, since those of oneDNN take no empty batch.

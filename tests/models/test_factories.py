@@ -40,7 +40,14 @@ def test_parameters_are_as_documented(name, arguments, parameters):
     assert build_model(name, **arguments).count_params() == parameters
 
 
-@pytest.mark.parametrize("shape", [(32, 32, 3), (28, 28, 1), (64, 64, 3)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (28, 28, 1),
+        pytest.param((32, 32, 3), marks=pytest.mark.slow),
+        pytest.param((64, 64, 3), marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_any_shape_of_image_becomes_float32_logits(name, shape):
     model = build_model(name, shape, 7, **SMALL.get(name, {}))

@@ -88,12 +88,12 @@ def test_each_layer_reaches_its_own_sparsity(data):
 @pytest.mark.parametrize(
     "begin, end, frequency, updates",
     [
-        (0, 8, 2, {2, 4, 6, 8}),
+        pytest.param(0, 8, 2, {2, 4, 6, 8}, marks=pytest.mark.slow),
         # What the frequency doesn't divide is waited for at the start.
         (0, 8, 3, {5, 8}),
         (3, 9, 2, {5, 7, 9}),
         (0, 6, 100, {6}),
-        (5, 5, 100, {5}),
+        pytest.param(5, 5, 100, {5}, marks=pytest.mark.slow),
     ],
 )
 def test_the_polynomial_schedule_reaches_the_sparsity_at_its_end(
@@ -150,7 +150,7 @@ def test_the_smallest_weights_go_and_the_others_stay(data):
     np.testing.assert_array_equal(pruned.get_layer("conv").kernel, expected)
 
 
-@pytest.mark.parametrize("beta", [0.1, 0.6])
+@pytest.mark.parametrize("beta", [0.1, pytest.param(0.6, marks=pytest.mark.slow)])
 def test_sparsity_below_gives_exactly_the_articles_rule(data, beta):
     model = branching_model()
     shares = sparsity_below(model, beta)

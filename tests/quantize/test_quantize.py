@@ -235,7 +235,9 @@ def test_it_learns_as_a_student_with_averaged_weights(data, images):
     assert agree.mean() > 0.95
 
 
-@pytest.mark.parametrize("preserve_sparsity", [False, True])
+@pytest.mark.parametrize(
+    "preserve_sparsity", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_a_reloaded_model_is_bit_equal_and_trains_on(
     tmp_path, data, images, preserve_sparsity
 ):

@@ -365,7 +365,7 @@ def test_slimming_pulls_factors_to_zero_and_leaves_no_penalty(tmp_path):
     training["learning_rate"] = 0.02
     net = {
         "kind": "train",
-        "model": {"name": "resnet", "depth": 8, "filters": [4, 4, 4]},
+        "model": {"name": "resnet", "depth": 6, "filters": [4, 4]},
     }
     content["stages"] = {
         "plain": {**net, "training": training},
@@ -431,7 +431,9 @@ def test_a_target_of_bytes_is_met_by_the_exported_file(finished):
     assert whole > 30_000 and 24_000 < light <= 26_000
 
 
-@pytest.mark.parametrize("by", ["taylor", "activation"])
+@pytest.mark.parametrize(
+    "by", ["taylor", pytest.param("activation", marks=pytest.mark.slow)]
+)
 def test_weights_chosen_at_once_stay_zero(finished, by):
     content = yaml.safe_load(RECIPE)
     target = {"relative_threshold": 0.05} if by == "taylor" else {"threshold": 0.2}
@@ -677,7 +679,9 @@ def test_a_given_model_that_guesses_is_warned_of(tmp_path, caplog):
     )
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "precision", ["mixed_bfloat16", pytest.param("float32", marks=pytest.mark.slow)]
+)
 def test_a_stage_trains_in_the_precision_it_is_given(tmp_path, precision):
     net = yaml.safe_load(RECIPE)["stages"]["alone"]
     net["training"] |= {"precision": precision, "epochs": 1}

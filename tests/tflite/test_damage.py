@@ -74,7 +74,9 @@ def test_other_files_are_not_models(tmp_path):
         describe_file(tmp_path / "absent.tflite")
 
 
-@pytest.mark.parametrize("kind", ["float32", "int8"])
+@pytest.mark.parametrize(
+    "kind", ["int8", pytest.param("float32", marks=pytest.mark.slow)]
+)
 def test_random_damage_never_crashes_the_process(tflites, tmp_path, kind):
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", ATTACK]
