@@ -1,10 +1,16 @@
 """How long one image takes, of several files in turns."""
 
+from __future__ import annotations
+
 import math
 import time
+from collections.abc import Callable, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binom
 
 from kdprune.tflite.interpreter import feed_random, open_interpreter
@@ -22,7 +28,14 @@ SECONDS = 0.5
 REFRESH = 3
 
 
-def measure_latency(path, *, threads=1, resolver="xnnpack", runs=200, warmup=20):
+def measure_latency(
+    path: str | PathLike,
+    *,
+    threads: int = 1,
+    resolver: str = "xnnpack",
+    runs: int = 200,
+    warmup: int = 20,
+) -> dict[str, Any] | None:
     """Measures the time a `.tflite` file takes for one image on this machine.
 
     Runs at least `runs` times and at least half a second, in ten turns. The median
@@ -54,8 +67,14 @@ def measure_latency(path, *, threads=1, resolver="xnnpack", runs=200, warmup=20)
 
 
 def measure_latencies(
-    paths, resolvers=("xnnpack",), *, threads=1, runs=200, warmup=20, settle=True
-):
+    paths: Sequence[str | PathLike],
+    resolvers: Sequence[str] = ("xnnpack",),
+    *,
+    threads: int = 1,
+    runs: int = 200,
+    warmup: int = 20,
+    settle: bool = True,
+) -> list[dict[str, Any]]:
     """Measures the time for one image of several files, in turns: A B A B.
 
     What disturbs the machine for a while, or heats it, meets all of them alike. Ten
@@ -102,7 +121,14 @@ def measure_latencies(
     return entries
 
 
-def time_in_turns(calls, *, runs=200, warmup=20, seconds=SECONDS, settle=False):
+def time_in_turns(
+    calls: Sequence[Callable[[], Any]],
+    *,
+    runs: int = 200,
+    warmup: int = 20,
+    seconds: float = SECONDS,
+    settle: bool = False,
+) -> list[list[NDArray]]:
     """Times several functions in turns.
 
     Args:
@@ -118,7 +144,7 @@ def time_in_turns(calls, *, runs=200, warmup=20, seconds=SECONDS, settle=False):
     for call in calls:
         for _ in range(warmup):
             call()
-    timings: list[list] = [[] for _ in calls]
+    timings: list[list[NDArray]] = [[] for _ in calls]
     turn_runs = max(math.ceil(runs / TURNS), TURN_RUNS)
     for turn in range(MOST_TURNS if settle else TURNS):
         if turn >= TURNS and all(summarize(turns)["settled"] for turns in timings):
@@ -128,7 +154,7 @@ def time_in_turns(calls, *, runs=200, warmup=20, seconds=SECONDS, settle=False):
     return timings
 
 
-def _take_turn(call, runs, seconds):
+def _take_turn(call: Callable[[], Any], runs: int, seconds: float) -> NDArray:
     for _ in range(REFRESH):
         call()
     times: list[float] = []
@@ -140,7 +166,7 @@ def _take_turn(call, runs, seconds):
     return np.array(times)
 
 
-def summarize(turns):
+def summarize(turns: Sequence[NDArray]) -> dict[str, Any]:
     """Describes the turns of one function, as `measure_latencies` does a file's.
 
     Args:
@@ -165,7 +191,7 @@ def summarize(turns):
     }
 
 
-def add_ratios(entries):
+def add_ratios(entries: Sequence[dict[str, Any]]) -> None:
     """Adds to each entry its ratio to the first that ran on the same kernels.
 
     Args:
@@ -185,7 +211,7 @@ def add_ratios(entries):
             entry["ratio_interval"] = list(rank_interval(ratios))
 
 
-def rank_interval(values):
+def rank_interval(values: Sequence[float]) -> tuple[float, float]:
     """The values that a median lies between with 95 % confidence, by their ranks.
 
     Of five values or fewer these are the least and the greatest, with less
@@ -196,7 +222,7 @@ def rank_interval(values):
     return ordered[rank], ordered[-1 - rank]
 
 
-def _check_runs(runs, warmup):
+def _check_runs(runs: int, warmup: int) -> None:
     if runs < 1 or warmup < 0:
         raise ValueError(
             f"runs must be >= 1 and warmup >= 0. Received: {runs} and {warmup}"

@@ -12,6 +12,8 @@ Reference: https://github.com/google-ai-edge/LiteRT/tree/main/tflite/tools/bench
 to 0.01 ms.
 """
 
+from __future__ import annotations
+
 import json
 import re
 import shlex
@@ -20,7 +22,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from kdprune.benchmark.latency import add_ratios
 from kdprune.tflite.format import read_tflite
@@ -41,7 +46,13 @@ _PROFILE = "Operator-wise Profiling Info for Regular Benchmark Runs"
 _TABLE = re.compile(r"=+ Run Order =+[ \t]*\n(.*?)(?:\n[^\n]*=====|\Z)", re.DOTALL)
 
 
-def run_litert_benchmark(paths, *, threads=1, runs=200, warmup=20):
+def run_litert_benchmark(
+    paths: Sequence[str | PathLike],
+    *,
+    threads: int = 1,
+    runs: int = 200,
+    warmup: int = 20,
+) -> list[dict[str, Any]]:
     """Times `.tflite` files by `litert-benchmark`, in turns.
 
     Args:
@@ -76,8 +87,14 @@ def run_litert_benchmark(paths, *, threads=1, runs=200, warmup=20):
 
 
 def phone_commands(
-    path, *, resolver="xnnpack", threads=1, runs=200, profile=False, binary=None
-):
+    path: str | PathLike,
+    *,
+    resolver: str = "xnnpack",
+    threads: int = 1,
+    runs: int = 200,
+    profile: bool = False,
+    binary: str | None = None,
+) -> tuple[list[str], list[str], list[str]]:
     """The commands that time a `.tflite` file on a phone by `benchmark_model`.
 
     Args:
@@ -119,7 +136,7 @@ def phone_commands(
     )
 
 
-def check_phone_files(paths):
+def check_phone_files(paths: Sequence[str | PathLike]) -> None:
     """Raises an error for files that can't be timed on one phone.
 
     Raises:
@@ -132,7 +149,7 @@ def check_phone_files(paths):
         raise ValueError("files on one phone need different names; rename one of them")
 
 
-def phone_is_there():
+def phone_is_there() -> bool:
     """Whether `adb` is installed and reaches a phone."""
     if shutil.which("adb") is None:
         return False
@@ -140,7 +157,7 @@ def phone_is_there():
     return state.returncode == 0 and state.stdout.strip() == "device"
 
 
-def describe_phone():
+def describe_phone() -> dict[str, str]:
     """What a phone says of itself: `model`, `soc`, `android` and `load`."""
     ask = {
         "model": "getprop ro.product.model",
@@ -153,7 +170,11 @@ def describe_phone():
     }
 
 
-def run_on_phone(paths, resolvers=("xnnpack",), **options):
+def run_on_phone(
+    paths: Sequence[str | PathLike],
+    resolvers: Sequence[str] = ("xnnpack",),
+    **options: Any,
+) -> list[dict[str, Any]]:
     """Times `.tflite` files on a phone by `benchmark_model`, in turns.
 
     Args:
@@ -186,7 +207,7 @@ def run_on_phone(paths, resolvers=("xnnpack",), **options):
     return _merge([_read_log(log, "the phone's output") for log in logs])
 
 
-def read_results(paths):
+def read_results(paths: Sequence[str | PathLike]) -> list[dict[str, Any]]:
     """Reads what `benchmark_model` or `litert-benchmark` wrote.
 
     Args:
@@ -226,7 +247,7 @@ def read_results(paths):
     return _merge(results)
 
 
-def _read_litert_benchmark(content):
+def _read_litert_benchmark(content: Mapping[str, Any]) -> dict[str, Any]:
     times = content["latency"]
     return {
         "file": content["model"],
@@ -242,7 +263,7 @@ def _read_litert_benchmark(content):
     }
 
 
-def _read_log(text, path):
+def _read_log(text: str, path: str | PathLike) -> dict[str, Any]:
     head, found, profile = text.partition(_SUMMARY)
     found_statistics = _STATISTICS.findall(head.replace("(all same)", ""))
     if not found or not found_statistics:
@@ -274,7 +295,7 @@ def _read_log(text, path):
     }
 
 
-def _read_ops(profile):
+def _read_ops(profile: str) -> list[dict[str, Any]]:
     """Reads the tables of operators: the graph's, then that of a delegate's own."""
     ops: list[dict] = []
     tables = _TABLE.findall(profile.partition(_PROFILE)[2])
@@ -291,7 +312,7 @@ def _read_ops(profile):
     return ops
 
 
-def _merge(results):
+def _merge(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Makes one entry of the turns of each file."""
     turns: dict[tuple, list] = {}
     for result in results:
@@ -312,7 +333,7 @@ def _merge(results):
     return entries
 
 
-def _run(command, what):
+def _run(command: Sequence[str], what: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["silent"]
