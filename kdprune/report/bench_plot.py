@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from kdprune.report.document import MISSING, milliseconds
 from kdprune.report.plots import render
 from kdprune.report.style import (
     BLUE,
@@ -27,7 +28,6 @@ from kdprune.report.style import (
     room_for,
     write_beside,
 )
-from kdprune.report.text import MISSING, milliseconds
 
 # The kinds of operators that take most, if a hundredth anywhere; others are grey.
 COLOURS = (BLUE, VERMILLION, GREEN, "#E69F00", "#CC79A7", "#56B4E9")

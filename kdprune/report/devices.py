@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from kdprune.report.document import Block, Heading, Paragraph, Table
+from kdprune.report.document import MISSING, Block, Heading, Paragraph, Table, count
 from kdprune.report.read import Run
-from kdprune.report.text import MISSING, count
 
 NOTE = (
     "Flash: the file and an allowance for the application with the runtime's code. "

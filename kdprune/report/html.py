@@ -18,6 +18,7 @@ from pathlib import Path
 import jinja2
 
 from kdprune.report.document import (
+    MISSING,
     Block,
     Command,
     Facts,
@@ -30,7 +31,6 @@ from kdprune.report.document import (
     plain,
     spans,
 )
-from kdprune.report.text import MISSING
 from kdprune.report.verdict import Verdict
 
 _HERE = Path(__file__).parent

@@ -13,6 +13,7 @@ from kdprune._registry import add
 from kdprune.report import pruning, quantization
 from kdprune.report.devices import write_devices
 from kdprune.report.document import (
+    MISSING,
     Block,
     Command,
     Facts,
@@ -22,28 +23,25 @@ from kdprune.report.document import (
     Picture,
     Span,
     Table,
-    code,
-    join,
-    strong,
-)
-from kdprune.report.read import Cell, Model, Run, Stage, split_cell
-from kdprune.report.study import write_study
-from kdprune.report.style import Plot
-from kdprune.report.text import (
-    MISSING,
     accuracy_text,
     brief,
+    code,
     count,
     difference_text,
     duration,
     flatten,
+    join,
     millions,
     milliseconds,
     percent,
     scalar,
     slug,
+    strong,
     timing,
 )
+from kdprune.report.read import Cell, Model, Run, Stage, split_cell
+from kdprune.report.study import write_study
+from kdprune.report.style import Plot
 from kdprune.report.tradeoffs import MLPERF_TINY
 from kdprune.report.verdict import find_verdict
 

@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from kdprune.report.document import accuracy_text, difference_text, slug
 from kdprune.report.page import SECTIONS
 from kdprune.report.read import MOST_CELLS, Model, Run, Stage
 from kdprune.report.study_plots import draw_study
@@ -35,7 +36,6 @@ from kdprune.report.style import (
     room_for,
     write_beside,
 )
-from kdprune.report.text import accuracy_text, difference_text, slug
 from kdprune.report.tradeoffs import plot_latency, plot_size
 
 COLUMNS = (10, 150)  # of figures right of the accuracies, in points

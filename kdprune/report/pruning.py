@@ -13,7 +13,22 @@ from matplotlib.axes import Axes
 from matplotlib.colors import FuncNorm
 from matplotlib.patches import Patch
 
-from kdprune.report.document import Block, Inline, Paragraph, Picture, Table
+from kdprune.report.document import (
+    MISSING,
+    Block,
+    Inline,
+    Paragraph,
+    Picture,
+    Table,
+    count,
+    list_some,
+    over_seeds,
+    percent,
+    points,
+    scalar,
+    share_label,
+    slug,
+)
 from kdprune.report.read import Cell, Stage
 from kdprune.report.schema import (
     BlockResults,
@@ -30,17 +45,6 @@ from kdprune.report.style import (
     clip_all,
     new_figure,
     room_for,
-)
-from kdprune.report.text import (
-    MISSING,
-    count,
-    list_some,
-    over_seeds,
-    percent,
-    points,
-    scalar,
-    share_label,
-    slug,
 )
 
 T = TypeVar("T", bound=Results)

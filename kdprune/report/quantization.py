@@ -13,7 +13,21 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from kdprune.report.document import Block, Inline, Paragraph, Table, strong
+from kdprune.report.document import (
+    MISSING,
+    Block,
+    Inline,
+    Paragraph,
+    Table,
+    count,
+    decibels,
+    duration,
+    list_some,
+    over_seeds,
+    percent,
+    slug,
+    strong,
+)
 from kdprune.report.pruning import mean, pictures, results_of
 from kdprune.report.read import Cell, Stage
 from kdprune.report.schema import (
@@ -37,16 +51,6 @@ from kdprune.report.style import (
     new_figure,
     room_for,
     write_beside,
-)
-from kdprune.report.text import (
-    MISSING,
-    count,
-    decibels,
-    duration,
-    list_some,
-    over_seeds,
-    percent,
-    slug,
 )
 
 # A layer whose output has less is the likely cause of a loss (`tflite.layers`).

@@ -15,11 +15,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from kdprune.report.document import Block, Heading, Inline, Paragraph, Table
+from kdprune.report.document import (
+    MISSING,
+    Block,
+    Heading,
+    Inline,
+    Paragraph,
+    Table,
+    percent,
+    points,
+)
 from kdprune.report.pruning import pictures
 from kdprune.report.read import Model, Run
 from kdprune.report.schema import RENAMED
-from kdprune.report.text import MISSING, percent, points
 
 if TYPE_CHECKING:
     from scipy.stats._result_classes import TtestResult

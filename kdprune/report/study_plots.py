@@ -16,7 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from kdprune.report.labels import place_labels
+from kdprune.report.document import percent, points, slug
 from kdprune.report.read import Model, Run
 from kdprune.report.study import (
     HELPS,
@@ -39,10 +39,10 @@ from kdprune.report.style import (
     clip_all,
     head_columns,
     new_figure,
+    place_labels,
     room_for,
     write_beside,
 )
-from kdprune.report.text import percent, points, slug
 
 # Marker, colour and filling of each verdict.
 VERDICTS = {

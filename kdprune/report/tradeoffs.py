@@ -11,7 +11,7 @@ from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from kdprune.report.labels import place_labels
+from kdprune.report.document import timing
 from kdprune.report.read import MOST_CELLS, Run
 from kdprune.report.style import (
     GREY,
@@ -22,8 +22,8 @@ from kdprune.report.style import (
     format_key,
     look,
     new_figure,
+    place_labels,
 )
-from kdprune.report.text import timing
 
 
 @dataclass(frozen=True)

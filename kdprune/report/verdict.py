@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kdprune.report.document import Inline, strong
-from kdprune.report.read import Model, Run, difference
-from kdprune.report.study import ALPHA, HELPS, HURTS, NOISE, Study, compare
-from kdprune.report.text import (
+from kdprune.report.document import (
     MISSING,
+    Inline,
     accuracy_text,
     count,
     difference_text,
     milliseconds,
     percent,
     points,
+    strong,
     timing,
 )
+from kdprune.report.read import Model, Run, difference
+from kdprune.report.study import ALPHA, HELPS, HURTS, NOISE, Study, compare
 
 
 @dataclass(frozen=True)

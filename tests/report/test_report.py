@@ -16,11 +16,10 @@ import pytest
 from matplotlib.text import Annotation
 
 from kdprune.report import write_report
-from kdprune.report.document import to_markdown
+from kdprune.report.document import scalar, to_markdown
 from kdprune.report.page import write_page
 from kdprune.report.plots import draw_plots, render
 from kdprune.report.read import read_run, split_cell
-from kdprune.report.text import scalar
 from kdprune.report.tradeoffs import MLPERF_TINY
 
 ROOT = Path(__file__).parents[2]
