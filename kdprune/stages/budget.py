@@ -8,18 +8,16 @@ import itertools
 import math
 import pathlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from kdprune import _io, evaluate, quantize, tflite
 from kdprune._log import logger
-from kdprune.stages.base import Node, Result, Run
+from kdprune.stages.base import Node, Result, Run, Taught
 
 if TYPE_CHECKING:
     import tf_keras as keras
 
     from kdprune.data import Dataset
-    from kdprune.stages.quantize import Quantize
-    from kdprune.stages.soft_labels import SoftLabels
 
 # What is tried under a budget before anything is trained, the cheapest first.
 _AFTER_TRAINING = [
@@ -33,6 +31,26 @@ _MORE_IMAGES = 4
 # How many of the most sensitive layers are then left in float: at most half of those
 # that have weights, since the rest would not be worth the conversions.
 _IN_FLOAT = (1, 2, 4)
+
+
+class Quantizes(Protocol):
+    """What is asked of the stage that quantizes."""
+
+    max_drop: float | None
+    preserve_clusters: Any
+
+    def calibration_images(self, run: Run, count: int | None = None) -> Any:
+        """The calibration images, or as many others."""
+
+    def save(
+        self,
+        run: Run,
+        folder: pathlib.Path,
+        model: Any,
+        conversion: dict[str, Any] | None = None,
+        images: int | None = None,
+    ) -> list[str]:
+        """Saves the model and the plan of its files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +67,7 @@ class _Made:
 
 
 def within_budget(
-    settings: Quantize, run: Run, node: Node, folder: pathlib.Path, base: keras.Model
+    settings: Quantizes, run: Run, node: Node, folder: pathlib.Path, base: keras.Model
 ) -> Result:
     """Tries what is cheap first, until the accuracy it costs is within bounds."""
     from kdprune.stages import fitting
@@ -158,7 +176,7 @@ def _by_training(
     node: Node, folder: pathlib.Path
 ) -> list[tuple[str, Node, pathlib.Path]]:
     """Lists name, node and folder of each training: on labels, then under a teacher."""
-    settings = cast("Quantize", node.settings)
+    settings = cast(Taught, node.settings)
     if not settings.trains():
         return []
     if not settings.taught:
@@ -170,10 +188,10 @@ def _by_training(
 
 def _untaught(node: Node) -> Node:
     """The node without its teacher, on images changed as those it is taught by."""
-    settings = cast("Quantize", node.settings)
+    settings = cast(Taught, node.settings)
     changes: dict[str, Any] = {"teacher": None, "soft_labels": None}
     if settings.soft_labels:
-        store = cast("SoftLabels", node.parent_of("soft_labels").settings)
+        store: Any = node.parent_of("soft_labels").settings
         augment = store.augment
         changes["training"] = settings.training.model_copy(update={"augment": augment})
     return dataclasses.replace(node, settings=settings.model_copy(update=changes))

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     import tf_keras as keras
 
     from kdprune.stages.settings import Augment
-    from kdprune.stages.soft_labels import SoftLabels
 
 # Names of classes in the order of a model's outputs, or a file with them.
 Labels = str | Sequence[str] | None
@@ -348,7 +347,7 @@ def _teaching(run: Run, node: Node) -> _Teaching:
     if node.settings.references("soft_labels"):
         store = node.parent_of("soft_labels")
         logits = distill.load_soft_labels(run.folder / store.name)
-        augment = augment_of(cast("SoftLabels", store.settings))
+        augment = augment_of(store.settings)
         if augment:
             augment["seed"] = store.settings.own_seed
         return _Teaching(logits=logits, augment=augment)
