@@ -58,6 +58,7 @@ def take(
         output = given["output"]
         if output is None:
             raise ValueError("a model in memory expects `output`, the folder to make")
+        given = {**given, "title": output.absolute().name}
         saved = _save(model, scratch)
         model = output.absolute() / saved.name
         files[model] = saved

@@ -41,6 +41,7 @@ class Request:
         devices: What the file is for, out of `DEVICES`.
         data_dir: Where a data set that is given by name is.
         command: What to call again, for the recipe's head.
+        title: What to call the model, if not like its file.
     """
 
     model: pathlib.Path
@@ -57,6 +58,7 @@ class Request:
     devices: str = "both"
     data_dir: str | None = None
     command: str = ""
+    title: str | None = None
 
     @property
     def folder(self) -> pathlib.Path:
@@ -73,7 +75,8 @@ class Request:
     @property
     def name(self) -> str:
         """The model's name as recipes and kits take it."""
-        found = re.sub(r"[^a-z0-9]+", "_", self.model.stem.lower()).strip("_")
+        called = (self.title or self.model.stem).lower()
+        found = re.sub(r"[^a-z0-9]+", "_", called).strip("_")
         return found if re.match(r"[a-z]", found) else f"model_{found}".rstrip("_")
 
     @property

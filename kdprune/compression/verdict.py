@@ -93,13 +93,15 @@ def read_verdict(run: Run, request: Request) -> Compressed:
         "recipe": folder / RECIPE,
     }
     needs = kit.find_needs(folder / entries[f"{INT8}_int8"]["path"])
-    reasons = list(_reasons(request, records[INT8]["results"], entries))
+    several = entries[ORIGINAL].get("task") == "labels"
+    measure = "macro F1" if several else "accuracy"
+    reasons = list(_reasons(request, records[INT8]["results"], entries, measure))
     if request.devices == "micro" and (unfit := _unfit(needs)):
         reasons.append(f"the int8 file does not run on TFLite Micro: {unfit}")
     return Compressed(
         met=not reasons,
         reasons=tuple(reasons),
-        verdict=_verdict(request, reasons, records[INT8]["results"]),
+        verdict=_verdict(request, reasons, records[INT8]["results"], measure),
         files=files,
         metrics=metrics,
         records=records,
@@ -109,7 +111,10 @@ def read_verdict(run: Run, request: Request) -> Compressed:
 
 
 def _verdict(
-    request: Request, reasons: Sequence[str], quantized: Mapping[str, Any]
+    request: Request,
+    reasons: Sequence[str],
+    quantized: Mapping[str, Any],
+    measure: str,
 ) -> str:
     limit = f"{100 * request.max_drop:g} point{'s' * (request.max_drop != 0.01)}"
     if reasons:
@@ -119,14 +124,17 @@ def _verdict(
     bound = max(100 * chosen["drop_bound"], 0)
     return (
         f"Within {limit}: by {quantized['chosen']!r} the int8 file loses at most "
-        f"{bound:.2f} points of {start}'s accuracy with 95 % confidence, on "
+        f"{bound:.2f} points of {start}'s {measure} with 95 % confidence, on "
         f"{chosen['images']:,} validation images, and no more than "
         "allowed on the test images."
     )
 
 
 def _reasons(
-    request: Request, quantized: Mapping[str, Any], entries: Mapping[str, Any]
+    request: Request,
+    quantized: Mapping[str, Any],
+    entries: Mapping[str, Any],
+    measure: str,
 ) -> list[str]:
     """Why the int8 file is not within the drop; none if it is."""
     limit = 100 * request.max_drop
@@ -140,8 +148,8 @@ def _reasons(
         chance = "; more test images would tell" if low <= limit else ""
         found.append(
             f"the int8 file loses {-100 * against['difference']:.2f} points "
-            f"({low:.2f} to {high:.2f}) of the original's accuracy on the test images, "
-            f"more than the {limit:g} allowed{chance}"
+            f"({low:.2f} to {high:.2f}) of the original's {measure} on the test "
+            f"images, more than the {limit:g} allowed{chance}"
         )
     return found
 

@@ -451,6 +451,7 @@ def test_a_model_in_memory_is_called_by_its_weights(tmp_path):
     net = small_net()
     first, again = (taken(tmp_path, net, "shapes").request.model for _ in range(2))
     assert first == again and first.parent == tmp_path / "out"
+    assert taken(tmp_path, net, "shapes").request.name == "out"
     net.layers[1].bias.assign_add(np.full(16, 1e-6, np.float32))
     assert taken(tmp_path, net, "shapes").request.model != first
 

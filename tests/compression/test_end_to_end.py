@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tf_keras
 from PIL import Image
 
 import kdprune
@@ -164,3 +165,51 @@ def test_a_keras_3_model_in_memory_is_compressed(tmp_path):
     assert run.returncode == 0, run.stderr[-2000:]
     classes = read_json(tmp_path / "out" / "metrics.json")["dataset"]["classes"]
     assert classes == ["dark", "bright"]
+
+
+def small_net(units):
+    layers = tf_keras.layers
+    tf_keras.utils.set_random_seed(0)
+    net = tf_keras.Sequential(
+        [
+            tf_keras.Input((8, 8, 3)),
+            layers.Rescaling(1 / 255),
+            layers.Conv2D(16, 3, activation="relu"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(16, activation="relu"),
+            layers.Dense(units, activation="sigmoid"),
+        ]
+    )
+    net.compile(tf_keras.optimizers.Adam(0.02), "binary_crossentropy")
+    return net
+
+
+def bright_images(labels):
+    """Images of which each label makes a channel, or all of them, brighter."""
+    images = np.random.default_rng(0).uniform(0, 150, (len(labels), 8, 8, 3))
+    if labels.ndim == 1:
+        images += 100 * labels[:, None, None, None]
+    else:
+        images += 100 * labels[:, None, None, :]
+    return images.clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("labels", "units", "said"),
+    [
+        (np.arange(1500) % 2, 1, "accuracy %"),
+        (np.arange(1500)[:, None] // [1, 2, 4] % 2, 3, "macro F1 %"),
+    ],
+)
+def test_a_single_unit_and_labels_are_compressed(tmp_path, labels, units, said):
+    images, net = bright_images(labels), small_net(units)
+    net.fit(images.astype("float32"), labels, batch_size=50, epochs=6, verbose=0)
+    made = kdprune.compress(
+        net, (images, labels), output=tmp_path / "out", max_drop=0.02
+    )
+    assert made.met, made.reasons
+    assert said in made.table
+    entries = {entry["name"]: entry for entry in made.metrics["models"]}
+    figure = "accuracy" if units == 1 else "macro_f1"
+    assert entries["original"][figure] > 0.9
+    assert entries["int8_int8"][figure] > entries["original"][figure] - 0.02
