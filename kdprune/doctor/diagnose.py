@@ -170,9 +170,8 @@ def _few(shape: tuple[int, ...], drawn: sample.Sample | None) -> NDArray[np.uint
 
 
 def _qat(model: keras.Model) -> tuple[dict[str, str], list[Obstacle]]:
-    find: Any = getattr(quantize, "qat_obstacles", None)
     try:
-        found = find(model) if find else []
+        found = quantize.qat_obstacles(model)
     except ValueError as error:
         return {}, [Obstacle(_QAT, "", str(error), fatal=False)]
     obstacles = [Obstacle(_QAT, name, why, fatal=False) for name, why in found]

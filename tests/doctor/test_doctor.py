@@ -58,12 +58,6 @@ def tutorial(model):
     return diagnose(model)
 
 
-@pytest.fixture(autouse=True)
-def _quantizable(request, monkeypatch):
-    """What quantization-aware training takes is its own tests' affair."""
-    monkeypatch.setattr(quantize, "qat_obstacles", lambda model: [], raising=False)
-
-
 def small(*last, inputs=(16, 16, 3)):
     return keras.Sequential(
         [
@@ -174,7 +168,7 @@ def test_a_range_that_nothing_tells_is_asked_for():
 
 def test_what_quantization_aware_training_refuses_is_a_warning(monkeypatch):
     refused = [("relu", "ReLU: use another"), ("dense", "Dense: use another")]
-    monkeypatch.setattr(quantize, "qat_obstacles", lambda m: refused, raising=False)
+    monkeypatch.setattr(quantize, "qat_obstacles", lambda m: refused)
     found = diagnose(small(), input_range=(0, 1))
     assert found.status == 3 and len(found.obstacles) == 2
     assert row(found, "relu").qat is False and row(found, "conv").qat is True
