@@ -165,9 +165,14 @@ def _changing(model: keras.Model, prefix: str) -> list[Obstacle | None]:
         layer, path = node.layer, prefix + node.layer.name
         if is_graph_model(layer):
             found += _changing(layer, f"{path}/")
-        elif node.call_kwargs.get("training") is True:
+        elif node.call_kwargs.get("training") is True and not _augments(layer):
             found.append(_says_something_else(path, type(layer).__name__))
     return found
+
+
+def _augments(layer: Any) -> bool:
+    """Whether it changes training images at random, and is left out in use."""
+    return type(layer).__name__.startswith("Random")
 
 
 def _of_config(config: dict[str, Any]) -> list[Obstacle]:
@@ -184,8 +189,9 @@ def _of_config(config: dict[str, Any]) -> list[Obstacle]:
         found.append(_inputs(len(_ends(inner.get("input_layers")))))
         found.append(_outputs(_ends(inner.get("output_layers"))))
     for layer in layers:
-        if _training_call(layer.get("inbound_nodes")):
-            kind = str(layer.get("class_name"))
+        kind = str(layer.get("class_name"))
+        # Keras 3 writes training=True of each random layer by itself.
+        if not kind.startswith("Random") and _training_call(layer.get("inbound_nodes")):
             found.append(_says_something_else(str(layer.get("name"))[:60], kind))
     return [one for one in found if one is not None]
 

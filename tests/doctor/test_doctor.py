@@ -58,7 +58,7 @@ def tutorial(model):
     return diagnose(model)
 
 
-def small(*last, inputs=(16, 16, 3)):
+def small(*last, inputs=(16, 16, 3), units=4, activation=None):
     return keras.Sequential(
         [
             keras.Input(inputs),
@@ -67,7 +67,7 @@ def small(*last, inputs=(16, 16, 3)):
             layers.ReLU(name="relu"),
             *last,
             layers.GlobalAveragePooling2D(name="pool"),
-            layers.Dense(4, name="dense"),
+            layers.Dense(units, activation, name="dense"),
         ]
     )
 
@@ -155,6 +155,21 @@ def test_models_in_memory_are_taken_as_files_are():
     assert found.status == 0 and found.proof.original == "the model as loaded"
     assert found.proof.deviation < 1e-5
     assert found.facts["pixel range"] == "[0, 255]"
+
+
+@pytest.mark.parametrize(
+    ("units", "told"),
+    [
+        (5, "any of 5 labels (sigmoid)"),
+        (1, "one of two classes, by one unit (sigmoid)"),
+    ],
+)
+def test_sigmoid_heads_are_fine(units, told):
+    model = small(layers.Conv2D(4, 1), units=units, activation="sigmoid")
+    found = diagnose(model, input_range=(-1, 1))
+    assert found.status == 0, found.obstacles
+    assert found.facts["output"] == told and "LOGISTIC" in found.file["ops"]
+    assert found.proof.deviation < 1e-5
 
 
 # --- Warnings ---
