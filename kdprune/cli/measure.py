@@ -98,6 +98,11 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         "(default: as the file says, else 0,1)",
     )
     parser.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="the classes in the order of the outputs, one in a line (the file's own)",
+    )
+    parser.add_argument(
         "--resolver",
         default="xnnpack",
         choices=("xnnpack", "builtin", "reference"),
@@ -118,7 +123,8 @@ def evaluate_files(options: argparse.Namespace) -> None:
     from kdprune import evaluate
 
     entries = []
-    for path in options.files:
+    orders = _orders(options, options.files, description)
+    for path, order in zip(options.files, orders, strict=True):
         entry = evaluate.evaluate_model(
             path,
             test.images,
@@ -127,6 +133,7 @@ def evaluate_files(options: argparse.Namespace) -> None:
             resolver=options.resolver,
             threads=options.threads,
             latency=not options.no_latency,
+            order=order,
         ).entry
         entries.append(entry)
         logger.info("%s", _summary(entry))
@@ -141,6 +148,7 @@ def compare_files(options: argparse.Namespace) -> None:
     import_tensorflow_quietly()
     from kdprune import evaluate
 
+    orders = _orders(options, [options.a, options.b], description)
     a, b = (
         evaluate.predict_for_labels(
             path,
@@ -151,6 +159,10 @@ def compare_files(options: argparse.Namespace) -> None:
             threads=options.threads,
         )[0]
         for path in (options.a, options.b)
+    )
+    a, b = (
+        scores if order is None else scores[:, list(order)]
+        for scores, order in zip((a, b), orders, strict=True)
     )
     result = evaluate.compare_predictions(a, b, test.labels)
     logger.info("%s", evaluate.describe_comparison(result, description["classes"]))
@@ -163,6 +175,20 @@ def _check_files(paths: list[pathlib.Path]) -> None:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"no model file at {path}")
+
+
+def _orders(
+    options: argparse.Namespace, files: list[pathlib.Path], description: dict[str, Any]
+) -> list[tuple[int, ...] | None]:
+    """Where in the outputs of each file the classes of the data are."""
+    from kdprune.intake.labels import find_order
+
+    orders = []
+    for path in files:
+        orders.append(find_order(path, description["classes"], options.labels))
+        if orders[-1]:
+            logger.info("%s: its outputs are in another order than the classes", path)
+    return orders
 
 
 def _test_images(options: argparse.Namespace) -> tuple[Split, dict[str, Any]]:
@@ -208,6 +234,9 @@ def _summary(entry: dict[str, Any]) -> str:
     elif task == "binary":
         auc = entry["auc"]
         parts.append(f"AUC {'–' if auc is None else f'{100 * auc:.2f} %'}")
+    if "balanced_accuracy" in entry:
+        balanced = 100 * entry["balanced_accuracy"]
+        parts.append(f"balanced accuracy (mean over the classes) {balanced:.2f} %")
     parts += [
         f"ECE {entry['ece']:.3f}",
         f"{entry['bytes']:,} bytes ({entry['bytes_gzip']:,} gzip)",

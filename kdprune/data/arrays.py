@@ -46,8 +46,7 @@ def from_arrays(
 
     Args:
         images: uint8, or float in [0, 1] (stored as 8 bits), shape
-            `(n, height, width, channels)` with 1 or 3 channels, or
-            `(n, height, width)`.
+            `(n, height, width, channels)` or `(n, height, width)`.
         labels: Whole numbers from 0, shape `(n,)` or `(n, 1)`, or one-hot rows,
             shape `(n, classes)`. Where several labels may apply to an image, rows of
             zeros and ones, shape `(n, labels)`: rows are taken for that if there are
@@ -115,11 +114,6 @@ def _split(images: np.ndarray, labels: np.ndarray, what: str, several: bool) -> 
     if images.ndim == 3:
         images = images[..., np.newaxis]
     checked = pixels.as_uint8(images, name=f"{what} images")
-    if checked.shape[3] not in (1, 3):
-        raise ValueError(
-            f"Expected {what} images of shape (n, height, width, 1 or 3). "
-            f"Received: {checked.shape}."
-        )
     return Split(checked, read_labels(labels, len(checked), what, several))
 
 

@@ -20,6 +20,7 @@ from kdprune.distill.feature_extractor import feature_extractor, match_feature_l
 from kdprune.distill.loss_spec import SoftLoss, as_soft_losses, plain_line
 from kdprune.distill.schedule import Schedule, Value
 from kdprune.models.counts import count_parameters
+from kdprune.training.class_weights import weight_classes
 from kdprune.training.losses import HARD_LOSSES, accuracy_metric
 from kdprune.training.optimizers import build_variables
 
@@ -164,6 +165,7 @@ class Distiller(keras.Model):
         soft_weight: Value = 0.9,
         steps: int | None = None,
         label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
         metrics: Sequence[Any] = ("accuracy",),
         weighted_metrics: Sequence[Any] | None = None,
         run_eagerly: bool | None = None,
@@ -185,6 +187,8 @@ class Distiller(keras.Model):
                 `[(0, 1), (0.5, 1), (0.5, 0), (1, 0)]`.
             steps: Optimizer steps of the whole training; needed for points.
             label_smoothing: Of the hard loss, in [0, 1).
+            class_weights: By which the hard loss of each class's examples is
+                multiplied in training; None for 1.
             metrics: As in `keras.Model.compile`, of class indices and logits;
                 "accuracy" of sigmoid is the share of right labels.
             weighted_metrics: As in `keras.Model.compile`.
@@ -210,6 +214,9 @@ class Distiller(keras.Model):
         )
         self._soft_weight = Schedule(soft_weight, steps, name="soft_weight", high=1.0)
         self._label_smoothing = label_smoothing
+        self._class_weights = (
+            None if class_weights is None else [float(w) for w in class_weights]
+        )
         super().compile(
             optimizer=optimizer,
             metrics=[
@@ -319,7 +326,7 @@ class Distiller(keras.Model):
             true = labels.rows if self._head == "sigmoid" else labels.indices
             terms = self._soft_terms(true, teaching, (logits, features), step)
             soft = tf.add_n(list(terms.values()))
-            hard_loss = HARD_LOSSES[self._head]
+            hard_loss = weight_classes(HARD_LOSSES[self._head], self._class_weights)
             hard = known * hard_loss(labels.hard, logits, self._label_smoothing)
             mixed = soft_weight * soft + (1.0 - soft_weight) * hard
             loss = _mean(mixed, sample_weight)
@@ -420,6 +427,7 @@ class Distiller(keras.Model):
             "soft_weight": self._soft_weight.config,
             "steps": self._temperature.steps,
             "label_smoothing": self._label_smoothing,
+            "class_weights": self._class_weights,
         }
         # Keras leaves out of an optimizer's config what weight decay exempts.
         exempt = getattr(self.optimizer, "_exclude_from_weight_decay_names", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from kdprune._answers import of_labels
 from kdprune.benchmark.latency import measure_latency
 from kdprune.evaluate.compare import agreement
 from kdprune.evaluate.metrics import score
-from kdprune.evaluate.prediction import predict_for_labels
+from kdprune.evaluate.prediction import predict_for_labels, reorder_scores
 from kdprune.intake.pixels import Given
 from kdprune.tflite.sizes import describe_file
 
-# Of labels, and of a single unit.
+# Of labels, of a single unit, and of uneven classes.
 _OF_TASKS = (
+    "balanced_accuracy",
     "task",
     "auc",
     "macro_f1",
@@ -54,6 +56,7 @@ def evaluate_model(
     resolver: str = "xnnpack",
     threads: int = 1,
     latency: bool = True,
+    order: Sequence[int] | None = None,
 ) -> Evaluation:
     """Measures a model or file: accuracy, calibration, size, zeros, MACs, latency.
 
@@ -67,6 +70,8 @@ def evaluate_model(
         resolver: Kernels for a `.tflite`, see `predict`.
         threads: Threads for a `.tflite`.
         latency: Whether to time it.
+        order: Where in the model's outputs each class of the labels is; None if in
+            that order.
 
     Returns:
         An `Evaluation`. Its entry's name is the file's stem or the model's name, its
@@ -89,6 +94,8 @@ def evaluate_model(
         resolver=resolver,
         threads=threads,
     )
+    if order is not None:
+        scores = reorder_scores(scores, order)
     result = score(scores, labels, binary=units == 1)
     on_runtime = description["format"] == "tflite"
     timing: dict = {}

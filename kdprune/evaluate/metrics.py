@@ -11,6 +11,8 @@ from scipy import stats
 from kdprune._answers import f1_by_label, f1_influence
 
 ECE_BINS = 15
+# From here on the accuracy is above all that on the largest classes.
+UNEVEN = 1.5
 # An int8 softmax can give exactly 0; the logarithm is taken of this instead.
 SMALLEST_PROBABILITY = 1e-7
 # Two-sided 95 % quantile of the normal distribution.
@@ -39,6 +41,9 @@ def score(scores: ArrayLike, labels: ArrayLike, binary: bool = False) -> dict[st
         `nll`: mean negative log likelihood in nats; of labels the mean over them.
         `test_images`: n.
 
+        Where the largest class has at least `UNEVEN` times the images of the smallest,
+        also `balanced_accuracy`, the mean of the accuracies on each class.
+
         Of `binary` also `task`, "binary", and `auc`, the area under the receiver
         operating characteristic, None where one class has no image.
 
@@ -60,7 +65,7 @@ def score(scores: ArrayLike, labels: ArrayLike, binary: bool = False) -> dict[st
     np.add.at(confusion, (labels, predicted), 1)
     correct = int(np.trace(confusion))
     of_true = scores[np.arange(n), labels].astype(np.float64)
-    found = {
+    found: dict[str, Any] = {
         "accuracy": correct / n,
         "accuracy_ci": list(wilson_interval(correct, n)),
         "per_class": [
@@ -72,6 +77,11 @@ def score(scores: ArrayLike, labels: ArrayLike, binary: bool = False) -> dict[st
         "nll": float(-np.log(np.maximum(of_true, SMALLEST_PROBABILITY)).mean()),
         "test_images": n,
     }
+    sizes = confusion.sum(axis=1)
+    sizes = sizes[sizes > 0]
+    if len(sizes) > 1 and sizes.max() >= UNEVEN * sizes.min():
+        shares = [share for share in found["per_class"] if share is not None]
+        found["balanced_accuracy"] = float(np.mean(shares))
     if binary:
         found |= {"task": "binary", "auc": area_under_curve(scores[:, 1], labels)}
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,25 @@ def _finish(
     if units == 1:
         outputs = np.concatenate([1 - outputs, outputs], axis=1)
     return outputs, head, units
+
+
+def reorder_scores(
+    scores: NDArray[np.float32], order: Sequence[int]
+) -> NDArray[np.float32]:
+    """Puts scores `(n, classes)` into the order of the labels.
+
+    Args:
+        scores: A model's scores, in its own order.
+        order: The output of each class.
+
+    Raises:
+        ValueError: If that is not an order of so many classes.
+    """
+    if sorted(order) != list(range(scores.shape[1])):
+        raise ValueError(
+            f"expected an order of {scores.shape[1]} outputs. Received: {list(order)}"
+        )
+    return scores[:, np.asarray(order)]
 
 
 def to_probabilities(outputs: ArrayLike) -> NDArray[np.float32]:

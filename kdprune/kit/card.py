@@ -38,6 +38,19 @@ _USES = {
 }
 
 
+_SCALED = {"stretch": "scaled", "crop": "cut and scaled", "pad": "scaled and padded"}
+# How images came to the model's size, which a device must do in the same way.
+_RESIZED = {
+    "stretch": "In training and measuring, images were scaled to {height} x {width} "
+    "pixels without keeping their proportions.",
+    "crop": "In training and measuring, the largest centred part of the proportions "
+    "{height} : {width} was cut out of each image and scaled to {height} x {width} "
+    "pixels.",
+    "pad": "In training and measuring, images were scaled to fit into {height} x "
+    "{width} pixels, centred, with black at both sides.",
+}
+
+
 def write_card(facts: Facts) -> str:
     """Writes `MODEL_CARD.md`.
 
@@ -59,8 +72,7 @@ def write_card(facts: Facts) -> str:
         _files_table(facts),
         "## Input and output",
         _ends_table(facts),
-        f"A pixel's byte {_describe_bytes(facts)}. Scores are probabilities in steps "
-        "of 1/256.",
+        _describe_values(facts),
         "## Operators",
         *_describe_operators(facts),
         "## Figures",
@@ -89,6 +101,22 @@ def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _describe_values(facts):
+    """What a byte stands for, and what brings an image to the model's size."""
+    parts = [f"A pixel's byte {_describe_bytes(facts)}."]
+    if facts.value_range:
+        low, high = facts.value_range
+        parts.append(
+            f"Bytes were made of values: 0 stands for {low:g} and 255 stands for "
+            f"{high:g}, in equal steps."
+        )
+    height, width, _ = facts.image_shape
+    if facts.resize:
+        parts.append(_RESIZED[facts.resize].format(height=height, width=width))
+    parts.append("Scores are probabilities in steps of 1/256.")
+    return " ".join(parts)
 
 
 def _describe_scores(facts):
@@ -209,13 +237,17 @@ def _describe_figures(facts):
         f"Data: {escape(data.get('source', 'unknown'))}"
         + (f" ({counts} images)." if counts else ".")
     )
-    measured = _MEASURES[facts.task]
+    measured = list(_MEASURES[facts.task])
+    if any("balanced_accuracy" in entry for entry in metrics["models"]):
+        measured.append(("balanced %", "balanced_accuracy"))
     header = ("model", "type", *(title for title, *_ in measured), *_COSTS)
     rows = [_figures_row(entry, measured) for entry in metrics["models"]]
     parts.append(table(header, rows))
     timed = next((e for e in metrics["models"] if e.get("latency_ms_p50")), None)
     note = "Accuracy in brackets: its 95 % interval. gzip is what a download costs."
     note = _NOTES.get(facts.task, "") + note
+    if ("balanced %", "balanced_accuracy") in measured:
+        note += " Balanced: mean of the accuracies on each class, which are uneven."
     if timed:
         threads = timed.get("threads", 1)
         note += (
@@ -313,7 +345,8 @@ def _known_limits(facts):
     height, width, _ = facts.image_shape
     limits = [
         _describe_answer(facts),
-        f"Images are scaled to {height} x {width} pixels: pass them whole and upright.",
+        f"Images are {_SCALED[facts.resize or 'stretch']} to {height} x {width} "
+        "pixels: pass them whole and upright.",
         "The accuracy is that of images like those it was trained on; other cameras, "
         "light and subjects lower it.",
         "Processors round differently: scores of the default and of the reference "

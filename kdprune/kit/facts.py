@@ -78,6 +78,17 @@ class Facts:
         return list(dict.fromkeys(map(str, names)))
 
     @property
+    def resize(self) -> str | None:
+        """How the data's images came to the model's size, if that is known."""
+        return self.metrics.get("dataset", {}).get("resize")
+
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """What the bytes 0 and 255 stand for, if not for black and white."""
+        found = self.metrics.get("dataset", {}).get("value_range")
+        return (float(found[0]), float(found[1])) if found else None
+
+    @property
     def flagship(self) -> dict[str, Any]:
         """The entry of `metrics` that the int8 file was measured as, or {}."""
         name = self.metrics.get("flagship")

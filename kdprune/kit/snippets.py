@@ -35,7 +35,7 @@ fun openClassifier(context: Context): ImageClassifier {
 
 // Takes a bitmap of any size, ARGB_8888; it is scaled to $width x $height inside.
 fun classify(classifier: ImageClassifier, bitmap: Bitmap): $answer {
-    val result = classifier.classify(BitmapImageBuilder(bitmap).build())
+    val result = classifier.classify(BitmapImageBuilder($bitmap).build())
 $of_mediapipe
 }
 """
@@ -58,7 +58,7 @@ class Classifier(context: Context) {
 
     fun classify(bitmap: Bitmap): $answer {
         val pixels = IntArray($width * $height)
-        Bitmap.createScaledBitmap(bitmap, $width, $height, true)
+        Bitmap.createScaledBitmap($bitmap, $width, $height, true)
             .getPixels(pixels, 0, $width, 0, 0, $width, $height)
         val bytes = ByteArray(pixels.size * $channels)
         pixels.forEachIndexed { i, pixel ->
@@ -201,6 +201,40 @@ $of_micro
 """
 
 
+# What images went through before they were scaled, for the code that takes them.
+_FITTED = {
+    "crop": """\
+import android.graphics.Bitmap
+
+// Cuts the largest centred part of the model's proportions out, as in training.
+fun fitted(bitmap: Bitmap): Bitmap {
+    val scale = minOf(bitmap.width / $width.0, bitmap.height / $height.0)
+    val width = (scale * $width).toInt().coerceIn(1, bitmap.width)
+    val height = (scale * $height).toInt().coerceIn(1, bitmap.height)
+    val (left, top) = Pair((bitmap.width - width) / 2, (bitmap.height - height) / 2)
+    return Bitmap.createBitmap(bitmap, left, top, width, height)
+}
+""",
+    "pad": """\
+import android.graphics.Bitmap
+import android.graphics.Canvas
+import android.graphics.Color
+
+// Puts black around the image, up to the model's proportions, as in training.
+fun fitted(bitmap: Bitmap): Bitmap {
+    val scale = maxOf(bitmap.width / $width.0, bitmap.height / $height.0)
+    val width = maxOf((scale * $width).toInt(), bitmap.width)
+    val height = maxOf((scale * $height).toInt(), bitmap.height)
+    val padded = Bitmap.createBitmap(width, height, Bitmap.Config.ARGB_8888)
+    padded.eraseColor(Color.BLACK)
+    val (left, top) = Pair((width - bitmap.width) / 2f, (height - bitmap.height) / 2f)
+    Canvas(padded).drawBitmap(bitmap, left, top, null)
+    return padded
+}
+""",
+}
+
+
 def write_snippets(facts: Facts) -> list[str]:
     """Writes the card's sections on Android, Python and microcontrollers.
 
@@ -211,7 +245,11 @@ def write_snippets(facts: Facts) -> list[str]:
         The parts, in Markdown.
     """
     values = _values(facts)
-    parts = ["## On Android: MediaPipe Tasks (Kotlin)"]
+    parts = []
+    if facts.resize in _FITTED:
+        parts.append("## On Android: the image's proportions (Kotlin)")
+        parts.append(_fill("kotlin", _FITTED[facts.resize], values))
+    parts.append("## On Android: MediaPipe Tasks (Kotlin)")
     if facts.image_shape[2] == 3:
         parts.append(_fill("kotlin", _MEDIAPIPE, values))
     else:
@@ -258,6 +296,7 @@ def _values(facts: Facts) -> dict[str, Any]:
         arena = math.ceil(1.1 * facts.arena / 1024) * 1024
         note = f"{facts.arena:,} bytes were used on a 64-bit machine; 10 % are added."
     values = {
+        "bitmap": "fitted(bitmap)" if facts.resize in _FITTED else "bitmap",
         "best": min(3, len(facts.classes)),
         "height": height,
         "width": width,

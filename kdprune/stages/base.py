@@ -302,6 +302,11 @@ class Trains(Stage):
 
     def check(self, run: Run, node: Node) -> None:
         super().check(run, node)
+        if self.training.class_weight and run.dataset.task == "labels":
+            raise ValueError(
+                f"stages.{node.stage}.training.class_weight: expected data of one "
+                "class for each image, got labels of which several may apply; remove it"
+            )
         if self.training.bn_l1 and not isinstance(self, Started):
             raise ValueError(
                 f"stages.{node.stage}.training.bn_l1: expected in a train or distill "

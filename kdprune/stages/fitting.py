@@ -92,6 +92,7 @@ def fit_stage(
         make_model=make_model,
         callbacks=tuple(callbacks),
         head=run.dataset.head,
+        class_weights=_class_weights(run, settings),
     )
     try:
         model, history, policy = fitting(
@@ -119,6 +120,13 @@ def fit_stage(
 def with_validation(dataset: data.Dataset, images: data.Split) -> data.Split:
     """The images to train on where validation images are trained on, too."""
     return data.join_splits(images, dataset.validation)
+
+
+def _class_weights(run: Run, settings: Any) -> Any:
+    if settings.class_weight is None:
+        return None
+    dataset = run.dataset
+    return training.balanced_weights(dataset.train.labels, len(dataset.classes))
 
 
 def new_model(run: Run, node: Node) -> keras.Model:
@@ -365,6 +373,7 @@ class _Fitting:
     make_model: Callable[[int], keras.Model]
     callbacks: tuple[Any, ...]
     head: str | None
+    class_weights: Any = None
 
     def __call__(
         self,
@@ -445,11 +454,13 @@ class _Fitting:
                 soft_weight=taught.soft_weight,
                 steps=steps,
                 label_smoothing=settings.label_smoothing,
+                class_weights=self.class_weights,
             )
             return distiller
         head = head_of(model, f"model {model.name!r}", self.head)
         loss = functools.partial(
-            training.HARD_LOSSES[head], label_smoothing=settings.label_smoothing
+            training.weight_classes(training.HARD_LOSSES[head], self.class_weights),
+            label_smoothing=settings.label_smoothing,
         )
         metrics = [training.accuracy_metric(head)]
         model.compile(optimizer, loss=lambda y, z: loss(y, z), metrics=metrics)

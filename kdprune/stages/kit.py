@@ -81,7 +81,7 @@ def flagship_files(run: Run, measured: Node) -> dict[str, pathlib.Path]:
 
 
 def _generate_shapes(image_shape: tuple[int, int, int]) -> np.ndarray:
-    """Generated shapes, uint8, in the size and the channels (1 or 3) of the images."""
+    """Generated shapes, uint8, in the size and the channels of the images."""
     from kdprune.data import shapes
 
     height, width, channels = image_shape
@@ -89,5 +89,6 @@ def _generate_shapes(image_shape: tuple[int, int, int]) -> np.ndarray:
     rows, columns = (np.arange(n) * _SHAPES_SIZE // n for n in (height, width))
     images = images[:, rows[:, None], columns]
     if channels == 1:
-        images = np.rint(images.mean(axis=-1, keepdims=True)).astype(np.uint8)
-    return images
+        return np.rint(images.mean(axis=-1, keepdims=True)).astype(np.uint8)
+    # Of other channels than three, colours take turns.
+    return images[..., np.arange(channels) % 3]

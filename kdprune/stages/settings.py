@@ -139,7 +139,11 @@ class Training(Settings):
     """Weight of an L1 penalty on the scales of batch normalization (network
     slimming), for `importance: bn_scale` later."""
 
-    omit_if_default = ("bn_l1",)
+    class_weight: Literal["balanced"] | None = None
+    """`balanced` weights the labels' loss by class, so that each counts the same
+    however few images it has."""
+
+    omit_if_default = ("bn_l1", "class_weight")
     renamed = {"slimming": "bn_l1"}
 
     @pydantic.model_validator(mode="after")

@@ -1,5 +1,6 @@
 """Fitting: seed, precision, optimizer, schedule, selection, resume."""
 
+from kdprune.training.class_weights import balanced_weights, weight_classes
 from kdprune.training.fit import TrainingDiverged, fit
 from kdprune.training.losses import (
     HARD_LOSSES,
@@ -15,6 +16,7 @@ __all__ = [
     "OneCycle",
     "TrainingDiverged",
     "accuracy_metric",
+    "balanced_weights",
     "binary_cross_entropy",
     "build_optimizer",
     "cross_entropy",
@@ -22,4 +24,5 @@ __all__ = [
     "resolve_precision",
     "seed_everything",
     "strategy",
+    "weight_classes",
 ]

@@ -27,6 +27,14 @@ def test_a_worked_example():
     assert result["nll"] == pytest.approx(expected)
 
 
+def test_the_balanced_accuracy_of_uneven_classes():
+    labels = np.array([0, 0, 0, 0, 1, 1])
+    result = score(one_hot([0, 0, 0, 1, 1, 0], 3), labels)
+    assert result["balanced_accuracy"] == (3 / 4 + 1 / 2) / 2
+    assert "balanced_accuracy" not in score(one_hot(labels[1:], 3), labels[1:] * 0)
+    assert "balanced_accuracy" not in score(one_hot([0, 0, 1, 1], 3), [0, 0, 1, 1])
+
+
 @pytest.mark.parametrize(("hits", "n"), [(8697, 10_000), (0, 50), (50, 50), (1, 3)])
 def test_the_wilson_interval_is_the_formulas(hits, n):
     share, z = hits / n, stats.norm.ppf(0.975)

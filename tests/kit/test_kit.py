@@ -215,6 +215,28 @@ def test_a_card_without_figures_says_so(pair, tmp_path):
     assert "Not measured." in (tmp_path / "kit" / "MODEL_CARD.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("resize", "told", "code"),
+    [
+        ("stretch", "scaled to 32 x 32 pixels without keeping", None),
+        ("crop", "largest centred part of the proportions 32 : 32", "minOf(bitmap.wid"),
+        ("pad", "with black at both sides", "maxOf(bitmap.width / 32.0"),
+    ],
+)
+def test_the_card_says_how_images_came_to_its_size(
+    pair, metrics, tmp_path, resize, told, code
+):
+    dataset = {**metrics["dataset"], "resize": resize, "value_range": [-80, 0]}
+    models = [{**entry, "balanced_accuracy": 0.625} for entry in metrics["models"]]
+    given = {**metrics, "dataset": dataset, "models": models}
+    attempt(tmp_path / "kit", pair, metrics=given)
+    card = (tmp_path / "kit" / "MODEL_CARD.md").read_text()
+    assert told in card and "0 stands for -80 and 255 stands for 0" in card
+    assert "| balanced % |" in card and "62.50" in card
+    assert ("fun fitted(" in card) == ("fitted(bitmap)" in card) == (code is not None)
+    assert code is None or code in card
+
+
 def test_class_names_do_not_break_the_card(pair, tmp_path):
     classes = ["a|b", "<b>", "`c`", "naïve", "日本", "it's", '"q"', "x y", "*", "#"]
     attempt(tmp_path / "kit", pair, classes=classes)
