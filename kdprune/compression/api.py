@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import pathlib
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -165,8 +166,24 @@ def _prepare(request: Request, copied: Mapping[pathlib.Path, pathlib.Path]) -> R
     request.folder.mkdir(parents=True, exist_ok=True)
     _write_recipe(request.recipe, text)
     for path, source in copied.items():
-        _io.write_file(path, source.read_bytes())
+        if not path.is_file() or _contents(path) != _contents(source):
+            _io.write_file(path, source.read_bytes())
     return Run(recipe, request.folder, request.data_dir, request.command)
+
+
+def _contents(archive: pathlib.Path) -> dict[str, int]:
+    """The checksums of what is in a file of ours, but for when it was saved.
+
+    `.keras` and `.npz` files are archives. A Keras 3 model saved twice differs in its
+    date alone; as another file, all that is made of it would be made again.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = {item.filename: item.CRC for item in opened.infolist()}
+    except zipfile.BadZipFile:
+        return {}
+    members.pop("metadata.json", None)
+    return members
 
 
 def _write_recipe(path: pathlib.Path, text: str) -> None:
