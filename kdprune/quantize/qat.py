@@ -23,7 +23,13 @@ from kdprune.intake.pixels import put_in_front, read_chain
 from kdprune.models.precision import cast_model
 from kdprune.quantize.configs import CONFIGS, FloatOutput, Output, Plain, config_of
 from kdprune.quantize.obstacles import check_model, check_no_obstacles
-from kdprune.quantize.rewrite import FLOAT_KINDS, Rewritten, rewrite
+from kdprune.quantize.rewrite import (
+    FLOAT_KINDS,
+    Rewritten,
+    activation_name,
+    only_reader,
+    rewrite,
+)
 from kdprune.quantize.schemes import average_centroid_gradients, new_scheme, use_layout
 
 tfmot_quantize = tfmot.quantization.keras
@@ -187,6 +193,11 @@ def _wrapped(
         layer.name: None if as_before else config_of(layer, layer.name in finals)
         for layer in model.layers
     }
+    # The converter rounds the weights, one for each channel, to what they are.
+    configs |= {
+        name: Plain() if _has_relu(model.get_layer(name)) else Output()
+        for name in rewritten.lines
+    }
     for group in rewritten.float_groups:
         configs |= {name: Plain() for name in group}
         last = model.get_layer(group[-1])
@@ -208,6 +219,15 @@ def _wrapped(
         return tfmot_quantize.quantize_apply(
             keras.models.clone_model(model, clone_function=annotated), scheme
         )
+
+
+def _has_relu(layer: Any) -> bool:
+    """Whether nothing but a ReLU reads a layer, which becomes one operator with it."""
+    reader = only_reader(layer)
+    return isinstance(reader, keras.layers.ReLU) or (
+        isinstance(reader, keras.layers.Activation)
+        and activation_name(reader) == "relu"
+    )
 
 
 def _may_join(model: keras.Model, configs: dict[str, Any]) -> bool:

@@ -62,11 +62,14 @@ class Rewritten:
         model: The same one where nothing was rewritten.
         changes: A line for each thing that was.
         float_groups: Layers to leave in float, in lists that become one operator.
+        lines: Names of the 1 x 1 depthwise convolutions that were made. With one
+            weight for each channel, int8 holds it exactly.
     """
 
     model: keras.Model
     changes: list[str] = field(default_factory=list)
     float_groups: list[list[str]] = field(default_factory=list)
+    lines: set[str] = field(default_factory=set)
 
 
 def flat_graph(model: keras.Model) -> tuple[keras.Model, list[str]]:
@@ -107,7 +110,8 @@ def rewrite(model: keras.Model, float_layers: Collection[str] = ()) -> Rewritten
     if not rewriter.changes:
         rewritten = flat
     _check_same(model, rewritten)
-    return Rewritten(rewritten, changes, groups)
+    kept = {layer.name for layer in rewritten.layers}
+    return Rewritten(rewritten, changes, groups, rewriter.lines & kept)
 
 
 def normalization_is_folded(layer: Any) -> bool:
@@ -201,7 +205,7 @@ def float_groups(flat: keras.Model, names: Collection[str]) -> list[list[str]]:
         group = [layer]
         if isinstance(layer, _WITH_ACTIVATION) and activation_name(layer) == "linear":
             for kind in (layers.BatchNormalization, (layers.ReLU, layers.Activation)):
-                reader = _only_reader(group[-1])
+                reader = only_reader(group[-1])
                 if isinstance(reader, kind) and (
                     isinstance(reader, (layers.BatchNormalization, layers.ReLU))
                     or activation_name(reader) in ("relu", "relu6")
@@ -213,7 +217,8 @@ def float_groups(flat: keras.Model, names: Collection[str]) -> list[list[str]]:
     return groups
 
 
-def _only_reader(layer: Any) -> Any:
+def only_reader(layer: Any) -> Any:
+    """The layer that alone reads a layer; None of several or of none."""
     if len(layer._outbound_nodes) != 1 or not _is_called_once(layer):
         return None
     return layer._outbound_nodes[0].layer
@@ -228,6 +233,7 @@ class _Rewriter:
 
     def __init__(self, model: keras.Model, kept: Collection[str]) -> None:
         self.changes: list[str] = []
+        self.lines: set[str] = set()
         self.kept = kept
         self.finals = {id(t._keras_history.layer) for t in model.outputs}
         self.names = {layer.name for layer in model.layers}
@@ -391,6 +397,7 @@ class _Rewriter:
         self, x: Any, scale: NDArray, shift: NDArray, name: str, trainable: bool
     ) -> Any:
         layer = layers.DepthwiseConv2D(1, name=name, trainable=trainable)
+        self.lines.add(name)
         shape = tuple(x.shape[1:])
         flat = len(shape) != 3
         if flat:  # As an image of one row.
