@@ -31,7 +31,7 @@ ROOMS = {
     "intake": set(),
     "models": {"intake"},
     "training": {"models"},
-    "distill": {"models", "training"},
+    "distill": {"intake", "models", "training"},
     # A plan tells the memory that the file will need.
     "prune": {"models", "tflite"},
     # Channels are equalized along the groups that pruning finds, and graphs rewritten

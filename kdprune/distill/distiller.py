@@ -19,6 +19,8 @@ from kdprune.distill import targets
 from kdprune.distill.feature_extractor import feature_extractor, match_feature_layers
 from kdprune.distill.loss_spec import SoftLoss, as_soft_losses, plain_line
 from kdprune.distill.schedule import Schedule, Value
+from kdprune.intake import range_of
+from kdprune.intake.pixels import is_unit
 from kdprune.models.counts import count_parameters
 from kdprune.training.class_weights import weight_classes
 from kdprune.training.losses import HARD_LOSSES, accuracy_metric
@@ -240,7 +242,8 @@ class Distiller(keras.Model):
         """Trains the student; see `keras.Model.fit`.
 
         Raises:
-            ValueError: If images or targets do not fit: arrays are checked before
+            ValueError: If images or targets do not fit, or are pixels in [0, 1] for a
+                model that starts with arithmetic for bytes: arrays are checked before
                 training, other data as it comes. The Distiller can be fitted again.
 
         Warns:
@@ -249,6 +252,7 @@ class Distiller(keras.Model):
         self._check_teachers_are_trained()
         x, y = self._as_array(x), targets.from_lists(y)
         self._check_arrays(x, y)
+        _check_ranges(x, (self.student, *self.teachers))
         _warn_of_bytes(x, (self.student, *self.teachers))
         given = options.get("validation_data")
         if isinstance(given, tuple | list) and len(given) >= 2:
@@ -552,6 +556,21 @@ def _warn_if_smaller(teacher: keras.Model, student: keras.Model) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def _check_ranges(images: Any, models: Sequence[keras.Model]) -> None:
+    """Refuses images in [0, 1] for a model whose first layer is made for bytes."""
+    if not isinstance(images, np.ndarray) or images.dtype.kind != "f":
+        return
+    if not images.size or images.max() > 1:
+        return
+    for model in models:
+        if not is_unit(range_of(model)):
+            raise ValueError(
+                f"model {model.name!r} starts with arithmetic for pixels of 0 to 255. "
+                "Received: images in [0, 1]; give them as bytes, or the model as "
+                "kdprune.take_model(model).model"
+            )
 
 
 def _warn_of_bytes(images: Any, models: Sequence[keras.Model]) -> None:

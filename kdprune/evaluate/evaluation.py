@@ -16,8 +16,8 @@ from kdprune._answers import of_labels
 from kdprune.benchmark.latency import measure_latency
 from kdprune.evaluate.compare import agreement
 from kdprune.evaluate.metrics import score
-from kdprune.evaluate.prediction import predict_for_labels, reorder_scores
-from kdprune.intake.pixels import Given
+from kdprune.evaluate.prediction import predict, predict_for_labels, reorder_scores
+from kdprune.intake.pixels import Given, surely_ahead, usual_ranges
 from kdprune.tflite.sizes import describe_file
 
 # Of labels, of a single unit, and of uneven classes.
@@ -31,6 +31,9 @@ _OF_TASKS = (
     "f1_by_label",
     "average_precision_by_label",
 )
+
+# Images that are scored in other pixel ranges, too.
+_CHECKED = 200
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ def evaluate_model(
     threads: int = 1,
     latency: bool = True,
     order: Sequence[int] | None = None,
+    check_range: bool = True,
 ) -> Evaluation:
     """Measures a model or file: accuracy, calibration, size, zeros, MACs, latency.
 
@@ -72,6 +76,8 @@ def evaluate_model(
         latency: Whether to time it.
         order: Where in the model's outputs each class of the labels is; None if in
             that order.
+        check_range: Whether to score up to 200 of the images in the other usual pixel
+            ranges, too, and to refuse a range that another one surely beats.
 
     Returns:
         An `Evaluation`. Its entry's name is the file's stem or the model's name, its
@@ -81,7 +87,8 @@ def evaluate_model(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file, the images and the labels do not fit together.
+        ValueError: If the file, the images and the labels do not fit together, or the
+            model is surely right more often on pixels of another range.
     """
     path = Path(model) if isinstance(model, str | os.PathLike) else None
     description = describe_file(model)
@@ -96,6 +103,9 @@ def evaluate_model(
     )
     if order is not None:
         scores = reorder_scores(scores, order)
+    if check_range and not several:
+        shown = np.asarray(images), np.asarray(labels)
+        _check_range(model, *shown, scores, input_range, order)
     result = score(scores, labels, binary=units == 1)
     on_runtime = description["format"] == "tflite"
     timing: dict = {}
@@ -130,3 +140,33 @@ def evaluate_model(
     }
     entry |= {key: result[key] for key in _OF_TASKS if key in result}
     return Evaluation(entry, scores)
+
+
+def _check_range(
+    model: keras.Model | str | os.PathLike,
+    images: NDArray,
+    labels: NDArray,
+    scores: NDArray,
+    given: Given | None,
+    order: Sequence[int] | None,
+) -> None:
+    """Refuses a pixel range if the model is surely right more often in another."""
+    # Of all classes: images of folders are in the order of these.
+    shown = np.unique(np.linspace(0, len(images) - 1, _CHECKED).astype(int))
+    right = scores[shown].argmax(axis=1) == labels[shown]
+    for other in usual_ranges(images.shape[-1]):
+        if right.all():
+            return
+        found = predict(model, images[shown], input_range=other)
+        if order is not None:
+            found = reorder_scores(found, order)
+        better = found.argmax(axis=1) == labels[shown]
+        if surely_ahead(better, right):
+            name = getattr(model, "name", model)
+            said = "the range it was taken for" if given is None else f"{given}"
+            raise ValueError(
+                f"{name}: of {len(shown)} images it is right on "
+                f"{100 * better.mean():.1f} % in the pixel range {other.name}, on "
+                f"{100 * right.mean():.1f} % in {said}; give that as input_range, or "
+                "check_range=False"
+            )

@@ -243,14 +243,14 @@ def find_range(
     told = f"on {len(images)} images the model is right on {listed}"
     best = max(tried, key=lambda one: accuracies[one.name])
     if given is not None:
-        if best is not given and _ahead(right[best.name], right[given.name]):
+        if best is not given and surely_ahead(right[best.name], right[given.name]):
             raise ValueError(
                 f"the given pixel range {given.name} is not the model's: {told}; give "
                 f"{best.name}, or none to have it found"
             )
         return Found(given, accuracies, len(images))
     if assumed is not None:
-        ahead = _ahead(right[best.name], right[assumed.name])
+        ahead = surely_ahead(right[best.name], right[assumed.name])
         taken = best if ahead and _above_chance(right[best.name], labels) else assumed
         return Found(taken, accuracies, len(images))
     if not _above_chance(right[best.name], labels):
@@ -260,7 +260,7 @@ def find_range(
             "input_range=[low, high]"
         )
     others = [one for one in tried if one is not best]
-    if not all(_ahead(right[best.name], right[one.name]) for one in others):
+    if not all(surely_ahead(right[best.name], right[one.name]) for one in others):
         raise ValueError(
             f"the model's pixel range can't be told from these images: {told}; give it "
             "as input_range=[low, high], or give more images"
@@ -546,7 +546,7 @@ def _right(scores: NDArray, labels: NDArray) -> NDArray[np.bool_]:
     return scores.argmax(axis=1) == labels
 
 
-def _ahead(a: NDArray, b: NDArray) -> bool:
+def surely_ahead(a: NDArray, b: NDArray) -> bool:
     """Whether `a` is right more often than `b`, by McNemar's exact test."""
     gained, lost = int((a & ~b).sum()), int((b & ~a).sum())
     if gained <= lost:

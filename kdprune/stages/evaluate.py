@@ -132,6 +132,7 @@ class Evaluate(Stage):
             source=None if scores is None else (source.name, scores),
             resolver=self.resolver,
             threads=self.threads,
+            check_range=False,  # The stages before have seen to it.
             latency=False,  # Of all files at the end, interleaved.
         )
         named = {"name": name, "stage": source.name}

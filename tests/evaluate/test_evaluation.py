@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tf_keras as keras
 
 from kdprune.data import load_dataset
 from kdprune.evaluate import compare_predictions, evaluate_model, predict
@@ -134,3 +135,23 @@ def test_mlperf_quantization_loses_little_and_disagrees_more(mlperf_dir, cifar10
     assert result["difference"] == pytest.approx(-0.0022, abs=0.001)
     assert result["disagreement"] == pytest.approx(0.0246, abs=0.001)
     assert result["mcnemar_p"] > 0.05
+
+
+def test_a_model_that_another_pixel_range_suits_better_is_not_measured_in_this():
+    rng = np.random.default_rng(0)
+    labels = np.arange(100) % 2
+    images = np.full((100, 4, 4, 1), 60, np.uint8) + 100 * labels[:, None, None, None]
+    images = (images + rng.integers(0, 30, images.shape)).astype(np.uint8)
+    source = keras.Input((4, 4, 1))
+    mean = keras.layers.GlobalAveragePooling2D()(source)
+    brightness = keras.layers.Dense(2, name="scores")
+    model = keras.Model(source, brightness(mean))
+    brightness.set_weights([np.array([[-0.1, 0.1]]), np.array([12.0, -12.0])])
+    entry = evaluate_model(model, images, labels, input_range=(0, 255)).entry
+    assert entry["accuracy"] > 0.9
+    for given in (None, (0, 1), (-1, 1)):
+        with pytest.raises(ValueError, match=r"right on .* \[0, 255\].*give") as e:
+            evaluate_model(model, images, labels, input_range=given)
+        assert "\n" not in str(e.value)
+    unchecked = evaluate_model(model, images, labels, check_range=False)
+    assert unchecked.entry["accuracy"] == 0.5

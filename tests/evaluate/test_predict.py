@@ -57,12 +57,12 @@ def test_the_input_range_reaches_the_model(pixels, input_range):
 
 
 def test_pixels_become_exactly_what_training_saw():
-    from kdprune.evaluate.prediction import _real_values
+    from kdprune.intake.pixels import BYTES, UNIT
 
     pixels = np.arange(256, dtype=np.uint8)
-    unit = _real_values((0, 1), pixels.dtype)(pixels).astype(np.float32)
+    unit = UNIT.values(pixels).astype(np.float32)
     np.testing.assert_array_equal(unit, np.arange(256, dtype=np.float32) / 255)
-    raw = _real_values((0, 255), pixels.dtype)(pixels)
+    raw = BYTES.values(pixels)
     np.testing.assert_array_equal(raw, np.arange(256))
 
 
@@ -139,7 +139,7 @@ def test_arguments_that_make_no_sense_are_refused(tflites, pixels, tmp_path):
         predict(tflites["int8"], pixels, resolver="fast")
     with pytest.raises(ValueError, match="threads must be an integer >= 1"):
         predict(tflites["int8"], pixels, threads=0)
-    with pytest.raises(ValueError, match="input_range must be"):
+    with pytest.raises(ValueError, match="pixel range is .low, high"):
         predict(tflites["int8"], pixels, input_range=(1, 0))
     with pytest.raises(FileNotFoundError, match="no model file at"):
         predict(tmp_path / "absent.tflite", pixels)
