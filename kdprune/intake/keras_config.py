@@ -300,6 +300,8 @@ def _value(item: Any, values: dict, depth: int) -> Any:
     if item.get("class_name") in ("__numpy__", "__tensor__"):
         config = item.get("config")
         return config.get("value") if isinstance(config, dict) else None
+    if item.get("class_name") == "__ellipsis__":
+        return Ellipsis
     if item.get("class_name") == "slice":  # Of an operation, which checks it.
         return item
     raise ValueError(

@@ -7,12 +7,14 @@ with a constant become `Rescaling`, those of two tensors a merging layer, activa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tf_keras as keras
 
 from kdprune.intake.keras_layers import Unsupported, activation
+from kdprune.intake.pixels import turning_layer
 
 layers = keras.layers
 
@@ -63,6 +65,14 @@ def make_operation(kind: str, name: str, args: list, kwargs: dict, config: dict)
         Unsupported: If there is no layer that does the same.
     """
     settings = {key: value for key, value in config.items() if key != "name"}
+    if kind == "GetItem" and len(args) == 2 and not kwargs and not settings:
+        channel = _channel(*args)
+        if channel is not None:
+            return channel
+    if kind == "Stack" and len(args) == 1 and settings == {"axis": -1} and not kwargs:
+        source = _turned_around(args[0])
+        if source is not None:
+            return turning_layer(int(source.shape[-1]), name)(source)
     tensors = [item for item in args if _is_tensor(item)]
     if kind in _FUNCTIONS and len(args) == len(tensors) == 1 and not kwargs:
         return _activate(kind, name, tensors[0], settings)
@@ -82,6 +92,33 @@ def make_operation(kind: str, name: str, args: list, kwargs: dict, config: dict)
         f"the operation {kind} ({name!r}) has no layer that does the same; use layers "
         "of Keras in its place"
     )
+
+
+@dataclass(frozen=True)
+class _Channel:
+    """One channel of an image, `x[..., index]`, of which only a `Stack` is known."""
+
+    source: Any
+    index: int
+
+
+def _channel(source: Any, key: Any) -> _Channel | None:
+    if not _is_tensor(source) or len(source.shape) != 4 or not isinstance(key, list):
+        return None
+    if len(key) != 2 or key[0] is not Ellipsis or type(key[1]) is not int:
+        return None
+    return _Channel(source, key[1])
+
+
+def _turned_around(parts: Any) -> Any:
+    """The image whose channels these are, the last one first; None if they are not."""
+    if not isinstance(parts, list) or not parts:
+        return None
+    if not all(isinstance(part, _Channel) for part in parts):
+        return None
+    source, count = parts[0].source, parts[0].source.shape[-1]
+    turned = [part.index for part in parts] == list(range(count))[::-1]
+    return source if turned and all(p.source is source for p in parts) else None
 
 
 def _rescale(kind: str, args: list) -> tuple | None:

@@ -75,6 +75,14 @@ def nested():
     return keras.Model(images, x)
 
 
+def reversed_channels():
+    """RGB turned to BGR, less the mean, as the ResNets of Keras have it."""
+    images = keras.Input((16, 16, 3))
+    x = keras.applications.resnet50.preprocess_input(images)
+    x = layers.Conv2D(4, 3, padding="same", activation="relu")(x)
+    return keras.Model(images, layers.Dense(3)(layers.GlobalMaxPooling2D()(x)))
+
+
 def shared():
     """One layer called twice; groups, normalizations, padding, upsampling."""
     images = keras.Input((16, 16, 4))
@@ -125,6 +133,7 @@ MODELS = {
     "tutorial": tutorial,
     "arithmetic": arithmetic,
     "nested": nested,
+    "reversed_channels": reversed_channels,
     "shared": shared,
     "activations": activations,
     "half": half,

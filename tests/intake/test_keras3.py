@@ -12,7 +12,10 @@ import tf_keras as keras
 from kdprune.intake import build_keras3
 from kdprune.models import load_model, save_model
 
-SMALL = ("tutorial", "arithmetic", "nested", "shared", "activations", "half")
+SMALL = (
+    *("tutorial", "arithmetic", "nested", "shared", "activations", "half"),
+    "reversed_channels",
+)
 APPLICATIONS = (
     "MobileNetV2",
     "MobileNetV3Small",

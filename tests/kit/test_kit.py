@@ -96,7 +96,7 @@ def test_buffers_are_aligned_to_16_bytes(kit):
 
 
 def test_metadata_written_again_replaces_the_old(pair):
-    told = {"name": "a", "description": "b", "version": "1"}
+    told = {"name": "a", "description": "b", "version": "1", "scores": "c"}
     first = add_metadata(pair["uint8"], ["old"] * 10, **told)
     again = add_metadata(first, CLASSES, **told)
     assert again == add_metadata(pair["uint8"], CLASSES, **told)
