@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parent / "keras3_models.py"
-SMALL = ("tutorial", "arithmetic", "nested", "shared", "activations", "half")
+SMALL = (
+    *("tutorial", "arithmetic", "nested", "shared", "activations", "half"),
+    "reversed_channels",
+)
 
 
 def run_keras3(folder, names):
