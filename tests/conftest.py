@@ -103,7 +103,7 @@ def convert(model, kind):
     """Converts to "float32", "float16", "int8" or "uint8"."""
     import tensorflow as tf
 
-    function = tf.function(lambda image: model(image, training=False))
+    function = tf.function(lambda x: model(x, training=False), autograph=False)
     spec = tf.TensorSpec((1, 8, 8, 3), tf.float32, name="image")
     concrete = function.get_concrete_function(spec)
     holder = tf.Module()  # In place of the model, whose layers would all be traced.

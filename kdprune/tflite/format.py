@@ -52,6 +52,8 @@ _ZERO_POINTS = {
     "int16": (-(2**15), 2**15 - 1),
     "int32": (-(2**31), 2**31 - 1),
 }
+# Bytes of a tensor: a damaged shape would have the runtime ask for all the memory.
+_LARGEST = 2**31
 # What reading outside of a buffer, or nonsense inside it, raises.
 _DAMAGE = (
     struct.error,
@@ -644,6 +646,12 @@ def _parse_tensor(tensor: Any, buffers: list[NDArray]) -> Tensor:
     scale = _values(noted.ScaleAsNumpy() if noted else 0)
     zero_point = _values(noted.ZeroPointAsNumpy() if noted else 0)
     _check_quantization(dtype, scale, zero_point)
+    axis = noted.QuantizedDimension() if noted else 0
+    if len(scale) > 1 and shape[axis : axis + 1] != (len(scale),):
+        raise ValueError(f"{len(scale)} scales do not fit a tensor of shape {shape}")
+    size = math.prod(map(abs, shape)) * _BITS.get(dtype, 32) // 8
+    if size > _LARGEST:
+        raise ValueError(f"a tensor claims {size:,} bytes")
     return Tensor(
         name=(tensor.Name() or b"").decode("utf-8", "replace"),
         shape=shape,
@@ -651,7 +659,7 @@ def _parse_tensor(tensor: Any, buffers: list[NDArray]) -> Tensor:
         data=data,
         scale=scale,
         zero_point=zero_point,
-        axis=noted.QuantizedDimension() if noted else 0,
+        axis=axis,
         low=_values(noted.MinAsNumpy() if noted else 0),
         high=_values(noted.MaxAsNumpy() if noted else 0),
         buffer=tensor.Buffer(),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdprune.benchmark import measure_latency
-from kdprune.tflite import describe_file, open_interpreter
+from kdprune.tflite import describe_file, format, open_interpreter
 
 # Every mutation runs whole: read, described, opened, invoked. Only a ValueError
 # may come out; a crash of the C++ side would end the process by a signal.
@@ -72,6 +72,26 @@ def test_other_files_are_not_models(tmp_path):
             describe_file(path)
     with pytest.raises(FileNotFoundError):
         describe_file(tmp_path / "absent.tflite")
+
+
+@pytest.mark.parametrize("axis", [9, -1, 1])
+def test_scales_of_channels_that_are_not_there_are_refused(tflites, axis):
+    model = format._read_tree(tflites["int8"])
+    tensors = model.subgraphs[0].tensors
+    scales = [getattr(t.quantization, "scale", None) for t in tensors]
+    sizes = [0 if scale is None else len(scale) for scale in scales]
+    by_channel = tensors[sizes.index(max(sizes))]
+    by_channel.quantization.quantizedDimension = axis
+    with pytest.raises(ValueError, match=r"scales do not fit a tensor of shape"):
+        format.read_tflite(format._pack_tree(model))
+
+
+def test_a_shape_of_more_bytes_than_any_model_has_is_refused(tflites):
+    model = format._read_tree(tflites["float32"])
+    graph = model.subgraphs[0]
+    graph.tensors[graph.inputs[0]].shape = [1, 50_000, 50_000, 3]
+    with pytest.raises(ValueError, match="a tensor claims 30,000,000,000 bytes"):
+        open_interpreter(format._pack_tree(model))
 
 
 @pytest.mark.parametrize(

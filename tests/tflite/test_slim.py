@@ -88,9 +88,8 @@ def test_a_second_time_nothing_is_left_to_do(files):
 
 def test_metadata_and_signatures_stay(files):
     labels = [f"class {number}" for number in range(10)]
-    content = add_metadata(
-        files["resnet", "uint8"], labels, name="n", description="d", version="1"
-    )
+    told = {"name": "n", "description": "d", "version": "1", "scores": "s"}
+    content = add_metadata(files["resnet", "uint8"], labels, **told)
     slimmed = slim_tflite(content)
     assert slimmed.after < slimmed.before
     old, new = (
@@ -192,7 +191,8 @@ def test_names_beside_a_file_tell_what_it_tells_no_more(files, tmp_path):
 def test_what_is_added_to_a_slim_file_leaves_it_slim(files):
     smaller = share_content(files["resnet", "int8"])
     labels = [f"class {number}" for number in range(10)]
-    added = add_metadata(smaller, labels, name="n", description="d", version="1")
+    told = {"name": "n", "description": "d", "version": "1", "scores": "s"}
+    added = add_metadata(smaller, labels, **told)
     # The graph within is no larger; the labels' archive and what is said are added.
     assert len(share_content(added)) == len(added)
     assert 0 < len(added) - len(smaller) < 2_500
