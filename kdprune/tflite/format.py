@@ -631,8 +631,21 @@ def _parse_graph(
                 _indices(op.OutputsAsNumpy(), tensors),
             )
         )
+    for found in ops:
+        _check_widened(found, tensors)
     inputs = _indices(graph.InputsAsNumpy(), tensors)
     return Graph(tensors, ops, inputs, _indices(graph.OutputsAsNumpy(), tensors))
+
+
+def _check_widened(op: Op, tensors: list[Tensor]) -> None:
+    """Refuses weights that would be wider than what is stored: they are read as such.
+
+    XNNPACK takes the stored ones in their place, and reads outside of them.
+    """
+    if op.name == "DEQUANTIZE" and op.inputs and op.outputs:
+        stored, widened = (tensors[i].shape for i in (op.inputs[0], op.outputs[0]))
+        if stored != widened:
+            raise ValueError(f"weights of shape {stored} become {widened}")
 
 
 def _parse_tensor(tensor: Any, buffers: list[NDArray]) -> Tensor:

@@ -86,6 +86,20 @@ def test_scales_of_channels_that_are_not_there_are_refused(tflites, axis):
         format.read_tflite(format._pack_tree(model))
 
 
+def test_weights_that_grow_when_they_are_widened_are_refused(tflites):
+    model = format._read_tree(tflites["float16"])
+    graph = model.subgraphs[0]
+    names = {code.builtinCode: i for i, code in enumerate(model.operatorCodes)}
+    widened = next(
+        op
+        for op in graph.operators
+        if op.opcodeIndex == names[format._OP_CODES["DEQUANTIZE"]]
+    )
+    graph.tensors[widened.outputs[0]].shape = [4, 51_459, 3, 3]
+    with pytest.raises(ValueError, match=r"become \(4, 51459, 3, 3\)"):
+        open_interpreter(format._pack_tree(model))
+
+
 def test_a_shape_of_more_bytes_than_any_model_has_is_refused(tflites):
     model = format._read_tree(tflites["float32"])
     graph = model.subgraphs[0]
