@@ -136,7 +136,7 @@ def test_the_files_are_made_with_the_images_of_the_attempt_that_was_chosen(
     monkeypatch.setattr(quantize, "meet_budget", more_images)
     small = {"kind": "quantize", "from": "given", "method": "auto", "max_drop": 0.9}
     files = {"kind": "export", "from": "small", "max_disagreement": 0.9}
-    files["max_drop"] = 0.9
+    files |= {"max_drop": 0.9, "slim": False}
     stages = recipe(given=given, small=small, files=files)
     runner.run(stages, tmp_path / "run")
     plan = quantize.read_plan(tmp_path / "run" / "small")
