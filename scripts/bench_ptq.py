@@ -154,8 +154,8 @@ def by_recipe(method, forms, folder, options):
         stages[name] = {"kind": "load", "file": str(path), "input_range": [0, 1]}
     int8 = {"kind": "quantize", "from": "net", "method": "auto", "max_drop": 0.005}
     if method == "qat":
-        training = {"epochs": options.qat_epochs, "learning_rate": 0.0001}
-        training |= {"optimizer": "adam"}
+        training = {"epochs": options.qat_epochs, "learning_rate": 0.0005}
+        training |= {"optimizer": "adam", "augment": {"crop": 2}}
         int8 = {"kind": "quantize", "from": "equalized", "method": "qat"}
         int8 |= {"teacher": "net", "training": training}
     loose = {"max_drop": 0.9, "max_disagreement": 0.9, "max_deviation": 0.9}
