@@ -40,7 +40,7 @@ def main():
     def pixels(values):
         return values.astype("float32") * ((high - low) / 255) + low
 
-    several = model.layers[-1].activation is keras.activations.sigmoid
+    several = options.network in ("several_labels", "one_unit")
     steps = options.epochs * len(images) // 64
     model.compile(
         keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-3, steps)),
