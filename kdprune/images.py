@@ -126,3 +126,14 @@ def _describe_fault(images: NDArray, name: str) -> str:
         f"{name} must be uint8, or floats in [0, 1]. Received: {images.dtype} in "
         f"[{images.min():g}, {images.max():g}]; divide pixels by 255"
     )
+
+
+def spread(count: int, most: int) -> NDArray[np.int64]:
+    """Which of `count` images stand for all of them where few are enough.
+
+    The first ones would not: those of a folder stand in the order of their classes.
+
+    Returns:
+        The indices of at most `most` images, evenly spaced, in rising order.
+    """
+    return np.linspace(0, count, min(count, most), endpoint=False).astype(np.int64)

@@ -77,3 +77,11 @@ def test_what_is_no_image_is_refused_in_one_line(pixels, shape, said):
         with pytest.raises(ValueError, match=f"test images must .*{said}") as error:
             function(pixels, shape, "test images")
         assert "\n" not in str(error.value)
+
+
+def test_some_images_stand_for_all_of_a_folder():
+    """Which is sorted by class: the first ones would be of one class alone."""
+    labels = np.repeat(np.arange(10), 150)
+    few = labels[images.spread(len(labels), 500)]
+    assert len(few) == 500 and np.ptp(np.bincount(few)) <= 1
+    assert images.spread(7, 500).tolist() == list(range(7))

@@ -233,7 +233,8 @@ def find_range(
         ValueError: If no range is ahead of the others and of chance, or another one
             is ahead of the given one: one line with all accuracies.
     """
-    images, labels = images[:MOST_IMAGES], np.asarray(labels)[:MOST_IMAGES]
+    chosen = pixels_of.spread(len(images), MOST_IMAGES)
+    images, labels = images[chosen], np.asarray(labels)[chosen]
     tried = list(usual_ranges(images.shape[-1]) if candidates is None else candidates)
     if given is not None:
         tried = [given, *(one for one in tried if not _same(one, given))]

@@ -15,6 +15,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow.lite.python.convert import mlir_quantize
 
+from kdprune.images import spread
 from kdprune.tflite.format import read_tflite, set_ranges
 from kdprune.tflite.interpreter import open_interpreter
 from kdprune.tflite.names import layers_of
@@ -144,7 +145,7 @@ def sample_values(content: bytes, images: NDArray) -> dict[int, NDArray]:
     values: dict[int, list[NDArray]] = {index: [] for index in outputs}
     source = interpreter.get_input_details()[0]["index"]
     rng = np.random.default_rng(0)
-    for image in images[:_IMAGES]:
+    for image in images[spread(len(images), _IMAGES)]:
         interpreter.set_tensor(source, image[None])
         interpreter.invoke()
         for index in outputs:

@@ -22,7 +22,7 @@ from kdprune._graph import (
     is_graph_model,
     is_quantized_layer,
 )
-from kdprune.images import as_float
+from kdprune.images import as_float, spread
 from kdprune.intake import (
     ByteInput,
     PixelRange,
@@ -200,16 +200,20 @@ class Calibration:
             if correct_bias:
                 verified = quantize_calibrated(calibrated, verify=True)
                 content = correct_biases(
-                    content, compare_layers(verified, self._images[:_COMPARED])
+                    content, compare_layers(verified, self._some_images())
                 )
             return content
+
+    def _some_images(self) -> NDArray:
+        """Calibration images, without the black and the white one at their end."""
+        return self._images[spread(len(self._images) - 2, _COMPARED)]
 
     def report(
         self, images: ArrayLike | None = None, range_method: str = "minmax"
     ) -> list[dict[str, Any]]:
         """The error of each layer: `layer_report`'s."""
         compared = (
-            self._images[:-2][:_COMPARED]
+            self._some_images()
             if images is None
             else self._input.apply(as_float(images, self.model.input_shape[1:]))
         )

@@ -8,6 +8,7 @@ from kdprune.intake.pixels import (
     BYTES,
     CAFFE,
     IMAGENET,
+    MOST_IMAGES,
     SIGNED,
     UNIT,
     PixelRange,
@@ -239,3 +240,16 @@ def test_arithmetic_that_the_input_is_not_alone_in_stays():
 def test_a_range_is_two_numbers_in_order(bounds):
     with pytest.raises(ValueError, match="pixel range is .*Received"):
         PixelRange.between(*bounds)
+
+
+def test_images_sorted_by_class_tell_as_much_as_others(learned):
+    """As those of a folder are, of which the first 500 may be of three classes."""
+    model, (images, labels) = learned
+    repeats = 2 * MOST_IMAGES // len(images) + 1
+    images, labels = np.repeat(images, repeats, axis=0), np.repeat(labels, repeats)
+    order = np.argsort(labels, kind="stable")
+    assert len(set(labels[order][:MOST_IMAGES])) < len(set(labels))
+    found = find_range(
+        lambda pixels: model.predict(pixels, verbose=0), images[order], labels[order]
+    )
+    assert found.range == UNIT
