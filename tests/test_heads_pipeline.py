@@ -206,7 +206,7 @@ def test_files_score_as_their_keras_models_within_two_steps(finished):
 def test_the_kit_and_the_report_say_what_is_measured(finished):
     task, _, run = finished
     kit = run / "kit" / "marks"
-    card, report = (kit / "MODEL_CARD.md").read_text(), (run / "REPORT.md").read_text()
+    card, report = (kit / "MODEL_CARD.md").read_text(), (run / "report.md").read_text()
     said = ("macro F1 %", "mAP %") if task.units > 1 else ("AUC %",)
     for title in said:
         assert title in card and title in report
