@@ -91,7 +91,9 @@ def test_what_is_not_a_model_is_refused_by_name(capsys, tmp_path, name, content)
     assert name in line
 
 
-@pytest.mark.parametrize("units, received", [(10, "in sigmoid, for"), (1, "one unit")])
+@pytest.mark.parametrize(
+    "units, received", [(10, "10 outputs by sigmoid"), (1, "1 output by")]
+)
 def test_a_model_of_another_task_is_no_teacher(capsys, tmp_path, units, received):
     import tf_keras as keras
 

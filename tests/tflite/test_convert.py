@@ -325,10 +325,13 @@ def test_what_does_not_convert_is_one_line_naming_the_model():
 
 
 def test_the_gate_names_an_op_left_in_float(data):
-    """QAT gives swish's inner parts no ranges, so the converter leaves all float."""
     x = layers.Flatten()(inputs := keras.Input((16, 16, 3)))
     x = layers.Dense(4, activation="swish", name="swishing")(x)
-    model = quantize_model(keras.Model(inputs, layers.Dense(4)(x)), calibration=data[0])
+    model = quantize_model(
+        keras.Model(inputs, layers.Dense(4)(x)),
+        calibration=data[0],
+        float_layers=["swishing"],
+    )
     content = convert_tflite(model, "int8")
     scores = np.eye(4)[data[1]]
     with pytest.raises(
