@@ -80,7 +80,7 @@ def test_a_missing_model_is_told_before_images_are_read(trees, tmp_path, monkeyp
     with pytest.raises(ValueError, match="model not found") as caught:
         runner.run(parse_recipe({**recipe, "stages": stages}), tmp_path / "run")
     assert len(str(caught.value).splitlines()) == 3
-    for told in ("stages.new.model: ", "'widht'", "text.keras"):
+    for told in ("stages.new.model: ", "widht", "text.keras"):
         assert told in str(caught.value)
 
 
