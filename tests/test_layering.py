@@ -33,7 +33,8 @@ ROOMS = {
     "training": {"models"},
     "distill": {"intake", "models", "training"},
     # A plan tells the memory that the file will need.
-    "prune": {"models", "tflite"},
+    # The activations that the intake has of its own are followed, too.
+    "prune": {"models", "tflite", "intake"},
     # Channels are equalized along the groups that pruning finds, and graphs rewritten
     # as the intake does.
     "quantize": {"models", "prune", "intake"},

@@ -12,7 +12,7 @@ import tf_keras as keras
 from kdprune._graph import is_graph_model
 from kdprune.doctor.findings import LayerRow, Obstacle
 from kdprune.models.counts import layer_macs
-from kdprune.prune.channels.groups import find_channels
+from kdprune.prune.channels.groups import find_channels, kept_layers
 from kdprune.prune.magnitude import layers_to_prune
 from kdprune.tflite.coverage import gpu_runs, micro_runs, xnnpack_left
 from kdprune.tflite.format import Graph, Op, read_tflite
@@ -20,6 +20,7 @@ from kdprune.tflite.inspection import CONVERSIONS, computes_on_floats, type_of
 from kdprune.tflite.names import layers_of
 
 _PRUNING = "channel pruning"
+_NAMED = 3  # Layers in one line.
 
 
 def describe_layers(
@@ -43,13 +44,21 @@ def describe_layers(
         macs = {}
         obstacles.append(Obstacle(_PRUNING, "", str(error), fatal=False))
     try:
-        channels, unsupported = _channels(model)
+        channels, kept = _channels(model)
     except ValueError as error:
-        channels, unsupported = {}, {"": str(error)}
-    for name, reason in unsupported.items():
-        text = f"its channels can't be followed and stay: {reason}" if name else reason
-        remedy = "register a layer rule, or leave it" if name else ""
-        obstacles.append(Obstacle(_PRUNING, name, text, remedy, fatal=False))
+        channels, kept = {}, {}
+        obstacles.append(Obstacle(_PRUNING, "", str(error), fatal=False))
+    for reason, names in kept.items():
+        listed = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+        obstacles.append(
+            Obstacle(
+                _PRUNING,
+                listed,
+                f"channels stay (layers: {len(names)}): {reason}",
+                "write that with another layer, or register a layer rule; or leave it",
+                fatal=False,
+            )
+        )
     prunable = _prunable_weights(model)
     runs = {} if content is None else _runs(content)
     rows = []
@@ -87,8 +96,8 @@ def _kind(layer: Any) -> str:
 
 def _channels(
     model: keras.Model,
-) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    """`{layer: (removable, all)}`, and `{layer: why its channels are not followed}`."""
+) -> tuple[dict[str, tuple[int, int]], dict[str, list[str]]]:
+    """`{layer: (removable, all)}`, and `{why: layers that keep all channels}`."""
     graph = find_channels(model)
     found: dict[str, tuple[int, int]] = {}
     for record in graph.records.values():
@@ -97,7 +106,13 @@ def _channels(
                 roots = graph.roots[weight.axes[weight.makes]].tolist()
                 free = sum(root not in graph.pinned for root in roots)
                 found[record.path] = (free, len(roots))
-    return found, graph.unsupported
+    kept: dict[str, list[str]] = defaultdict(list)
+    for name, why in kept_layers(graph).items():
+        whole = name not in found or found[name][0] == 0
+        # A model's own inputs and outputs stay what they are.
+        if whole and not why.endswith(("output of the model", "input of the model")):
+            kept[why.removeprefix("coupled with ")].append(name)
+    return found, kept
 
 
 def _prunable_weights(model: keras.Model) -> dict[str, int]:

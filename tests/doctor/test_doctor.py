@@ -191,7 +191,9 @@ def test_what_quantization_aware_training_refuses_is_a_warning(monkeypatch):
 
 def test_channels_that_stay_are_counted():
     model = small(layers.Permute((3, 1, 2)))
-    assert row(diagnose(model, input_range=(0, 1)), "conv").channels == (0, 8)
+    found = diagnose(model, input_range=(0, 1))
+    assert row(found, "conv").channels == (0, 8)
+    assert found.status == 3 and "it moves the channels" in problems(found)[0]
 
 
 # --- What will fail ---

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from kdprune.intake.keras_layers import hard_sigmoid, hard_silu
 from kdprune.models import (
     build_model,
     count_macs,
@@ -357,3 +358,20 @@ def test_weights_with_a_fixed_start_lose_their_channels_too():
     fresh = reset_weights(pruned).get_layer("whitening")
     np.testing.assert_array_equal(fresh.kernel, new.kernel)
     np.testing.assert_array_equal(fresh.bias, new.bias)
+
+
+def test_the_activations_that_keras_3_has_are_followed():
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(16, 3, name="a"),
+            layers.Activation(hard_silu),
+            layers.Conv2D(16, 3, activation=hard_sigmoid, name="b"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(4, name="scores"),
+        ]
+    )
+    plan = plan_channels(model, 0.5, scope="local")
+    assert list(plan.kept_layers) == ["scores"]
+    assert [group.after for group in plan.groups] == [8, 8]
+    assert plan.apply()(np.zeros((1, 8, 8, 3))).shape == (1, 4)

@@ -20,6 +20,7 @@ from tf_keras.src.applications.convnext import LayerScale
 from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
+from kdprune.intake.keras_layers import hard_sigmoid, hard_silu
 from kdprune.prune.channels.graph import (
     LayerCall,
     RuleResult,
@@ -38,6 +39,7 @@ _ACTIVATIONS = {
     "sigmoid softplus softsign swish tanh".split()
     if hasattr(keras.activations, name)
 } | {tf.nn.relu, tf.nn.relu6, tf.nn.silu, tf.nn.gelu, tf.nn.elu, tf.nn.sigmoid}
+_ACTIVATIONS |= {hard_sigmoid, hard_silu}
 _ACTIVATION_LAYERS = (
     layers.ReLU,
     layers.LeakyReLU,
