@@ -620,7 +620,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path):
         "kind": "load",
         "file": str(tmp_path / "seven.keras"),
     }
-    with pytest.raises(ValueError, match="with 10 outputs.*Received.*7 outputs"):
+    with pytest.raises(ValueError, match="expected 10 outputs.*Received.*7 outputs"):
         runner.run(parse_recipe(content), tmp_path / "run")
 
 
