@@ -149,7 +149,7 @@ def test_sixteen_bits_compute_in_integers_throughout(files):
 
 def test_the_two_steps_give_the_converters_own_file(files, model, data):
     images = convert._spanning(model, data[0][:40])
-    calibrated = steps.observe(convert._new_converter(model), images)
+    calibrated = steps.observe(convert._new_converter(model, "softmax"), images)
     content = steps.quantize_calibrated(calibrated, "int8")
     opened = [
         open_content(bytes(file), "builtin", keep_all=True)
