@@ -1,7 +1,7 @@
 """Post-training int8 of networks with unequal channels, by every combination.
 
 Two networks are trained by plain Keras 3 in processes of their own (see
-`train_plain_keras.py`), then made int8 by the plain converter, by kdprune's range
+`plain_keras_unequal.py`), then made int8 by the plain converter, by kdprune's range
 methods with and without corrected biases, of the model as it is, with its batch
 normalization folded, and with its channels equalized; by litert-quantizer where that is
 installed; and by quantization-aware training under the original. All are scored on the
@@ -31,7 +31,7 @@ from kdprune.intake import take_model
 from kdprune.runner import run as runner
 from kdprune.tflite import Calibration
 
-TRAINER = pathlib.Path(__file__).with_name("train_plain_keras.py")
+TRAINER = pathlib.Path(__file__).with_name("plain_keras_unequal.py")
 RANGES = ("minmax", "percentile", "mse")
 
 

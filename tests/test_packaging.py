@@ -22,7 +22,7 @@ SCRIPTS = sorted(
     path
     for path in (ROOT / "scripts").glob("*.py")
     # Programs of their own, not stages.
-    if not path.name.startswith(("bench_", "gather_", "plot_methods"))
+    if not path.name.startswith(("bench_", "gather_", "plain_keras", "plot_methods"))
 )
 PYTHONS = ("3.11", "3.12", "3.13")
 

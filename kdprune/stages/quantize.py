@@ -54,9 +54,8 @@ class Quantize(Compressed):
     """`qat`: keep each kernel's distinct weights; `auto` does where the model is
     clustered."""
 
-    omit_if_default = ("equalize",)
+    omit_if_default = ("equalize", "float_layers")
     renamed = {"ranges": "range_method"}
-    omit_if_default = ("float_layers",)
     gives = QUANTIZED_MODEL
     role = "quantize"
     # Fake quantization costs three times as much again.

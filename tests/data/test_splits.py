@@ -192,7 +192,6 @@ class TestFromArrays:
                 "of uint8, or of floats .*int64",
             ),
             (np.zeros((100, 4)), LABELS, {}, "training images must have .*100, 4"),
-            (np.zeros((100, 4, 4, 2)), LABELS, {}, "1 or 3.*100, 4, 4, 2"),
             (np.zeros((0, 4, 4, 3)), LABELS, {}, "training images .* n > 0"),
             (images_of(LABELS), LABELS[:9], {}, "each of 100 training images"),
             (images_of(LABELS), LABELS + 0.5, {}, "whole numbers as training labels"),

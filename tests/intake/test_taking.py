@@ -201,7 +201,7 @@ def test_one_of_several_outputs_is_chosen_by_name():
     kinds, colours = layers.Dense(3, name="kind")(x), layers.Dense(5, name="colour")(x)
     user = keras.Model(source, [kinds, colours])
     assert take_model(user, output="colour").head.units == 5
-    with pytest.raises(ValueError, match="of one output. Received: kind, colour"):
+    with pytest.raises(ValueError, match="of one output.*Received: kind, colour"):
         take_model(user)
     with pytest.raises(ValueError, match="one of kind, colour. Received: 'size'"):
         take_model(user, output="size")

@@ -5,7 +5,8 @@ normalization, which leaves channels of very different sizes in front of it: the
 of network whose accuracy collapses in plain post-training int8.
 
 Usage:
-    python scripts/train_plain_keras.py IMAGES.npz bytes|strided MODEL.keras [EPOCHS]
+    python scripts/plain_keras_unequal.py IMAGES.npz bytes|strided MODEL.keras [EPOCHS]
+        (10 epochs)
 
 IMAGES.npz holds `train` (uint8), `labels`, `test` and `test_labels`. `bytes` takes
 pixels of 0 to 255 with no layer that says so, `strided` has a Rescaling in front.
@@ -19,6 +20,8 @@ from keras import layers
 
 
 def main():
+    if len(sys.argv) < 4:
+        sys.exit(__doc__)
     images, network, path, *epochs = sys.argv[1:]
     arrays = np.load(images)
     shape, classes = arrays["train"].shape[1:], int(arrays["labels"].max()) + 1
