@@ -144,6 +144,7 @@ def test_an_input_range_the_wrong_way_round_is_refused(capsys, model):
     assert "--input-range expects LOW,HIGH" in line
 
 
+@pytest.mark.slow
 def test_evaluate_prints_and_writes_the_figures(capsys, tmp_path, model):
     out = tmp_path / "figures.json"
     assert (

@@ -176,6 +176,7 @@ def test_every_tflite_is_of_a_study_and_scored(committed):
     assert paths == {parameter.values[0] for parameter in tflite_files()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "entry"), tflite_files())
 def test_a_tflite_file_scores_what_its_record_says(path, entry, cifar10_dir):
     from kdprune import evaluate

@@ -36,6 +36,7 @@ def refused(capsys, *arguments):
     return lines[0]
 
 
+@pytest.mark.slow
 def test_files_are_measured_recorded_and_drawn(tflites, tmp_path, capsys, idle):
     files = [tflites["float32"], tflites["int8"]]
     out, record = bench_and_record(capsys, tmp_path, *files)

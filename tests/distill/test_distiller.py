@@ -215,6 +215,7 @@ def test_the_students_own_losses_are_included(data):
     np.testing.assert_allclose(difference, 0.01 * kernel, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_sample_weights_weigh_as_in_keras(data):
     images, labels = data
     weights = np.linspace(0, 2, 64).astype(np.float32)

@@ -93,6 +93,7 @@ def test_one_hot_labels_teach_as_indices_do(data, by_indices, losses, form, stre
     assert found == pytest.approx(scored, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_lists_of_labels_are_labels(data):
     images, labels = data
     plain, other, pair = distiller(), distiller(), distiller()
@@ -301,6 +302,7 @@ def test_a_distiller_is_fitted_after_a_fit_that_failed(data, subclassed, kind, f
     assert np.isfinite(made.evaluate(*data, verbose=0)).all()
 
 
+@pytest.mark.slow
 def test_the_weights_after_a_failed_fit_are_those_of_a_training_without_it(data):
     plain, other = distiller(), distiller()
     with pytest.raises(ValueError, match="has 4 outputs"):

@@ -156,6 +156,7 @@ def test_layers_to_compare_can_be_named(data):
         distiller(losses=[{"name": "hint", "teacher_layers": ["relu0"]}])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", ["prune", "qat", "bfloat16"])
 def test_wrapped_students_learn_from_logits_and_features(data, wrap):
     images, labels = data
@@ -517,6 +518,7 @@ def test_losses_of_features_need_the_teacher_in_the_loop(data):
         step(made, images, (labels, np.zeros((64, 4), np.float32)))
 
 
+@pytest.mark.slow
 def test_training_with_hints_resumes_bit_equal(data, tmp_path):
     images, labels = data
 

@@ -135,6 +135,7 @@ def test_the_file_is_int8_and_does_what_the_model_does(aware, images):
     assert np.quantile(difference, 0.99) <= 2
 
 
+@pytest.mark.slow
 def test_it_trains_is_saved_and_reloads_bit_equal(model, images, tmp_path):
     one = quantize_model(model, calibration=images)
     one.compile("sgd", LOSS)

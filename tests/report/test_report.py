@@ -266,6 +266,7 @@ def test_svg_names_every_distinct_model_as_text(report, plot):
     assert [name for name in MODELS if name not in text] == ["student_uint8"]
 
 
+@pytest.mark.slow
 def test_svg_names_references_classes_and_layers(report):
     text = all_text(report[0], "size")
     assert [r.name for r in MLPERF_TINY if r.name not in text] == []
@@ -370,6 +371,7 @@ def test_seeds_become_a_mean_and_a_sample_deviation(tmp_path):
     assert rows["teacher"][1] == "94.02 (93.56 to 94.48)"
 
 
+@pytest.mark.slow
 def test_seeds_share_a_section_with_a_row_for_each(tmp_path):
     page = write_report(write_seeds(tmp_path)).read_text()
     rows = read_table(page, "### student (train)")
@@ -492,6 +494,7 @@ def test_nan_is_a_missing_figure(tmp_path):
     assert rows["teacher"][9] == "9.1 / –"
 
 
+@pytest.mark.slow
 def test_writing_again_gives_the_same_bytes(tmp_path):
     write_seeds(tmp_path)
     (tmp_path / "plots").mkdir()
@@ -566,6 +569,7 @@ def test_labels_stay_apart_where_points_crowd(tmp_path, text_faults):
     assert all(f"pruned_{i}_int8" in named for i in range(14))
 
 
+@pytest.mark.slow
 def test_report_needs_no_tensorflow_and_no_pyplot(tmp_path):
     write_seeds(tmp_path)
     code = (

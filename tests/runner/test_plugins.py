@@ -125,6 +125,7 @@ def test_a_command_runs_the_kinds_of_its_role(recipe):
     assert {n for n in loaded.stages if accepts(loaded, n)} == {"clipped", "int8"}
 
 
+@pytest.mark.slow
 def test_a_data_set_a_network_a_loss_and_an_importance_of_a_plugin(tmp_path):
     path = PLUGIN / "own.yaml"
     runner.run(load_recipe(path), tmp_path / "run")

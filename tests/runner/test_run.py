@@ -254,6 +254,7 @@ def test_a_change_runs_that_stage_again_and_what_follows(finished, tmp_path, cap
     assert states["measured (evaluate)"].startswith("to do")
 
 
+@pytest.mark.slow
 def test_a_trained_model_goes_on_from_its_weights_on_all_images(finished):
     content = yaml.safe_load(RECIPE)
     teacher = content["stages"]["teacher"]["training"]
@@ -288,6 +289,7 @@ def test_a_trained_model_goes_on_from_its_weights_on_all_images(finished):
 CUT = {"kind": "prune_channels", "ratio": 0.5, "round_to": 4}
 
 
+@pytest.mark.slow
 def test_channels_are_removed_in_steps_and_the_rest_recovers(finished, capsys):
     content = yaml.safe_load(RECIPE)
     content["stages"]["slim"] = {
@@ -359,6 +361,7 @@ def test_random_channels_are_drawn_by_the_seed(finished):
     assert removed[0] == removed[1] != removed[2]
 
 
+@pytest.mark.slow
 def test_slimming_pulls_factors_to_zero_and_leaves_no_penalty(tmp_path):
     content = yaml.safe_load(RECIPE)
     training = {**content["stages"]["alone"]["training"], "epochs": 3}
@@ -389,6 +392,7 @@ def test_slimming_pulls_factors_to_zero_and_leaves_no_penalty(tmp_path):
         runner.run(parse_recipe(content), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_stages_layers_can_be_trained_from_the_start(finished):
     content = yaml.safe_load(RECIPE)
     anew = {**content["stages"]["alone"], "model": {"architecture_of": "student"}}
@@ -572,6 +576,7 @@ def test_blocks_are_removed_and_groups_are_measured(tmp_path):
     assert "spare (sensitivity): to do" in text and "expected to be lost" not in text
 
 
+@pytest.mark.slow
 def test_the_flagships_kit_proves_itself(finished, tmp_path):
     content = yaml.safe_load(RECIPE)
     content["stages"]["kit"] = {"kind": "kit", "from": "measured", "name": "demo"}
@@ -631,6 +636,7 @@ def save_images(folder, images, labels=None):
         Image.fromarray(pixels).save(place / f"{number}.png")
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_images_without_labels_and_its_teacher_does_not(tmp_path):
     shapes = load_dataset("shapes", train_images=120, test_images=40)
     data = tmp_path / "images"
