@@ -103,6 +103,8 @@ def write_kit(
         dtype: _inspect(content, f"the {dtype} model: ")
         for dtype, content in models.items()
     }
+    # A slimmed file has the names of its layers beside it.
+    ends["int8"]["float_ops"] = inspect_tflite(int8)["float_ops"]
     shape = _check_ends(ends, classes, input_range)
     pixels = _gather_images(shape, images)
     scores, deviation = _score(models, pixels)

@@ -481,7 +481,9 @@ def test_quantizers_stand_side_by_side(finished):
     assert [row["name"] for row in results["proven"]["attempts"]] == [
         "PTQ, minmax ranges"
     ]
-    assert results["proven"]["met"]
+    # A model that has hardly learned is at chance, which meets no budget.
+    (attempt,) = results["proven"]["attempts"]
+    assert results["proven"]["met"] == (not attempt.get("at_chance"))
     assert {row["layer"] for row in results["int8"]["layers"]}
     metrics = json.loads((finished / "metrics.json").read_text())
     found = {model["name"]: model for model in metrics["models"]}
