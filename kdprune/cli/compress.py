@@ -141,9 +141,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def compress(options: argparse.Namespace) -> int:
     """Makes the file; the exit status tells whether it is good enough."""
-    request = _request(options)
-    request.check()
-    import_tensorflow_quietly()
+    request = _checked(options)
     from kdprune.compression import compress_request
 
     made = compress_request(request)
@@ -153,9 +151,7 @@ def compress(options: argparse.Namespace) -> int:
 
 def init(options: argparse.Namespace) -> None:
     """Writes the recipe."""
-    request = _request(options)
-    request.check()
-    import_tensorflow_quietly()
+    request = _checked(options)
     from kdprune.compression import initialise
 
     path = initialise(request)
@@ -163,9 +159,9 @@ def init(options: argparse.Namespace) -> None:
     logger.info("run it: kdprune run %s --output %s", path, path.parent)
 
 
-def _request(options: argparse.Namespace) -> Request:
-    """What the options ask for."""
-    return Request(
+def _checked(options: argparse.Namespace) -> Request:
+    """What the options ask for, checked before TensorFlow is imported."""
+    request = Request(
         model=options.model.expanduser().absolute(),
         images=options.images,
         output=options.output,
@@ -181,14 +177,22 @@ def _request(options: argparse.Namespace) -> Request:
         data_dir=options.data_dir,
         command=command_of(sys.argv[1:]),
     )
+    request.check()
+    import_tensorflow_quietly()
+    return request
 
 
 def _number(text: str) -> int:
     """A whole number, also as 6e6."""
-    value = float(text)
-    if value != int(value):
-        raise ValueError(text)
-    return int(value)
+    try:
+        value = float(text)
+        if value == int(value):
+            return int(value)
+    except (ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError(
+        f"expected a whole number, such as 6e6. Received: {text!r}"
+    )
 
 
 def _range(text: str | None) -> tuple[float, float] | str | None:

@@ -17,6 +17,7 @@ from kdprune.benchmark.latency import measure_latency
 from kdprune.evaluate.compare import agreement
 from kdprune.evaluate.metrics import score
 from kdprune.evaluate.prediction import predict, predict_for_labels, reorder_scores
+from kdprune.images import spread
 from kdprune.intake.pixels import Given, surely_ahead, usual_ranges
 from kdprune.tflite.sizes import describe_file
 
@@ -151,8 +152,7 @@ def _check_range(
     order: Sequence[int] | None,
 ) -> None:
     """Refuses a pixel range if the model is surely right more often in another."""
-    # Of all classes: images of folders are in the order of these.
-    shown = np.unique(np.linspace(0, len(images) - 1, _CHECKED).astype(int))
+    shown = spread(len(images), _CHECKED)
     right = scores[shown].argmax(axis=1) == labels[shown]
     for other in usual_ranges(images.shape[-1]):
         if right.all():

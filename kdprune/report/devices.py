@@ -24,19 +24,22 @@ def write_devices(run: Run) -> list[Block]:
         return []
     measured = any(row.get("measured") for row in fits)
     rows = [
-        (
+        [
             str(row.get("board")),
             "yes" if row.get("fits") else "no",
             _of(row, "flash"),
             _of(row, "ram"),
             "; ".join(row.get("reasons") or []) or MISSING,
-        )
+        ]
         for row in fits
     ]
     how = "measured by TFLite Micro" if measured else "planned, not measured"
+    titles = ["board or phone", "fits", "flash, KiB", "RAM, KiB", "why not"]
+    if all(row[-1] == MISSING for row in rows):
+        titles, rows = titles[:-1], [row[:-1] for row in rows]
     return [
         Heading(2, "Devices"),
-        Table(("board or phone", "fits", "flash, KiB", "RAM, KiB", ""), rows),
+        Table(titles, rows),
         Paragraph(f"{NOTE} The arena is {how}."),
     ]
 

@@ -159,6 +159,10 @@ def _size(flagship: Model, baseline: Model | None) -> Card:
 def _memory(flagship: Model, other: Model | None) -> Card:
     arena = flagship.mean("arena_bytes") is not None
     known = "tensor arena" if arena else "peak activation memory"
+    # An arena holds more than activations: like is compared with like.
+    held = arena and other is not None and other.mean("arena_bytes") is not None
+    key = "arena_bytes" if held else "peak_activation_bytes"
+    what = "bytes of activations" if arena and not held else "bytes"
     return Card(
         "Memory",
         count(flagship.memory),
@@ -167,9 +171,9 @@ def _memory(flagship: Model, other: Model | None) -> Card:
         *_ratio(
             flagship,
             other,
-            lambda model: model.memory,
+            lambda model: model.mean(key),
             ("less", "more"),
-            lambda value: f"{count(value)} bytes",
+            lambda value: f"{count(value)} {what}",
         ),
     )
 

@@ -124,40 +124,39 @@ class Export(Stage):
         **asked: Any,
     ) -> dict[str, Any]:
         """Puts a file in its place if it passes the gate; returns the figures."""
-        from kdprune import evaluate, tflite
+        from kdprune import evaluate, images, tflite
 
         validation = run.dataset.validation
         partial = path.with_name(f"partial.{path.name}")
         _io.write_file(partial, content)
 
-        def score(resolver, count=None):
+        def score(resolver, chosen=slice(None)):
             return evaluate.predict(
                 partial,
-                validation.images[:count],
+                validation.images[chosen],
                 resolver=resolver,
                 head=run.dataset.head,
             )
 
-        scores = {"xnnpack": score("xnnpack")}
+        scores = score("xnnpack")
         figures = tflite.check_tflite(
             content,
             keras_scores,
-            scores["xnnpack"],
+            scores,
             validation.labels,
             max_disagreement=self.max_disagreement,
             max_drop=self.max_drop,
             max_deviation=self.max_deviation,
             **asked,
         )
-        slow = ("builtin", "reference")
-        scores |= {name: score(name, _KERNEL_IMAGES) for name in slow}
+        few = images.spread(len(validation), _KERNEL_IMAGES)
+        slow = {name: score(name, few) for name in ("builtin", "reference")}
+        limits = (self.max_disagreement, run.dataset.task == "labels")
         try:
-            figures["kernels"] = tflite.compare_kernels(
-                keras_scores,
-                scores,
-                self.max_disagreement,
-                several=run.dataset.task == "labels",
-            )
+            figures["kernels"] = {
+                **tflite.compare_kernels(keras_scores, {"xnnpack": scores}, *limits),
+                **tflite.compare_kernels(keras_scores[few], slow, *limits),
+            }
         except ValueError as error:
             raise tflite.RefusedFile([str(error)], figures) from error
         figures["xnnpack_leaves"] = tflite.xnnpack_leaves(content)

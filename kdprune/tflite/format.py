@@ -380,7 +380,9 @@ def _names_beside(path: Path) -> list[list[str]]:
     found = read_json(_names_path(path))
     if not isinstance(found, dict) or found.get("sha256") != sha256(path):
         return []
-    names: list[list[str]] = found.get("names", [])
+    names = found.get("names")
+    if not isinstance(names, list) or not all(isinstance(one, list) for one in names):
+        return []
     return names
 
 

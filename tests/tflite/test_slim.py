@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 import zipfile
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from kdprune import _io
 from kdprune.kit.metadata import add_metadata
 from kdprune.models import build_model
 from kdprune.tflite import (
@@ -196,3 +198,12 @@ def test_what_is_added_to_a_slim_file_leaves_it_slim(files):
     # The graph within is no larger; the labels' archive and what is said are added.
     assert len(share_content(added)) == len(added)
     assert 0 < len(added) - len(smaller) < 2_500
+
+
+@pytest.mark.parametrize("names", [5, [5], {"a": 1}, [["x"]], None])
+def test_names_beside_a_file_that_are_none_are_not_taken(files, tmp_path, names):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(share_content(files["mobile", "int8"]))
+    content = {"sha256": _io.sha256(path), "names": names}
+    path.with_suffix(".names.json").write_text(json.dumps(content))
+    assert {t.name for t in read_tflite(path).tensors[1:-1]} == {""}
