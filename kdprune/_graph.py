@@ -414,8 +414,6 @@ def _carry_weights(old, new, values):
             f"the weights of layer {old.name!r} do not fit the {type(new).__name__} "
             f"that takes its place ({first_line(error)}); give them by `weights`"
         ) from error
-    if hasattr(new, "finalize_state"):
-        new.finalize_state()  # Normalization computes with copies.
 
 
 def _needed(model, bypass):

@@ -1,6 +1,7 @@
 """The rooms of the package and which of them may import which."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -153,15 +154,16 @@ def rooms_imported(tree, module):
         yield line, room_of(public) if public else parts[1]
 
 
-def outside_functions(tree):
-    """Yields the nodes that run when the module is imported."""
+def executed(tree, functions=True):
+    """Yields the nodes that run at some time; without functions, at the import."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        if function and not functions:
             continue
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
         yield node
-        yield from outside_functions(node)
+        yield from executed(node, functions)
 
 
 def violations(source, module):
@@ -178,7 +180,7 @@ def heavy_at_module_level(source, module):
     """Lists `line: name` of the heavy libraries imported when the module is."""
     return [
         f"{line}: {name}"
-        for line, name in imports(outside_functions(ast.parse(source)), module)
+        for line, name in imports(executed(ast.parse(source), functions=False), module)
         if name.split(".")[0] in HEAVY
     ]
 
@@ -213,6 +215,43 @@ def test_a_room_imports_only_the_rooms_it_may(path):
     module = module_name(path)
     assert room_of(module) in MAY_IMPORT, "a new room needs a line in ALLOWED"
     assert violations(path.read_text(), module) == []
+
+
+def imports_by_module(sources):
+    """Returns `{module: modules it imports}` of `{module: its source}`, late ones too.
+
+    Imports for types alone do not count. What is not a module is a name in one.
+    """
+
+    def module_of(name):
+        while name and name not in sources:
+            if f"{name}.__init__" in sources:
+                return f"{name}.__init__"
+            name = name.rpartition(".")[0]
+        return name
+
+    return {
+        module: {
+            module_of(name) for _, name in imports(executed(ast.parse(source)), module)
+        }
+        - {"", "kdprune.__init__"}
+        for module, source in sources.items()
+    }
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    sources = {module_name(path): path.read_text() for path in package_files()}
+    # Names the circle.
+    graphlib.TopologicalSorter(imports_by_module(sources)).prepare()
+
+
+def test_the_check_sees_a_circle_through_a_late_import():
+    sources = {
+        "kdprune.a.one": "def f():\n    from kdprune.a import two",
+        "kdprune.a.two": "from kdprune.a.one import f",
+    }
+    with pytest.raises(graphlib.CycleError, match="kdprune.a.one"):
+        graphlib.TopologicalSorter(imports_by_module(sources)).prepare()
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def diagnose_model(options: argparse.Namespace) -> int:
     input_range = _range(options.input_range)
     import_tensorflow_quietly()
     from kdprune import doctor
-    from kdprune.doctor import text
+    from kdprune.doctor import report
 
     found = doctor.diagnose(
         options.model,
@@ -83,11 +83,11 @@ def diagnose_model(options: argparse.Namespace) -> int:
         labels=labels,
         data_dir=options.data_dir,
     )
-    for line in text.before(found):
+    for line in report.before(found):
         logger.info("%s", line)
     if found.rows:
-        show_table(text.COLUMNS, map(text.cells, found.rows), text.RIGHT)
-    for line in text.after(found):
+        show_table(report.COLUMNS, map(report.cells, found.rows), report.RIGHT)
+    for line in report.after(found):
         logger.info("%s", line)
     if options.json:
         _io.write_json(options.json, {"schema": records.SCHEMA, **found.to_json()})

@@ -17,8 +17,8 @@ IMAGES = "images.npz"
 
 
 @dataclasses.dataclass(frozen=True)
-class Taken:
-    """A request, and what it names that is not in its folder yet.
+class SavedRequest:
+    """A request, and the files that it names and that are not in its folder yet.
 
     Attributes:
         request: What is asked.
@@ -37,7 +37,7 @@ def take(
     classes: Sequence[str] | None,
     given: dict[str, Any],
     scratch: pathlib.Path,
-) -> Taken:
+) -> SavedRequest:
     """Makes a request of what `compress` was given.
 
     Args:
@@ -86,7 +86,7 @@ def take(
         target = request.folder.absolute() / IMAGES
         files[target] = stored
         request = dataclasses.replace(request, images=str(target))
-    return Taken(request, files)
+    return SavedRequest(request, files)
 
 
 def _save(model: Any, scratch: pathlib.Path) -> pathlib.Path:

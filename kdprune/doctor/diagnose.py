@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from kdprune import quantize
 from kdprune.doctor import export, proof, sample
 from kdprune.doctor.estimate import estimate
-from kdprune.doctor.findings import Diagnosis, Obstacle
+from kdprune.doctor.findings import Obstacle
 from kdprune.doctor.layers import describe_layers
 from kdprune.doctor.loading import check_graph, is_keras3, load
+from kdprune.doctor.report import Diagnosis
 from kdprune.intake import Taken, select_output
 from kdprune.intake.pixels import Given, is_unit, read_chain
 from kdprune.intake.taking import take_model

@@ -1,11 +1,8 @@
-"""What a diagnosis is made of: obstacles, rows of layers, a proof, an estimate."""
+"""What a diagnosis is made of: obstacles, rows of layers, a proof."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
-
-OK, WARNS, FAILS = 0, 3, 4
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -80,49 +77,3 @@ class Proof:
     original: str
     images: int
     deviation: float
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What was found of a model; printed, it is the report.
-
-    Attributes:
-        model: Its file or name.
-        obstacles: All that is in the way, the fatal first.
-        rows: A `LayerRow` for each layer; empty if the model can't be loaded.
-        rewrites: What is done to the model before anything else, a line each.
-        proof: How far outputs are from the original's after that; None if it was not
-            compared.
-        facts: Input, head, pixel range, labels and images, in words.
-        file: Of the int8 file made of it, untrained as it is: `bytes`, `ops`,
-            `float_layers`, `peak_activation_bytes`, `xnnpack_leaves`, `not_on_gpu`,
-            `not_on_micro`; empty if there is none.
-        estimate: About what a `compress` takes: `post_training_seconds`,
-            `epoch_seconds` (of recovery under a teacher), `qat_epoch_seconds`,
-            `memory_bytes`, `disk_bytes`, and `images`, for how many; empty if unknown.
-    """
-
-    model: str
-    obstacles: tuple[Obstacle, ...] = ()
-    rows: tuple[LayerRow, ...] = ()
-    rewrites: tuple[str, ...] = ()
-    proof: Proof | None = None
-    facts: dict[str, str] = field(default_factory=dict)
-    file: dict[str, Any] = field(default_factory=dict)
-    estimate: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def status(self) -> int:
-        """0: nothing is in the way; 3: warnings; 4: a `compress` will fail."""
-        if any(obstacle.fatal for obstacle in self.obstacles):
-            return FAILS
-        return WARNS if self.obstacles else OK
-
-    def to_json(self) -> dict[str, Any]:
-        """The same as a JSON-able dict."""
-        return {**asdict(self), "status": self.status}
-
-    def __str__(self) -> str:
-        from kdprune.doctor.text import describe
-
-        return describe(self)

@@ -1,4 +1,9 @@
-"""One flat graph: nested models entered, what only training needs left out."""
+"""One flat graph: nested models entered, what only training needs left out.
+
+Not made by `_graph.rebuild`: that asks about a layer, whereas here what becomes of one
+depends on the calls of the models around it (whose name it may get, whether it is
+frozen), and nested models are to vanish, which `rebuild` keeps.
+"""
 
 from __future__ import annotations
 
@@ -88,8 +93,6 @@ class _Inliner:
         )
         for old, new in self.made.values():
             new.set_weights(old.get_weights())
-            if hasattr(new, "finalize_state"):
-                new.finalize_state()  # Normalization computes with copies.
         return copy
 
     def changes(self) -> list[str]:

@@ -131,8 +131,6 @@ def _give(layer: Any, name: str, arrays: list[np.ndarray]) -> None:
     if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError(f"layer {name!r} has weights that are not finite numbers")
     layer.set_weights(arrays)
-    if hasattr(layer, "finalize_state"):
-        layer.finalize_state()  # Normalization computes with copies.
 
 
 def _text(name: Any) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 
 from kdprune._registry import add
 from kdprune.report import pruning, quantization
-from kdprune.report.devices import write_devices
 from kdprune.report.document import (
     MISSING,
     Block,
@@ -93,6 +92,12 @@ TASK_NOTES = {
 SEEDS_NOTE = (
     "± is the sample deviation over n seeds, and for a difference that of the "
     "differences seed by seed; the other figures of such a row are means."
+)
+DEVICES_NOTE = (
+    "Flash: the file and an allowance for the application with the runtime's code. "
+    "RAM: the tensor arena, an upper bound of what the board's optimized kernels take "
+    "beside it, and an allowance for the application; of a phone, the file mapped and "
+    "its weights packed."
 )
 MLPERF_TINY_SOURCE: Inline = (
     "The image-classification models of MLPerf Tiny (",
@@ -199,7 +204,7 @@ def write_page(
         parts.append(Paragraph(TASK_NOTES[run.task]))
     if any(len(model.entries) > 1 for model in run.models):
         parts.append(Paragraph(SEEDS_NOTE))
-    parts += write_devices(run)
+    parts += _write_devices(run)
     if others:
         parts.append(Heading(2, "Plots"))
     parts += [Picture(name, plots[name]) for name in others]
@@ -418,3 +423,41 @@ def _cell_row(cell: Cell) -> list[str]:
         best,
         percent(accuracy),
     ]
+
+
+def _write_devices(run: Run) -> list[Block]:
+    """A row for each board that the flagship's file was held against; none if none."""
+    flagship = run.find("flagship")
+    entries = flagship.entries if flagship else []
+    fits: list[dict] = next(
+        (entry["fits"] for entry in entries if entry.get("fits")), []
+    )
+    if not fits:
+        return []
+    measured = any(row.get("measured") for row in fits)
+    rows = [
+        [
+            str(row.get("board")),
+            "yes" if row.get("fits") else "no",
+            _share_of(row, "flash"),
+            _share_of(row, "ram"),
+            "; ".join(row.get("reasons") or []) or MISSING,
+        ]
+        for row in fits
+    ]
+    how = "measured by TFLite Micro" if measured else "planned, not measured"
+    titles = ["board or phone", "fits", "flash, KiB", "RAM, KiB", "why not"]
+    if all(row[-1] == MISSING for row in rows):
+        titles, rows = titles[:-1], [row[:-1] for row in rows]
+    return [
+        Heading(2, "Devices"),
+        Table(titles, rows),
+        Paragraph(f"{DEVICES_NOTE} The arena is {how}."),
+    ]
+
+
+def _share_of(row: dict, key: str) -> str:
+    needed, there = (row.get(k) for k in (key, f"{key}_of"))
+    if not needed or not there:
+        return MISSING
+    return f"{count(needed / 1024)} of {count(there / 1024)}"

@@ -40,6 +40,7 @@ from kdprune.stages.report import Report
 from kdprune.stages.sensitivity import Sensitivity
 from kdprune.stages.soft_labels import SoftLabels
 from kdprune.stages.train import Train
+from kdprune.stages.trained import Compressed, Started, Taught, Trains
 
 __all__ = [
     "FILES",
@@ -49,11 +50,15 @@ __all__ = [
     "QUANTIZED_MODEL",
     "SENSITIVITY",
     "SOFT_LABELS",
+    "Compressed",
     "InvalidRecipe",
     "Node",
     "Result",
     "Run",
     "Stage",
+    "Started",
+    "Taught",
+    "Trains",
     "check",
     "register_stage",
 ]

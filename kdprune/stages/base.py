@@ -8,19 +8,10 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, get_args, overload
 
-import pydantic
-
 from kdprune import _registry
 from kdprune.stages.settings import (
-    Model,
-    Name,
-    Place,
-    Positive,
     Seed,
     Settings,
-    SoftLoss,
-    Training,
-    Weight,
     names,
 )
 
@@ -105,6 +96,17 @@ class Node:
 
     def all_parents(self) -> Iterator[Node]:
         return itertools.chain(*self.parents.values())
+
+    def source(self) -> Node | None:
+        """The node whose `origin` gives the layers of its model, if the recipe tells.
+
+        Behind a stage that finds out which layers to keep, it does not.
+        """
+        if self.settings.origin():
+            return self
+        if self.settings.references("model.architecture_of"):
+            return self.parent_of("model.architecture_of").source()
+        return self.parent_of("from").source() if self.settings.keeps_layers else None
 
 
 class Run(Protocol):
@@ -207,11 +209,11 @@ class Stage(Settings):
 
     def check(self, run: Run, node: Node) -> None:
         """Raises `ValueError` for what would fail later, before anything is trained."""
-        from kdprune.stages import fitting
+        from kdprune.stages import loading
 
         for path in self.files():
             told = (getattr(self, key, None) for key in ("labels", "output"))
-            fitting.load_fitting(path, run.dataset, *told)
+            loading.load_fitting(path, run.dataset, *told)
 
     def plan(self, run: Run, node: Node) -> str:
         """What it will do, for a dry run; asked only if `plans` names keys."""
@@ -270,6 +272,15 @@ class Stage(Settings):
         """What gives the layers of its model (a file, a factory), if no stage does."""
         return None
 
+    def untrained_model(self, run: Run, node: Node) -> keras.Model:
+        """A model with the layers that `origin` gives, before anything is trained."""
+        from kdprune.stages import loading
+
+        given = (
+            getattr(self, key, None) for key in ("input_range", "labels", "output")
+        )
+        return loading.load_layers(str(self.origin()), run.dataset, *given)
+
     @property
     def own_seed(self) -> int:
         """The seed, which is the recipe's where the stage has none of its own."""
@@ -280,153 +291,6 @@ class Stage(Settings):
     def taught(self) -> bool:
         """Whether it learns from, or asks, a teacher."""
         return bool(self.references("teacher") or self.references("soft_labels"))
-
-
-class Trains(Stage):
-    """A stage that trains a model.
-
-    Attributes:
-        passes: Forward passes that a step of training costs: a backward one takes two.
-        in_float32: Whether it trains in float32, as wrapped layers must.
-    """
-
-    passes: ClassVar[int] = 3
-    in_float32: ClassVar[bool] = False
-
-    training: Training = Training()
-    """How it trains."""
-
-    def trains(self) -> bool:
-        """Whether it trains with these settings."""
-        return True
-
-    def check(self, run: Run, node: Node) -> None:
-        super().check(run, node)
-        if self.training.class_weight and run.dataset.task == "labels":
-            raise ValueError(
-                f"stages.{node.stage}.training.class_weight: expected data of one "
-                "class for each image, got labels of which several may apply; remove it"
-            )
-        if self.training.bn_l1 and not isinstance(self, Started):
-            raise ValueError(
-                f"stages.{node.stage}.training.bn_l1: expected in a train or distill "
-                "stage, whose channels are pruned by bn_scale later, got it in a "
-                f"{node.kind} stage"
-            )
-
-    def estimate(self, run: Run, node: Node) -> float:
-        from kdprune.stages import fitting
-
-        if not self.trains():
-            return super().estimate(run, node)
-        return fitting.estimate_training(run, node)
-
-
-class Started(Trains):
-    """A stage that trains a new model, or another stage's further."""
-
-    keeps_layers = True
-    accepts = {"from": (FLOAT_MODEL,), "model.architecture_of": (FLOAT_MODEL,)}
-    gives = FLOAT_MODEL
-
-    model: Model | None = None
-    """A new model to train."""
-    from_: Name | None = pydantic.Field(default=None, alias="from")
-    """A stage whose model is trained further. Give this or `model`."""
-
-    @pydantic.model_validator(mode="after")
-    def _one_start(self) -> Started:
-        if (self.model is None) == (self.from_ is None):
-            raise ValueError(
-                "expected either `model` (a new one) or `from` (a stage whose model is "
-                "trained further)"
-            )
-        return self
-
-    def origin(self) -> object | None:
-        model = self.model
-        return model if model and not model.architecture_of else None
-
-    def check_files(self, run: Run, node: Node) -> None:
-        from kdprune.models.factories import check_model_arguments
-
-        if self.model is not None and self.model.name:
-            try:
-                check_model_arguments(self.model.name, self.model.arguments)
-            except ValueError as error:
-                raise ValueError(f"stages.{node.stage}.model: {error}") from error
-        super().check_files(run, node)
-
-    def execute(self, run: Run, node: Node, folder: pathlib.Path) -> Result:
-        from kdprune.stages import fitting
-
-        model, results = fitting.fit_stage(
-            run, node, folder, lambda steps: fitting.new_model(run, node)
-        )
-        return fitting.save_outputs(model, folder, results)
-
-
-class Taught(Trains):
-    """A stage that may learn from teachers, live or by stored soft labels."""
-
-    accepts = {"teacher": (FLOAT_MODEL,), "soft_labels": (SOFT_LABELS,)}
-
-    teacher: Name | tuple[Name, ...] | None = None
-    """Stages whose models teach in the loop; several teach by the mean of their
-    logits."""
-    soft_labels: Name | None = None
-    """A `soft_labels` stage, whose cached logits teach instead."""
-    losses: tuple[SoftLoss, ...] = ()
-    """What is learned from the teacher; `kl` if empty."""
-    temperature: Positive | tuple[tuple[Place, Positive], ...] = 4.0
-    """Temperature of the losses of logits: a number, or points between which it
-    moves in straight lines."""
-    soft_weight: Weight | tuple[tuple[Place, Weight], ...] = 0.9
-    """Weight of the teacher's losses; the labels' is 1 - this. A number or points."""
-
-    @pydantic.model_validator(mode="after")
-    def _one_teacher(self) -> Taught:
-        if self.teacher and self.soft_labels:
-            raise ValueError("expected one of `teacher` and `soft_labels`, got both")
-        unused = {"losses", "temperature", "soft_weight"} & self.model_fields_set
-        if unused and not (self.teacher or self.soft_labels):
-            raise ValueError(
-                f"`{sorted(unused)[0]}` needs a `teacher` or `soft_labels`; expected "
-                "one of them, or the key removed"
-            )
-        if self.soft_labels and self.training.augment:
-            raise ValueError(
-                "`training.augment` is set by the `soft_labels` stage: remove it here"
-            )
-        return self
-
-    def check_recipe(self, name: str, recipe: Any) -> None:
-        super().check_recipe(name, recipe)
-        if self.soft_labels:
-            stored = recipe.stages[self.soft_labels].images
-            if stored != self.training.images:
-                raise ValueError(
-                    f"stages.{name}.training.images: expected {stored}, of which "
-                    f"{self.soft_labels!r} stores soft labels, got "
-                    f"{self.training.images}; set `images` of both to the same"
-                )
-
-    def check(self, run: Run, node: Node) -> None:
-        from kdprune.stages.teaching import check_teaching
-
-        super().check(run, node)
-        if self.taught:
-            check_teaching(self, run, node)
-
-
-class Compressed(Taught):
-    """A stage that makes another stage's model smaller, and may train it further."""
-
-    accepts = {"from": (FLOAT_MODEL,), **Taught.accepts}
-    gives = FLOAT_MODEL
-
-    from_: Name = pydantic.Field(alias="from")
-    """The stage whose model it starts from."""
 
 
 # The kinds of stages by name, in the order of registration.

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from kdprune import _io, evaluate, quantize, tflite
 from kdprune._log import logger
-from kdprune.stages.base import Node, Result, Run, Taught
+from kdprune.stages.base import Node, Result, Run
+from kdprune.stages.trained import Taught
 
 if TYPE_CHECKING:
     import tf_keras as keras

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from kdprune.stages.base import MODEL, Compressed, Node, Result, Run
+from kdprune.stages.base import MODEL, Node, Result, Run
 from kdprune.stages.settings import Training
+from kdprune.stages.trained import Compressed
 
 
 class Cluster(Compressed):

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pydantic
 
-from kdprune.stages.base import Started, Taught
+from kdprune.stages.trained import Started, Taught
 
 
 class Distill(Started, Taught):

@@ -1,4 +1,4 @@
-"""How a stage trains: the model it starts from, what teaches it, and how long."""
+"""How a stage trains: what teaches it, on which images, and how long."""
 
 from __future__ import annotations
 
@@ -9,42 +9,20 @@ import os
 import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from kdprune import data, distill, prune, quantize, training
 from kdprune._graph import head_of
 from kdprune._log import logger
 from kdprune.data import batches
-from kdprune.intake import check_head, select_output, split_head, take_model
-from kdprune.intake.labels import find_order, reorder_outputs
-from kdprune.intake.pixels import Given
-from kdprune.models import (
-    build_model,
-    count_macs,
-    count_parameters,
-    load_model,
-    reset_weights,
-    save_model,
-)
+from kdprune.models import count_macs, count_parameters, load_model, save_model
 from kdprune.models.precision import cast_model
-from kdprune.stages.base import (
-    MODEL,
-    Node,
-    Result,
-    Run,
-    Stage,
-    Started,
-    Taught,
-    Trains,
-)
+from kdprune.stages.base import MODEL, Node, Result, Run, Stage
 
 if TYPE_CHECKING:
     import tf_keras as keras
 
     from kdprune.stages.settings import Augment
-
-# Names of classes in the order of a model's outputs, or a file with them.
-Labels = str | Sequence[str] | None
 
 # Multiply-accumulates a second for one core, forward and backward, as measured on
 # small convolutional nets; the estimate is for planning an evening, no more.
@@ -76,7 +54,8 @@ def fit_stage(
     Raises:
         TrainingDiverged: If the loss is not finite, naming the stage.
     """
-    settings = _training_of(node)
+    stage: Any = node.settings
+    settings = stage.training
     held_out = settings.images == "train"
     teaching = _teaching(run, node)
     images = run.dataset.shown if teaching.present else run.dataset.train
@@ -85,7 +64,7 @@ def fit_stage(
         images = with_validation(run.dataset, images)
         validation = None
     fitting = _Fitting(
-        stage=_trained(node),
+        stage=stage,
         teaching=teaching,
         validation=validation,
         cast=cast,
@@ -127,110 +106,6 @@ def _class_weights(run: Run, settings: Any) -> Any:
         return None
     dataset = run.dataset
     return training.balanced_weights(dataset.train.labels, len(dataset.classes))
-
-
-def new_model(run: Run, node: Node) -> keras.Model:
-    """The model a stage starts from.
-
-    That is another stage's as it is or with new weights, a file's, or a factory's.
-    """
-    model = node.settings.model if isinstance(node.settings, Started) else None
-    if model is None:
-        return load_node(run, node.parent_of("from"))
-    if model.architecture_of:
-        return reset_weights(load_node(run, node.parent_of("model.architecture_of")))
-    if model.file:
-        return load_in_range(model.file, run.dataset, model.input_range)
-    assert model.name is not None  # One of the three is given.
-    units = 1 if run.dataset.task == "binary" else len(run.dataset.classes)
-    return build_model(model.name, run.dataset.image_shape, units, **model.arguments)
-
-
-def load_fitting(
-    path: str | os.PathLike,
-    dataset: data.Dataset,
-    labels: Labels = None,
-    output: str | None = None,
-) -> keras.Model:
-    """Loads a model file and checks that it takes these images to these classes.
-
-    A final softmax or sigmoid is taken off: what is trained and compared are logits,
-    and files end in it again. Outputs are put into the order of the data's classes.
-
-    Args:
-        path: The file.
-        dataset: What the recipe's models are for.
-        labels: The classes in the order of its outputs, or a file with them; by
-            default what the file's record tells, else the order of the data.
-        output: Of a model of several outputs, the name of the one to take.
-
-    Raises:
-        ValueError: If its images differ, or its outputs are not those of the labels.
-    """
-    model = load_model(path)
-    try:
-        model, head = split_head(select_output(model, output))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    check_head(head, dataset.task, dataset.classes, str(path))
-    expected, received = tuple(dataset.image_shape), tuple(model.input_shape[1:])
-    if received != expected:
-        raise ValueError(
-            f"{path}: expected a model of images {expected}, as in {dataset.name}. "
-            f"Received: images {received}; use a model trained on this data"
-        )
-    order = find_order(path, dataset.classes, labels)
-    return model if order is None else reorder_outputs(model, order)
-
-
-def load_in_range(
-    path: str | os.PathLike,
-    dataset: data.Dataset,
-    input_range: Given | None = None,
-    labels: Labels = None,
-    output: str | None = None,
-) -> keras.Model:
-    """Loads a model file as the other stages take it: flat, of pixels in [0, 1].
-
-    Args:
-        path: The file.
-        dataset: What the recipe's models are for; its validation images tell the
-            pixel range.
-        input_range: The range as the recipe gives it.
-        labels: As of `load_fitting`.
-
-    Raises:
-        ValueError: As `load_fitting`, or if the pixel range can't be told or is not
-            the given one.
-    """
-    model = load_fitting(path, dataset, labels, output)
-    if find_order(path, dataset.classes, labels):
-        logger.info("%s: its outputs are put into the order of the classes", path)
-    validation = dataset.validation
-    try:
-        taken = take_model(
-            model,
-            input_range=input_range,
-            images=validation.images,
-            labels=validation.labels,
-        )
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    for note in taken.notes:
-        logger.info("%s: %s", path, note)
-    return taken.model
-
-
-def load_layers(
-    path: str | os.PathLike,
-    dataset: data.Dataset,
-    input_range: Given | None = None,
-    labels: Labels = None,
-    output: str | None = None,
-) -> keras.Model:
-    """Loads a model file with the layers that `load_in_range` leaves, unscored."""
-    model = load_fitting(path, dataset, labels, output)
-    return take_model(model, input_range=input_range).model
 
 
 def load_node(run: Run, node: Node) -> keras.Model:
@@ -285,7 +160,7 @@ def augment_of(settings: Any) -> dict[str, Any] | None:
 
 def estimate_training(run: Run, node: Node) -> float:
     """Guesses how many seconds a node trains, from MACs, images and epochs."""
-    stage = _trained(node)
+    stage: Any = node.settings
     images = images_of(run, node) * stage.training.epochs
     work = macs_of(run, node) * images * stage.passes
     work += sum(macs_of(run, one) for one in node.parents_of("teacher")) * images
@@ -312,26 +187,13 @@ def macs_of(run: Run, node: Node) -> int:
     """Multiply-accumulates of a node's model, or of those that it asks."""
     settings = node.settings
     if settings.origin() is not None:
-        if isinstance(settings, Started) and not getattr(settings.model, "file", None):
-            return count_macs(new_model(run, node))
-        return count_macs(load_model(_file_of(settings)))
+        files = settings.files()
+        model = load_model(files[0]) if files else settings.untrained_model(run, node)
+        return count_macs(model)
     for key in ("model.architecture_of", "from", "teacher"):
         if settings.references(key):
             return sum(macs_of(run, parent) for parent in node.parents_of(key))
     return 0
-
-
-def _file_of(settings: Stage) -> str:
-    model = getattr(settings, "model", None)
-    return str(model.file if model is not None else settings.origin())
-
-
-def _trained(node: Node) -> Trains:
-    return cast(Trains, node.settings)
-
-
-def _training_of(node: Node) -> Any:
-    return _trained(node).training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,7 +212,8 @@ class _Teaching:
 def _teaching(run: Run, node: Node) -> _Teaching:
     if node.settings.references("teacher"):
         teachers = [load_node(run, parent) for parent in node.parents_of("teacher")]
-        precision = _trained(node).training.precision
+        settings: Any = node.settings
+        precision = settings.training.precision
         return _Teaching(tuple(cast_teachers(teachers, precision)))
     if node.settings.references("soft_labels"):
         store = node.parent_of("soft_labels")
@@ -366,7 +229,7 @@ def _teaching(run: Run, node: Node) -> _Teaching:
 class _Fitting:
     """One stage's way of training."""
 
-    stage: Trains
+    stage: Any
     teaching: _Teaching
     validation: data.Split | None
     cast: bool
@@ -440,7 +303,6 @@ class _Fitting:
             ema=settings.ema,
         )
         if self.teaching.present:
-            taught = cast(Taught, self.stage)
             with _warnings_logged():  # Of a teacher smaller than its student.
                 distiller = distill.Distiller(
                     model,
@@ -450,8 +312,8 @@ class _Fitting:
                 )
             distiller.compile(
                 optimizer,
-                temperature=taught.temperature,
-                soft_weight=taught.soft_weight,
+                temperature=self.stage.temperature,
+                soft_weight=self.stage.soft_weight,
                 steps=steps,
                 label_smoothing=settings.label_smoothing,
                 class_weights=self.class_weights,

@@ -49,13 +49,9 @@ class Load(Stage):
             read_labels(self.labels)
 
     def load_model(self, run: Run, node: Node) -> keras.Model:
-        from kdprune.stages import fitting
-
         # A dry run plans with the file itself: it is there before its stage is done.
         if not run.record(node):
-            return fitting.load_layers(
-                self.file, run.dataset, self.input_range, self.labels, self.output
-            )
+            return self.untrained_model(run, node)
         return super().load_model(run, node)
 
     def execute(self, run: Run, node: Node, folder: pathlib.Path) -> Result:
@@ -64,9 +60,9 @@ class Load(Stage):
 
         from kdprune import evaluate
         from kdprune.intake import order
-        from kdprune.stages import fitting
+        from kdprune.stages import fitting, loading
 
-        model = fitting.load_in_range(
+        model = loading.load_in_range(
             self.file, run.dataset, self.input_range, self.labels, self.output
         )
         validation = run.dataset.validation

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 
-from kdprune.stages.base import MODEL, Compressed, Node, Result, Run
+from kdprune.stages.base import MODEL, Node, Result, Run
 from kdprune.stages.settings import Count, Positive, Ratio, Share, Training
+from kdprune.stages.trained import Compressed
 
 if TYPE_CHECKING:
     import tf_keras as keras

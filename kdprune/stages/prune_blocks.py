@@ -5,8 +5,9 @@ from __future__ import annotations
 import pathlib
 from typing import Any, Literal
 
-from kdprune.stages.base import Compressed, Node, Result, Run
+from kdprune.stages.base import Node, Result, Run
 from kdprune.stages.settings import Count, Training
+from kdprune.stages.trained import Compressed
 
 
 class PruneBlocks(Compressed):

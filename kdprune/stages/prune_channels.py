@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import pydantic
 
 from kdprune.stages import base
-from kdprune.stages.base import Compressed, Node, Result, Run
+from kdprune.stages.base import Node, Result, Run
 from kdprune.stages.ranked import RanksChannels
 from kdprune.stages.settings import Count, Name, Positive, Ratio, Training
+from kdprune.stages.trained import Compressed
 
 if TYPE_CHECKING:
     import tf_keras as keras

@@ -9,14 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pydantic
 
-from kdprune.stages.base import (
-    QUANTIZED_MODEL,
-    Compressed,
-    Node,
-    Result,
-    Run,
-)
+from kdprune.stages.base import QUANTIZED_MODEL, Node, Result, Run
 from kdprune.stages.settings import Count, Ratio
+from kdprune.stages.trained import Compressed
 
 if TYPE_CHECKING:
     import tf_keras as keras
@@ -123,7 +118,6 @@ class Quantize(Compressed):
         """
         from kdprune import quantize
         from kdprune.stages.budget import check_provable
-        from kdprune.stages.sources import origin_of, source_of, untrained_model
 
         super().check(run, node)
         key = f"stages.{node.stage}"
@@ -135,17 +129,16 @@ class Quantize(Compressed):
             )
         if self.max_drop is not None:
             check_provable(f"{key}.max_drop", self.max_drop, run.dataset)
-        source = source_of(node.parent_of("from"))
+        source = node.parent_of("from").source()
         # Cells of a matrix that differ in other settings have the same layers.
         if (
             self.method == "qat"
             and source is not None
-            and run.first_time(f"quantized {origin_of(source)!r}")
+            and run.first_time(f"quantized {source.settings.origin()!r}")
         ):
             try:
-                quantize.quantize_model(
-                    untrained_model(run, source), float_layers=self.float_layers
-                )
+                untrained = source.settings.untrained_model(run, source)
+                quantize.quantize_model(untrained, float_layers=self.float_layers)
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from error
 

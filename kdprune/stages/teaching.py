@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any, cast
 
 from kdprune import distill
 from kdprune.stages import fitting
-from kdprune.stages.base import Node, Run, Taught
-from kdprune.stages.sources import origin_of, source_of, untrained_model
+from kdprune.stages.base import Node, Run
 
 
-def check_teaching(settings: Taught, run: Run, node: Node) -> None:
+def check_teaching(run: Run, node: Node) -> None:
     """Raises `ValueError` for losses that do not fit, or schedules out of order.
 
     Layers that losses of features name are looked for where the recipe tells the
     layers of both models: not behind a stage that finds out which to keep.
     """
-    key = f"stages.{node.stage}"
+    key, settings = f"stages.{node.stage}", cast(Any, node.settings)
     for name in ("temperature", "soft_weight"):
         try:
             distill.Schedule(getattr(settings, name), steps=1, name=name)
@@ -36,14 +36,15 @@ def check_teaching(settings: Taught, run: Run, node: Node) -> None:
             f"{key}.losses: losses of features need one live `teacher`, since only "
             f"logits are averaged or stored, got {settings.teacher or 'none'}"
         )
-    sources = source_of(node.parent_of("teacher")), source_of(node)
+    sources = node.parent_of("teacher").source(), node.source()
     found = [source for source in sources if source is not None]
     if len(found) < 2:
         return
+    origins = [source.settings.origin() for source in found]
     # Cells of a matrix that differ in other settings have the same layers.
-    if not run.first_time(f"taught {[*map(origin_of, found), losses]!r}"):
+    if not run.first_time(f"taught {[*origins, losses]!r}"):
         return
-    teacher, student = (untrained_model(run, source) for source in found)
+    teacher, student = (one.settings.untrained_model(run, one) for one in found)
     try:
         with warnings.catch_warnings():  # Warned of when it trains.
             warnings.simplefilter("ignore", UserWarning)
@@ -58,9 +59,9 @@ def _check_units(run: Run, node: Node) -> None:
         return
     stores = node.parents_of("soft_labels")
     teachers = [one for asked in (node, *stores) for one in asked.parents_of("teacher")]
-    sources = [source_of(one) for one in (*teachers, node)]
+    sources = [one.source() for one in (*teachers, node)]
     units = {
-        untrained_model(run, source).output_shape[-1]
+        source.settings.untrained_model(run, source).output_shape[-1]
         for source in sources
         if source is not None
     }

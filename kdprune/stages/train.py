@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from kdprune.stages.base import Started
+from kdprune.stages.trained import Started
 
 
 class Train(Started):

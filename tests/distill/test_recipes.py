@@ -5,7 +5,7 @@ import pytest
 from kdprune import stages
 from kdprune.config import parse_recipe
 from kdprune.runner import run as runner
-from kdprune.stages import fitting
+from kdprune.stages import Started
 
 TRAINING = {"epochs": 1, "batch_size": 60}
 HINT = {"name": "hint", "teacher_layers": ["conv1"], "student_layers": ["conv1"]}
@@ -91,12 +91,12 @@ def test_layers_that_only_a_stage_can_tell_are_left_to_it(tmp_path):
 
 def test_models_are_built_once_for_all_cells(tmp_path, monkeypatch):
     built = []
-    original = fitting.new_model
+    original = Started.untrained_model
 
-    def counted(run, node):
+    def counted(self, run, node):
         built.append(node.name)
-        return original(run, node)
+        return original(self, run, node)
 
-    monkeypatch.setattr(fitting, "new_model", counted)
+    monkeypatch.setattr(Started, "untrained_model", counted)
     checked(tmp_path, {"losses": [HINT]}, matrix={"seed": [1, 2, 3]})
     assert sorted(built) == ["student--seed=1", "teacher--seed=1"]

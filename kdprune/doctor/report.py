@@ -1,11 +1,15 @@
-"""A diagnosis as text."""
+"""A diagnosis: all that was found of a model, and as text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from kdprune._log import align
-from kdprune.doctor.findings import FAILS, WARNS, Diagnosis, LayerRow, Obstacle
+from kdprune.doctor.findings import LayerRow, Obstacle, Proof
+
+OK, WARNS, FAILS = 0, 3, 4
 
 COLUMNS = (
     *("layer", "what it is", "MACs", "parameters", "channels", "weights"),
@@ -18,6 +22,50 @@ _LEGEND = (
     "quantization-aware training; XNNPACK, GPU delegate, TFLite Micro: run its int8 "
     "operators; –: none of its own"
 )
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found of a model; printed, it is the report.
+
+    Attributes:
+        model: Its file or name.
+        obstacles: All that is in the way, the fatal first.
+        rows: A `LayerRow` for each layer; empty if the model can't be loaded.
+        rewrites: What is done to the model before anything else, a line each.
+        proof: How far outputs are from the original's after that; None if it was not
+            compared.
+        facts: Input, head, pixel range, labels and images, in words.
+        file: Of the int8 file made of it, untrained as it is: `bytes`, `ops`,
+            `float_layers`, `peak_activation_bytes`, `xnnpack_leaves`, `not_on_gpu`,
+            `not_on_micro`; empty if there is none.
+        estimate: About what a `compress` takes: `post_training_seconds`,
+            `epoch_seconds` (of recovery under a teacher), `qat_epoch_seconds`,
+            `memory_bytes`, `disk_bytes`, and `images`, for how many; empty if unknown.
+    """
+
+    model: str
+    obstacles: tuple[Obstacle, ...] = ()
+    rows: tuple[LayerRow, ...] = ()
+    rewrites: tuple[str, ...] = ()
+    proof: Proof | None = None
+    facts: dict[str, str] = field(default_factory=dict)
+    file: dict[str, Any] = field(default_factory=dict)
+    estimate: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def status(self) -> int:
+        """0: nothing is in the way; 3: warnings; 4: a `compress` will fail."""
+        if any(obstacle.fatal for obstacle in self.obstacles):
+            return FAILS
+        return WARNS if self.obstacles else OK
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as a JSON-able dict."""
+        return {**asdict(self), "status": self.status}
+
+    def __str__(self) -> str:
+        return describe(self)
 
 
 def describe(found: Diagnosis) -> str:

@@ -1,0 +1,107 @@
+"""Model files that a recipe names, loaded as the other stages take models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kdprune import data
+from kdprune._log import logger
+from kdprune.intake import check_head, select_output, split_head, take_model
+from kdprune.intake.labels import find_order, reorder_outputs
+from kdprune.intake.pixels import Given
+from kdprune.models import load_model
+
+if TYPE_CHECKING:
+    import tf_keras as keras
+
+# Names of classes in the order of a model's outputs, or a file with them.
+Labels = str | Sequence[str] | None
+
+
+def load_fitting(
+    path: str | os.PathLike,
+    dataset: data.Dataset,
+    labels: Labels = None,
+    output: str | None = None,
+) -> keras.Model:
+    """Loads a model file and checks that it takes these images to these classes.
+
+    A final softmax or sigmoid is taken off: what is trained and compared are logits,
+    and files end in it again. Outputs are put into the order of the data's classes.
+
+    Args:
+        path: The file.
+        dataset: What the recipe's models are for.
+        labels: The classes in the order of its outputs, or a file with them; by
+            default what the file's record tells, else the order of the data.
+        output: Of a model of several outputs, the name of the one to take.
+
+    Raises:
+        ValueError: If its images differ, or its outputs are not those of the labels.
+    """
+    model = load_model(path)
+    try:
+        model, head = split_head(select_output(model, output))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    check_head(head, dataset.task, dataset.classes, str(path))
+    expected, received = tuple(dataset.image_shape), tuple(model.input_shape[1:])
+    if received != expected:
+        raise ValueError(
+            f"{path}: expected a model of images {expected}, as in {dataset.name}. "
+            f"Received: images {received}; use a model trained on this data"
+        )
+    order = find_order(path, dataset.classes, labels)
+    return model if order is None else reorder_outputs(model, order)
+
+
+def load_in_range(
+    path: str | os.PathLike,
+    dataset: data.Dataset,
+    input_range: Given | None = None,
+    labels: Labels = None,
+    output: str | None = None,
+) -> keras.Model:
+    """Loads a model file as the other stages take it: flat, of pixels in [0, 1].
+
+    Args:
+        path: The file.
+        dataset: What the recipe's models are for; its validation images tell the
+            pixel range.
+        input_range: The range as the recipe gives it.
+        labels: As of `load_fitting`.
+
+    Raises:
+        ValueError: As `load_fitting`, or if the pixel range can't be told or is not
+            the given one.
+    """
+    model = load_fitting(path, dataset, labels, output)
+    if find_order(path, dataset.classes, labels):
+        logger.info("%s: its outputs are put into the order of the classes", path)
+    validation = dataset.validation
+    try:
+        taken = take_model(
+            model,
+            input_range=input_range,
+            images=validation.images,
+            labels=validation.labels,
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    for note in taken.notes:
+        logger.info("%s: %s", path, note)
+    return taken.model
+
+
+def load_layers(
+    path: str | os.PathLike,
+    dataset: data.Dataset,
+    input_range: Given | None = None,
+    labels: Labels = None,
+    output: str | None = None,
+) -> keras.Model:
+    """Loads a model file with the layers that `load_in_range` leaves, unscored."""
+    model = load_fitting(path, dataset, labels, output)
+    return take_model(model, input_range=input_range).model
