@@ -1,9 +1,9 @@
 """Data and small files that tests share, and the tally of soak tests."""
 
 import dataclasses
+import gc
 import json
 import os
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +27,13 @@ def pytest_configure(config):
     config.stash[_TALLY] = {}
 
 
+def pytest_collection_finish(session):
+    # TensorFlow and four thousand tests are half a million objects, which would be
+    # looked through again and again for what may be freed.
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(config, items):
     if config.option.markexpr:
         return
@@ -47,11 +54,18 @@ class Soak:
 @pytest.fixture
 def soak(request):
     """A `Soak`; its counts stand in the tally, also those of a test that failed."""
-    option, start = request.config.option, time.monotonic()
-    found = Soak(option.soak_seed, option.soak_rounds, {})
-    yield found
-    found.counts["seconds"] = round(time.monotonic() - start)
-    request.config.stash[_TALLY][request.node.nodeid] = found.counts
+    option = request.config.option
+    counts = request.config.stash[_TALLY].setdefault(request.node.nodeid, {})
+    return Soak(option.soak_seed, option.soak_rounds, counts)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if "soak" in item.keywords and (call.when == "call" or not report.passed):
+        tally = item.config.stash[_TALLY].setdefault(item.nodeid, {})
+        tally |= {"outcome": report.outcome, "seconds": round(report.duration)}
+    return report
 
 
 def pytest_sessionfinish(session, exitstatus):

@@ -14,6 +14,8 @@ from kdprune.cli import recipes
 from kdprune.models import build_model, save_model
 
 QUICKSTART = str(pathlib.Path(__file__).parents[1] / "configs" / "quickstart.yaml")
+# Of the recipe as it is, whose ten thousand images take seconds to make.
+SMALL = ["--set", "data.train_images=100", "--set", "data.test_images=20"]
 CIFAR10 = str(pathlib.Path(__file__).parents[1] / "configs" / "cifar10.yaml")
 
 
@@ -85,9 +87,12 @@ def test_an_output_that_is_a_file_is_refused(capsys, tmp_path):
         ("model.onnx", b"another format"),
     ],
 )
-def test_what_is_not_a_model_is_refused_by_name(capsys, tmp_path, name, content):
+def test_what_is_not_a_model_is_refused_by_name(
+    capsys, tmp_path, images, name, content
+):
     (tmp_path / name).write_bytes(content)
-    line = refused(capsys, "evaluate", tmp_path / name, "--dataset", "shapes")
+    data = ["--dataset", "folder", "--data-path", images]
+    line = refused(capsys, "evaluate", tmp_path / name, *data)
     assert name in line
 
 
@@ -103,14 +108,15 @@ def test_a_model_of_another_task_is_no_teacher(capsys, tmp_path, units, received
     path = tmp_path / "sigmoid.keras"
     save_model(keras.Model(images, x), path)
     load = f"stages.teacher={{kind: load, file: {path}}}"
-    line = refused(capsys, "run", QUICKSTART, "--output", tmp_path / "o", "--set", load)
+    output = ["--output", tmp_path / "o"]
+    line = refused(capsys, "run", QUICKSTART, *output, *SMALL, "--set", load)
     assert "by softmax or logits" in line and received in line
 
 
 def test_folders_of_other_files_are_left_alone(capsys, tmp_path):
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "thesis.txt").write_text("years of work")
-    line = refused(capsys, "run", QUICKSTART, "--output", tmp_path)
+    line = refused(capsys, "run", QUICKSTART, "--output", tmp_path, *SMALL)
     assert "got a folder of other files" in line
     assert (tmp_path / "teacher" / "thesis.txt").read_text() == "years of work"
 
@@ -157,9 +163,12 @@ def test_evaluate_prints_and_writes_the_figures(capsys, tmp_path, model):
     assert content["dataset"]["source"].startswith("shapes")
 
 
-def test_compare_of_a_model_with_itself_finds_no_difference(capsys, tmp_path, model):
+def test_compare_of_a_model_with_itself_finds_no_difference(
+    capsys, tmp_path, model, images
+):
     out = tmp_path / "compared.json"
-    arguments = ["compare", str(model), str(model), "--dataset", "shapes"]
+    arguments = ["compare", str(model), str(model), "--dataset", "folder"]
+    arguments += ["--data-path", str(images)]
     assert cli.main([*arguments, "--json", str(out)]) == 0
     text = capsys.readouterr().out
     assert "+0.00 points" in text and "not significant" in text
@@ -174,7 +183,8 @@ def test_debug_shows_the_traceback(tmp_path):
 
 def test_a_dry_run_shows_the_stages_and_trains_nothing(capsys, tmp_path):
     output = tmp_path / "run"
-    assert cli.main(["run", QUICKSTART, "--output", str(output), "--dry-run"]) == 0
+    arguments = ["run", QUICKSTART, "--output", str(output), "--dry-run", *SMALL]
+    assert cli.main(arguments) == 0
     text = capsys.readouterr().out
     assert "teacher (train): to do" in text and "temperature: " in text
     assert "in all about" in text

@@ -118,6 +118,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
 def evaluate_files(options: argparse.Namespace) -> None:
     check_json(options.json)
     _check_files(options.files)
+    input_range = _input_range(options.input_range)
     test, description = _test_images(options)
     import_tensorflow_quietly()
     from kdprune import evaluate
@@ -129,7 +130,7 @@ def evaluate_files(options: argparse.Namespace) -> None:
             path,
             test.images,
             test.labels,
-            input_range=_input_range(options.input_range),
+            input_range=input_range,
             resolver=options.resolver,
             threads=options.threads,
             latency=not options.no_latency,
@@ -144,6 +145,7 @@ def evaluate_files(options: argparse.Namespace) -> None:
 def compare_files(options: argparse.Namespace) -> None:
     check_json(options.json)
     _check_files([options.a, options.b])
+    input_range = _input_range(options.input_range)
     test, description = _test_images(options)
     import_tensorflow_quietly()
     from kdprune import evaluate
@@ -154,7 +156,7 @@ def compare_files(options: argparse.Namespace) -> None:
             path,
             test.images,
             test.labels,
-            input_range=_input_range(options.input_range),
+            input_range=input_range,
             resolver=options.resolver,
             threads=options.threads,
         )[0]

@@ -370,16 +370,22 @@ def test_the_command_ends_with_each_status(files, tmp_path):
     assert json.loads(out.read_text())["status"] == 0
 
 
-@pytest.mark.slow
-def test_networks_as_they_are_published(tmp_path, files):
-    names = ("mobilenetv3", "efficientnetb0", "resnet50")
-    save(tmp_path, *names)
-    paths = [files / "mobilenetv2.keras", *(tmp_path / f"{n}.keras" for n in names)]
-    for path in paths:
-        found = diagnose(path)
-        assert found.status in (0, 3), found.obstacles
-        assert found.proof.original == "Keras 3" and found.proof.deviation < 1e-5
-        assert found.file["not_on_micro"] == [] and found.file["float_layers"] == []
-        free = sum(one.channels[0] for one in found.rows if one.channels)
-        every = sum(one.channels[1] for one in found.rows if one.channels)
-        assert free > 0.9 * every
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("mobilenetv2", marks=pytest.mark.slow),
+        *(
+            pytest.param(name, marks=pytest.mark.soak)
+            for name in ("mobilenetv3", "efficientnetb0", "resnet50")
+        ),
+    ],
+)
+def test_networks_as_they_are_published(tmp_path, files, name):
+    folder = files if name == "mobilenetv2" else save(tmp_path, name)
+    found = diagnose(folder / f"{name}.keras")
+    assert found.status in (0, 3), found.obstacles
+    assert found.proof.original == "Keras 3" and found.proof.deviation < 1e-5
+    assert found.file["not_on_micro"] == [] and found.file["float_layers"] == []
+    free = sum(one.channels[0] for one in found.rows if one.channels)
+    every = sum(one.channels[1] for one in found.rows if one.channels)
+    assert free > 0.9 * every

@@ -12,6 +12,10 @@ SMALL = (
     *("tutorial", "arithmetic", "nested", "shared", "activations", "half"),
     "reversed_channels",
 )
+APPLICATIONS = (
+    *("MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "ResNet50"),
+    *("VGG16", "DenseNet121", "Xception", "InceptionV3"),
+)
 
 
 def run_keras3(folder, names):
@@ -29,12 +33,12 @@ def run_keras3(folder, names):
 
 
 @pytest.fixture(scope="session")
-def save_by_keras3():
-    """A function of a folder and names that saves these models there."""
-    return run_keras3
-
-
-@pytest.fixture(scope="session")
 def keras3_files(tmp_path_factory):
     """A folder with each small model as .keras and .h5, and its outputs."""
     return run_keras3(tmp_path_factory.mktemp("keras3"), SMALL)
+
+
+@pytest.fixture(scope="session")
+def keras3_applications(tmp_path_factory):
+    """The same of networks that Keras ships."""
+    return run_keras3(tmp_path_factory.mktemp("applications"), APPLICATIONS)

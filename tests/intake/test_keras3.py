@@ -48,11 +48,12 @@ def test_a_keras_3_model_says_the_same_after_loading(keras3_files, name, form):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", APPLICATIONS)
-def test_keras_applications_say_the_same_after_loading(name, tmp_path, save_by_keras3):
-    save_by_keras3(tmp_path, [name])
-    for form in ("keras", "h5"):
-        model = load_model(tmp_path / f"{name}.{form}")
-        assert_the_same(model, tmp_path / f"{name}.npz")
+def test_keras_applications_say_the_same_after_loading(name, keras3_applications):
+    folder = keras3_applications
+    # What differs in an .h5 file is where the arrays are.
+    for form in ("keras", "h5") if name == "DenseNet121" else ("keras",):
+        model = load_model(folder / f"{name}.{form}")
+        assert_the_same(model, folder / f"{name}.npz")
 
 
 @pytest.mark.parametrize("name", ["nested", "arithmetic", "activations"])

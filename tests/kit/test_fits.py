@@ -256,9 +256,7 @@ def test_a_wrong_call_is_status_2(capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_process_ends_with_these_statuses(tmp_path):
-    ours = write(tmp_path, OURS)
-    for name, status in (("our board", 1), ("nano 33", 0), ("commodore", 2)):
-        command = [sys.executable, "-m", "kdprune", "fits", RESNET8]
-        done = subprocess.run([*command, "--boards", ours, "--board", name], cwd=ROOT)
-        assert done.returncode == status
+def test_a_process_ends_with_this_status(tmp_path):
+    command = [sys.executable, "-m", "kdprune", "fits", RESNET8]
+    command += ["--boards", write(tmp_path, OURS), "--board", "our board"]
+    assert subprocess.run(command, cwd=ROOT).returncode == 1

@@ -18,12 +18,14 @@ FAMILIES = {
     "resnet": (apps.ResNet50, 12),
     "resnet_v2": (apps.ResNet50V2, 9),
 }
+# Blocks of the others are of the same make; small ones are in `test_blocks.py`.
+SLOW = ("convnext", "efficientnet", "resnet")
 
 
 @pytest.mark.parametrize(
     "family",
     [
-        name if name == "mobilenet_v2" else pytest.param(name, marks=pytest.mark.slow)
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else pytest.mark.soak)
         for name in FAMILIES
     ],
 )

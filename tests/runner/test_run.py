@@ -12,7 +12,7 @@ from PIL import Image
 
 from kdprune import _io, records, training
 from kdprune.config import parse_recipe
-from kdprune.data import Dataset, load_dataset
+from kdprune.data import Dataset, load_dataset, shapes
 from kdprune.kit import label_file
 from kdprune.models import build_model, load_model
 from kdprune.runner import run as runner
@@ -94,7 +94,7 @@ def test_metrics_name_every_model_with_its_figures(finished):
 def test_the_flagship_and_the_report_stand_at_the_top_of_the_run(finished):
     for dtype in ("int8", "uint8"):
         exported = finished / "files" / f"int8.{dtype}.tflite"
-        labelled = label_file(exported, load_dataset("shapes").classes, name="small")
+        labelled = label_file(exported, shapes.CLASSES, name="small")
         assert (finished / f"model_{dtype}.tflite").read_bytes() == labelled
     assert "int8" in (finished / "report.md").read_text()
 
@@ -640,11 +640,12 @@ def save_images(folder, images, labels=None):
 
 @pytest.mark.slow
 def test_a_student_learns_from_images_without_labels_and_its_teacher_does_not(tmp_path):
-    shapes = load_dataset("shapes", train_images=120, test_images=40)
+    made = load_dataset("shapes", train_images=120, test_images=40)
     data = tmp_path / "images"
-    save_images(data / "train", shapes.train.images, shapes.train.labels)
-    save_images(data / "test", shapes.test.images, shapes.test.labels)
-    save_images(data / "unlabelled", shapes.validation.images)
+    save_images(data / "train", made.train.images, made.train.labels)
+    save_images(data / "test", made.test.images, made.test.labels)
+    save_images(data / "unlabelled", made.validation.images)
+    others = 255 - made.validation.images
     small = recipe(data={"dataset": "folder", "path": str(data)})
     run = runner.Run(small, tmp_path / "run")
     labels = run.dataset.train.labels
@@ -655,7 +656,7 @@ def test_a_student_learns_from_images_without_labels_and_its_teacher_does_not(tm
         record = json.loads((run.folder / "soft/record.json").read_text())
         right = (logits[: len(labels)].argmax(axis=1) == labels).mean()
         assert record["results"]["train_accuracy_by_view"] == [pytest.approx(right)]
-        assert len(logits) == len(labels) + len(shapes.validation)
+        assert len(logits) == len(labels) + len(others)
         names = ("teacher", "student")
         made = [
             (run.folder / name / "model.keras").stat().st_mtime_ns for name in names
@@ -663,11 +664,11 @@ def test_a_student_learns_from_images_without_labels_and_its_teacher_does_not(tm
         return made, load_model(run.folder / "student/model.keras").get_weights()
 
     made, weights = train()
-    save_images(data / "unlabelled", 255 - shapes.validation.images)
-    made_again, others = train()
+    save_images(data / "unlabelled", others)
+    made_again, other_weights = train()
     assert made_again[0] == made[0]  # Skipped: it has not seen what was changed.
     assert made_again[1] > made[1]
-    assert any((a != b).any() for a, b in zip(weights, others, strict=True))
+    assert any((a != b).any() for a, b in zip(weights, other_weights, strict=True))
 
 
 def test_a_given_model_that_guesses_is_warned_of(tmp_path, caplog):

@@ -1,6 +1,7 @@
 """Stored soft labels in a run: of which images, what counts as the same, warnings."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -77,6 +78,8 @@ def test_a_store_made_again_on_another_machine_is_the_same(finished):
 def test_a_teacher_with_nothing_to_say_is_warned_of(finished, tmp_path, caplog):
     content = yaml.safe_load(RECIPE)
     content["stages"]["student"]["temperature"] = 100.0
+    # The teacher stays, and is asked once more.
+    shutil.copytree(finished / "teacher", tmp_path / "teacher")
     with caplog.at_level("WARNING", logger="kdprune"):
         runner.run(parse_recipe(content), tmp_path, until="soft")
     (line,) = [r.getMessage() for r in caplog.records if "next to nothing" in r.message]
