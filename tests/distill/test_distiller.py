@@ -20,6 +20,10 @@ def network(width=4, classes=4, seed=0, regularizer=None, dropout=0.0):
     return keras.Model(image, layers.Dense(classes, name="logits")(x))
 
 
+# For a single step, which tracing takes far longer than.
+EAGER = {"run_eagerly": True}
+
+
 def distiller(student=None, teacher=None, optimizer="sgd", **options):
     made = Distiller(student or network(), teacher or network(6, seed=1))
     made.compile(optimizer, **options)
@@ -81,7 +85,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(data):
     logits = logits(images[:16], training=True)
     soft = distillation_loss(teacher(images[:16]), logits, 2.0).numpy().mean()
     hard = cross_entropy(labels[:16], logits).numpy().mean()
-    made = distiller(student, teacher, temperature=2.0, soft_weight=0.7)
+    made = distiller(student, teacher, temperature=2.0, soft_weight=0.7, **EAGER)
     result = made.train_on_batch(images[:16], labels[:16], return_dict=True)
     assert result["soft_loss"] == pytest.approx(soft, rel=1e-5)
     assert result["hard_loss"] == pytest.approx(hard, rel=1e-5)
@@ -106,7 +110,7 @@ def test_training_leaves_the_teacher_alone(data):
     # Dropout is off: the same images give the same soft labels.
     results = []
     for _ in range(2):
-        again = distiller(teacher=teacher, soft_weight=1.0)
+        again = distiller(teacher=teacher, soft_weight=1.0, **EAGER)
         results.append(again.train_on_batch(*data, return_dict=True)["soft_loss"])
     assert results[0] == results[1]
 
@@ -202,8 +206,8 @@ def test_labels_alone_need_a_teacher(data):
 
 
 def test_the_students_own_losses_are_included(data):
-    plain = distiller(network())
-    strong = distiller(network(regularizer=keras.regularizers.L2(0.5)))
+    plain = distiller(network(), **EAGER)
+    strong = distiller(network(regularizer=keras.regularizers.L2(0.5)), **EAGER)
     kernel = strong.student.layers[1].kernel.numpy()
     first = plain.train_on_batch(*data, return_dict=True)
     second = strong.train_on_batch(*data, return_dict=True)

@@ -35,6 +35,7 @@ def distiller(student=None, teacher=None, losses=None, **options):
 
 
 def step(made, images, targets, **options):
+    made.run_eagerly = True  # Tracing takes far longer than a step.
     return made.train_on_batch(images, targets, return_dict=True, **options)
 
 

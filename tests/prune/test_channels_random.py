@@ -200,7 +200,7 @@ def test_any_graph_computes_the_original_with_zeros(model, ratio, check_invarian
 
 
 @pytest.mark.slow
-@settings(max_examples=150, **SETTINGS)
+@settings(max_examples=60, **SETTINGS)
 @EXAMPLES
 def test_many_graphs_compute_the_original_with_zeros(model, ratio, check_invariant):
     check_local(model, ratio, check_invariant)

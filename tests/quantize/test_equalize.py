@@ -196,7 +196,7 @@ def test_any_graph_computes_what_it_did(model):
 
 
 @pytest.mark.slow
-@settings(max_examples=30, **SETTINGS)
+@settings(max_examples=15, **SETTINGS)
 @given(model=graphs())
 def test_many_graphs_compute_what_they_did(model):
     assert_equal(model, kdprune.equalize_channels(model, IMAGES))

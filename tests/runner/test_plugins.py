@@ -57,7 +57,7 @@ def test_it_is_run_by_the_command_with_workers_of_their_own(recipe, tmp_path, ca
     arguments = ["run", str(recipe), "--output", str(output), "--jobs", "2"]
     # In a process of its own, whose workers have to find the plugin, too.
     ended = subprocess.run(
-        [sys.executable, "-m", "kdprune", *arguments],
+        [sys.executable, "-m", "kdprune", *arguments, "--until", "clipped"],
         capture_output=True,
         text=True,
         timeout=500,
@@ -66,6 +66,7 @@ def test_it_is_run_by_the_command_with_workers_of_their_own(recipe, tmp_path, ca
     )
     assert ended.returncode == 0, ended.stderr
     assert "== clipped (clip) ==" in ended.stdout
+    assert cli.main(arguments[:4]) == 0
     record = json.loads((output / "clipped" / "record.json").read_text())
     assert record["kind"] == "clip" and record["results"]["clipped"] > 100
     before, after = (load_model(output / n / "model.keras") for n in ("net", "clipped"))
