@@ -11,7 +11,7 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -105,8 +105,8 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
         what: What is done, for the line: "scoring images".
         total: How many there are; found from `items` if it has a length.
     """
-    if total is None and hasattr(items, "__len__"):
-        total = len(items)  # type: ignore[arg-type]
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     if not logger.isEnabledFor(logging.INFO):
         yield from items
     elif sys.stdout.isatty():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -139,7 +139,7 @@ def check_target(run: Run, request: Request) -> None:
         return
     ((key, value),) = request.target.items()
     try:
-        plan = node.settings.channel_plan(run, node)  # type: ignore[attr-defined]
+        plan = cast(Any, node.settings).channel_plan(run, node)
     except ValueError as error:
         named = "" if str(error).startswith(key) else f"{key}: "
         raise ValueError(f"{named}{error}") from error

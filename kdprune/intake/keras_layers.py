@@ -257,7 +257,7 @@ def _object(key: str, value: Any, table: dict[str, type]) -> Any:
     if not isinstance(config, dict):
         raise Unsupported(f"the {key} has settings that are not named")
     # The class's own signature would be that of `__new__`, which takes anything.
-    known = set(inspect.signature(kind.__init__).parameters)  # type: ignore[misc]
+    known = set(inspect.signature(kind.__init__).parameters)  # type: ignore[misc]  # Of a class.
     settings = {}
     for name, item in config.items():
         if name in known:

@@ -108,7 +108,7 @@ def find_order(
         if names is None or tuple(classes) == tuple(map(str, range(len(classes)))):
             return None
     else:
-        names = given if isinstance(given, list | tuple) else read_labels(given)  # type: ignore[arg-type]
+        names = read_labels(given) if isinstance(given, str | os.PathLike) else given
     for alike in (str, _alike):
         place = {alike(name): index for index, name in enumerate(names)}
         wanted = [alike(name) for name in classes]

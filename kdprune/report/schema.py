@@ -86,8 +86,8 @@ def _interval(value: Any) -> list[float] | None:
         return None
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError("expected [low, high]")
-    ends = [_figure(end) for end in value]
-    return None if None in ends else ends  # type: ignore[return-value]
+    ends = [end for end in map(_figure, value) if end is not None]
+    return ends if len(ends) == 2 else None
 
 
 def _square(value: Any) -> list[list[float]] | None:
