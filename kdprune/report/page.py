@@ -76,11 +76,17 @@ NOTES = (
     "gzip smaller, and leaves the file, the MACs, the memory and the latency as they "
     "were. Removed channels lower all five.",
 )
-# What is measured beside accuracy, by what the labels mean: title and key.
-MEASURES = {
-    "labels": (("macro F1 %", "macro_f1"), ("mAP %", "mean_average_precision")),
-    "binary": (("AUC %", "auc"),),
-}
+# What is measured beside accuracy where it tells something: title and key.
+MEASURES = (
+    ("balanced accuracy %", "balanced_accuracy"),
+    ("macro F1 %", "macro_f1"),
+    ("mAP %", "mean_average_precision"),
+    ("AUC %", "auc"),
+)
+BALANCED_NOTE = (
+    "Balanced accuracy: the mean of the accuracies on each class. Classes are of "
+    "uneven sizes here, so that a model may be right often by knowing the large ones."
+)
 TASK_NOTES = {
     "labels": "Several labels may apply to an image: accuracy is the share of all "
     "labels of all images that are answered rightly, its interval that of as many "
@@ -202,6 +208,8 @@ def write_page(
     ]
     if run.task in TASK_NOTES:
         parts.append(Paragraph(TASK_NOTES[run.task]))
+    if _known(run, "balanced_accuracy"):
+        parts.append(Paragraph(BALANCED_NOTE))
     if any(len(model.entries) > 1 for model in run.models):
         parts.append(Paragraph(SEEDS_NOTE))
     parts += _write_devices(run)
@@ -222,7 +230,7 @@ def write_page(
 def models_table(run: Run) -> Table:
     """Writes the main table: a row for each model, means where it has seeds."""
     baseline = run.find("baseline")
-    more = MEASURES.get(run.task, ())
+    more = [(title, key) for title, key in MEASURES if _known(run, key)]
     at = MODEL_COLUMNS.index("difference")
     titles = [title for title, _ in more]
     rows = []
@@ -231,6 +239,10 @@ def models_table(run: Run) -> Table:
         figures = [percent(model.mean(key)) for _, key in more]
         rows.append([*row[:at], *figures, *row[at:]])
     return Table((*MODEL_COLUMNS[:at], *titles, *MODEL_COLUMNS[at:]), rows)
+
+
+def _known(run: Run, key: str) -> bool:
+    return any(model.values(key) for model in run.models)
 
 
 def references_table() -> Table:

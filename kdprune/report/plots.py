@@ -71,7 +71,7 @@ def draw_plots(run: Run, *, references: bool = True) -> dict[str, Plot]:
                 continue
             if section := SECTIONS.get(stage.kind or ""):
                 drawn |= section.draw(stage)
-            drawn[f"training-{slug(stage.name)}"] = plot_training(stage)
+            drawn[f"training-{slug(stage.name)}"] = plot_training(stage, run.measure)
     return {name: plot for name, plot in drawn.items() if plot is not None}
 
 
@@ -116,9 +116,8 @@ def plot_accuracy(run: Run) -> Plot | None:
         axes.get_yticklabels()[models.index(flagship)].set_weight("bold")
     axes.set_ylim(len(models) - 0.4, -0.6)
     axes.grid(False, axis="y")
-    of = "labels of the" if run.task == "labels" else "the"
-    axes.set_xlabel(f"accuracy on {of} test images (%)")
-    head_columns(axes, COLUMNS, ("accuracy %", "difference"))
+    axes.set_xlabel(f"{run.measure} on the test images (%)")
+    head_columns(axes, COLUMNS, (f"{run.measure.split()[-1]} %", "difference"))
     if baseline in models:
         at = 100 * baseline.known("accuracy")
         axes.axvline(at, color="black", linestyle=(0, (5, 3)), linewidth=1, zorder=1)
@@ -132,9 +131,9 @@ def plot_accuracy(run: Run) -> Plot | None:
             textcoords="offset points",
             annotation_clip=False,
         )
-    axes.set_title("Accuracy by model", pad=22)
+    axes.set_title(f"{run.measure.capitalize()} by model", pad=22)
     add_key(figure, format_key(models) + _spread_key(models))
-    return Plot("Accuracy of each model with its interval", figure)
+    return Plot(f"{run.measure.capitalize()} of each model with its interval", figure)
 
 
 def plot_sparsity(run: Run) -> Plot | None:
@@ -223,7 +222,7 @@ def plot_confusion(model: Model, classes: list[str] | None) -> Plot | None:
     return Plot(f"Confusion matrix of {model.label}", figure)
 
 
-def plot_training(stage: Stage) -> Plot | None:
+def plot_training(stage: Stage, measure: str) -> Plot | None:
     """Draws a stage's accuracy, loss and learning rate by epoch."""
     columns = {name for cell in stage.cells for name in cell.history}
     # A student's whole loss is not what validation measures, its hard part is.
@@ -231,7 +230,7 @@ def plot_training(stage: Stage) -> Plot | None:
     if "hard_loss" in columns:
         loss, title = "hard_loss", "loss on the labels (nats)"
     panels = [
-        ("accuracy (%)", "val_accuracy", ("accuracy",), 100),
+        (f"{measure} (%)", "val_accuracy", ("accuracy",), 100),
         (title, "val_loss", (loss,), 1),
         ("learning rate", None, ("lr", "learning_rate"), 1),
     ]
@@ -260,7 +259,7 @@ def plot_training(stage: Stage) -> Plot | None:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     seeds = f", {len(stage.cells)} seeds" if len(stage.cells) > 1 else ""
     figure.suptitle(f"{clip(stage.name, 60)}{seeds}", x=0.01, ha="left", fontsize=10)
-    return Plot(f"Training of {stage.name}: accuracy, loss, learning rate", figure)
+    return Plot(f"Training of {stage.name}: {measure}, loss, learning rate", figure)
 
 
 def _layer_names(layers):

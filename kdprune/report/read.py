@@ -238,6 +238,11 @@ class Run:
         return {**merged, "name": given} if given else merged
 
     @property
+    def measure(self) -> str:
+        """What `accuracy` is: of several labels, the share of all their answers."""
+        return "labels answered rightly" if self.task == "labels" else "accuracy"
+
+    @property
     def task(self) -> str:
         """What the labels mean: "classes", "labels" (several may apply), "binary"."""
         told = {str(m.get("task")) for m in self.models if m.get("task")}

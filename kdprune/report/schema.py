@@ -128,6 +128,7 @@ class Entry(_Schema):
     accuracy: Share = None
     agreement: Share = None
     accuracy_ci: Annotated[list[float] | None, PlainValidator(_interval)] = None
+    balanced_accuracy: Share = None
     confusion: Annotated[list[list[float]] | None, PlainValidator(_square)] = None
     task: str | None = None
     auc: Share = None

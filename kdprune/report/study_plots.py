@@ -91,7 +91,7 @@ def draw_study(run: Run) -> dict[str, Plot]:
     study = compare(run)
     if study is None:
         return {}
-    drawn = {"study": plot_differences(study.rows)} if study.rows else {}
+    drawn = {"study": plot_differences(study.rows, run.measure)} if study.rows else {}
     for grid in find_grids(study, run):
         drawn[f"study-{slug(grid.name)}"] = plot_grid(grid)
         if curves := plot_curves(grid, run):
@@ -99,7 +99,7 @@ def draw_study(run: Run) -> dict[str, Plot]:
     return drawn
 
 
-def plot_differences(rows: Sequence[Comparison]) -> Plot:
+def plot_differences(rows: Sequence[Comparison], measure: str) -> Plot:
     """Draws each row's difference to its baseline with the interval of its test."""
     lines = _with_headings(rows)
     names = _name_lines(lines)
@@ -117,7 +117,7 @@ def plot_differences(rows: Sequence[Comparison]) -> Plot:
             label.set(style="italic", color=GREY)
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
-    axes.set_xlabel("difference in accuracy on the test images (points)")
+    axes.set_xlabel(f"difference in {measure} on the test images (points)")
     head_columns(axes, COLUMNS, ("seeds", "difference (interval)"))
     axes.set_title("Difference to the baseline", pad=10)
     _add_verdicts(figure, rows)
@@ -193,9 +193,9 @@ def plot_curves(grid: Grid, run: Run) -> Plot | None:
         axes.xaxis.set_major_formatter(
             FuncFormatter(lambda value, _, unit=unit: f"{value / unit:g}")
         )
-    panels[0].set_ylabel("accuracy on the test images (%)")
+    panels[0].set_ylabel(f"{run.measure} on the test images (%)")
     figure.suptitle(
-        f"{clip(grid.name)}: accuracy by {axis.key}",
+        f"{clip(grid.name)}: {run.measure} by {axis.key}",
         x=0.01,
         ha="left",
         fontsize=10,
@@ -215,7 +215,8 @@ def plot_curves(grid: Grid, run: Run) -> Plot | None:
     for axes, field in zip(panels, fields, strict=True):
         _name_others(axes, others, field, cells)
     costs = " and ".join(COSTS[field][0].partition(" (")[0] for field in fields)
-    return Plot(f"Accuracy of {grid.name} by {axis.key} against {costs}", figure)
+    measure = run.measure.capitalize()
+    return Plot(f"{measure} of {grid.name} by {axis.key} against {costs}", figure)
 
 
 def _with_headings(rows: Sequence[Comparison]) -> list[Comparison | Model]:

@@ -77,9 +77,9 @@ def plot_size(run: Run, *, references: bool) -> Plot | None:
             axes.plot(packed, y, marker, color=colour, mfc="white", ms=6, zorder=3)
             obstacles += [(x, y) for x in np.geomspace(packed, raw, 12)]
         axes.plot(raw, y, marker, color=colour, ms=6.5, zorder=4)
-    _finish_scatter(axes, models, "bytes", references, obstacles)
+    _finish_scatter(axes, models, "bytes", references, obstacles, run.measure)
     axes.set_xlabel("size of the file (log scale)")
-    axes.set_title("Accuracy against size")
+    axes.set_title(f"{run.measure.capitalize()} against size")
     key: list[Artist] = [
         Line2D([], [], ls="", marker="o", color="0.3", label="file"),
         Line2D([], [], ls="", marker="o", color="0.3", mfc="white", label="gzip"),
@@ -87,7 +87,10 @@ def plot_size(run: Run, *, references: bool) -> Plot | None:
     key = key if obstacles else []
     add_key(figure, format_key(models, references) + key)
     _name_points(axes, models, "bytes", references, obstacles, run.find("flagship"))
-    return Plot("Accuracy against the size of the file and of its gzip", figure)
+    return Plot(
+        f"{run.measure.capitalize()} against the size of the file and of its gzip",
+        figure,
+    )
 
 
 def plot_latency(run: Run) -> Plot | None:
@@ -107,16 +110,16 @@ def plot_latency(run: Run) -> Plot | None:
             axes.plot(slow, y, "|", color=colour, ms=6, zorder=2)
             obstacles += [(value, y) for value in np.linspace(x, slow, 6)]
         axes.plot(x, y, marker, color=colour, ms=6.5, zorder=4)
-    _finish_scatter(axes, models, field, False, obstacles)
+    _finish_scatter(axes, models, field, False, obstacles, run.measure)
     how = sorted({timing(model) for model in models})
     axes.set_xlabel(f"milliseconds per image (log scale; {'; '.join(how)})")
-    axes.set_title("Accuracy against latency")
+    axes.set_title(f"{run.measure.capitalize()} against latency")
     key: list[Artist] = [
         Line2D([], [], color="0.3", marker="|", markevery=[1], label="p50 to p90")
     ]
     add_key(figure, format_key(models) + (key if obstacles else []))
     _name_points(axes, models, field, False, obstacles, run.find("flagship"))
-    return Plot("Accuracy against latency", figure)
+    return Plot(f"{run.measure.capitalize()} against latency", figure)
 
 
 def _both(run, field):
@@ -136,7 +139,7 @@ def _scatter_points(models, field, references):
     return points
 
 
-def _finish_scatter(axes, models, field, references, obstacles):
+def _finish_scatter(axes, models, field, references, obstacles, measure):
     """Draws the references, and sets the scales with room for the names."""
     points = _scatter_points(models, field, references)
     for x, y, _ in points[len(models) :]:
@@ -148,7 +151,7 @@ def _finish_scatter(axes, models, field, references, obstacles):
     axes.set_xlim(min(x) / math.exp(room), max(x) * math.exp(room))
     margin = max(0.12 * (max(y) - min(y)), 0.3)
     axes.set_ylim(min(y) - margin, max(y) + margin)
-    axes.set_ylabel("accuracy (%)")
+    axes.set_ylabel(f"{measure} (%)")
     _set_log_ticks(axes, _write_bytes if field == "bytes" else "{:g}".format)
 
 

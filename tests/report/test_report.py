@@ -217,6 +217,28 @@ def test_main_table_holds_the_measured_figures(report):
     ]
 
 
+def test_balanced_accuracy_stands_beside_where_classes_are_uneven(tmp_path, report):
+    assert "alanced accuracy" not in report[1]
+    entries = [make_entry(name) for name in MODELS]
+    entries[0]["balanced_accuracy"] = 0.7123
+    write_metrics(tmp_path, entries)
+    page = page_of(tmp_path)
+    assert "| accuracy % | balanced accuracy % | difference |" in page
+    rows = read_table(page, "## Models")
+    assert rows["teacher"][2] == "71.23" and rows["pruned"][2] == "–"
+    assert "Balanced accuracy: the mean of the accuracies on each class." in page
+
+
+def test_of_several_labels_no_plot_says_accuracy(tmp_path):
+    labels = {"task": "labels", "macro_f1": 0.8, "mean_average_precision": 0.9}
+    write_metrics(tmp_path, [make_entry(name) | labels for name in MODELS])
+    write_stage(tmp_path, "student")
+    assert "| accuracy % | macro F1 % | mAP % | difference |" in page_of(tmp_path)
+    for name in ("accuracy", "size", "latency", "training-student"):
+        text = all_text(tmp_path, name).lower()
+        assert "labels answered rightly" in text and "accuracy" not in text, name
+
+
 def test_every_model_has_a_row_and_the_baseline_is_named(report):
     rows = read_table(report[1], "## Models")
     assert len(rows) == len(MODELS)
