@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +15,9 @@ from kdprune.doctor import export, proof, sample
 from kdprune.doctor.estimate import estimate
 from kdprune.doctor.findings import Obstacle
 from kdprune.doctor.layers import describe_layers
-from kdprune.doctor.loading import check_graph, is_keras3, load
+from kdprune.doctor.loading import load
 from kdprune.doctor.report import Diagnosis
-from kdprune.intake import Taken, select_output
+from kdprune.intake import Taken
 from kdprune.intake.pixels import Given, is_unit, read_chain
 from kdprune.intake.taking import take_model
 
@@ -69,11 +68,22 @@ def diagnose(
         >>> print(found)  # doctest: +SKIP
         >>> [one.problem for one in found.obstacles if one.fatal]  # doctest: +SKIP
     """
+    with proof.Original() as original:
+        return _diagnose(model, images, original, input_range, output, labels, data_dir)
+
+
+def _diagnose(
+    model: Any,
+    images: Any,
+    original: proof.Original,
+    input_range: Given | None,
+    output: str | None,
+    labels: Sequence[str] | None,
+    data_dir: str | None,
+) -> Diagnosis:
     named = isinstance(model, str | os.PathLike)
     name = os.fspath(model) if named else getattr(model, "name", "model")
-    loaded, obstacles = load(model)
-    if loaded is not None and output is not None:
-        loaded, obstacles = _choose(loaded, output)
+    loaded, obstacles = load(model, output, original.start)
     if loaded is None or any(one.fatal for one in obstacles):
         return Diagnosis(str(name), tuple(obstacles))
 
@@ -82,7 +92,7 @@ def diagnose(
     if images is not None:
         drawn, more = sample.draw(images, shape, data_dir)
         obstacles += more
-    taken, more = _take(loaded, input_range, drawn)
+    taken, more = _take(loaded, input_range, drawn, named)
     obstacles += more
     if taken is None:
         return Diagnosis(str(name), tuple(obstacles))
@@ -92,10 +102,7 @@ def diagnose(
         obstacles += _unknown_range(taken, input_range)
 
     few = _few(shape, drawn)
-    path = pathlib.Path(name)
-    original = None
-    if named and is_keras3(path):
-        original = proof.start_original(path, taken.range.apply(few))
+    original.give(taken.range.apply(few))
     refused, more = _qat(taken.model)
     obstacles += more
     content, file, more = export.export(taken.model, taken.head, few)
@@ -118,17 +125,11 @@ def diagnose(
     )
 
 
-def _choose(model: keras.Model, output: str) -> tuple[keras.Model, list[Obstacle]]:
-    """The model up to one output, and what is in the way of that."""
-    try:
-        chosen = select_output(model, output)
-    except ValueError as error:
-        return model, [Obstacle("loading", "", str(error))]
-    return chosen, check_graph(chosen)
-
-
 def _take(
-    model: keras.Model, input_range: Given | None, drawn: sample.Sample | None
+    model: keras.Model,
+    input_range: Given | None,
+    drawn: sample.Sample | None,
+    share: bool,
 ) -> tuple[Taken | None, list[Obstacle]]:
     obstacles = []
     if drawn is not None:
@@ -138,11 +139,12 @@ def _take(
                 input_range=input_range,
                 images=drawn.images,
                 labels=drawn.labels,
+                share=share,
             ), []
         except ValueError as error:
             obstacles.append(Obstacle("pixel range", "", str(error)))
     try:
-        return take_model(model, input_range=input_range), obstacles
+        return take_model(model, input_range=input_range, share=share), obstacles
     except ValueError as error:
         return None, [*obstacles, Obstacle("loading", "", str(error))]
 

@@ -25,10 +25,15 @@ class Obstacle:
     remedy: str = ""
     fatal: bool = True
 
-    def __str__(self) -> str:
+    @property
+    def told(self) -> str:
+        """Where, what and what to do, in a line."""
         parts = [self.problem, self.remedy]
         where = f"{self.where}: " if self.where else ""
-        return f"{self.stage}: {where}{'; '.join(filter(None, parts))}"
+        return f"{where}{'; '.join(filter(None, parts))}"
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.told}"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import tf_keras as keras
 from kdprune._graph import is_graph_model, is_tfmot_layer, named_layers, nodes
 from kdprune._io import first_line
 from kdprune.doctor.findings import Obstacle
+from kdprune.intake import select_output
 from kdprune.models import load_model
 from kdprune.models.io import find_problems
 from kdprune.models.taking import as_tf_keras
@@ -25,11 +27,18 @@ _PLAIN_LAYERS = (
 )
 
 
-def load(model: Any) -> tuple[keras.Model | None, list[Obstacle]]:
+def load(
+    model: Any,
+    output: str | None = None,
+    allowed: Callable[[pathlib.Path], object] = lambda path: None,
+) -> tuple[keras.Model | None, list[Obstacle]]:
     """The model as a `tf_keras` model, and what is refused of it.
 
     Args:
         model: A path, or a model of tf_keras or Keras 3.
+        output: The layer whose output counts, of a model with several.
+        allowed: Called with the path of a file once all of it is on the allow-list,
+            before it is loaded.
 
     Returns:
         `(model, obstacles)`; None where it can't be loaded at all.
@@ -39,7 +48,7 @@ def load(model: Any) -> tuple[keras.Model | None, list[Obstacle]]:
         ValueError: If it is a file or an object of another kind.
     """
     if isinstance(model, str | os.PathLike):
-        return _load_file(pathlib.Path(model))
+        return _load_file(pathlib.Path(model), output, allowed)
     try:
         found = as_tf_keras(model)
     except ValueError as error:
@@ -49,10 +58,24 @@ def load(model: Any) -> tuple[keras.Model | None, list[Obstacle]]:
             "expected a model of Keras, or the path of a .keras or .h5 file. Received: "
             f"{type(model).__module__}.{type(model).__name__}"
         )
-    return found, check_graph(found)
+    return _chosen(found, output)
 
 
-def _load_file(path: pathlib.Path) -> tuple[keras.Model | None, list[Obstacle]]:
+def _chosen(
+    model: keras.Model, output: str | None
+) -> tuple[keras.Model, list[Obstacle]]:
+    """The model up to the output that counts, and what is in the way of it."""
+    if output is not None and is_graph_model(model):
+        try:
+            model = select_output(model, output)
+        except ValueError as error:
+            return model, [Obstacle(_LOADING, "", str(error))]
+    return model, check_graph(model)
+
+
+def _load_file(
+    path: pathlib.Path, output: str | None, allowed: Callable[[pathlib.Path], object]
+) -> tuple[keras.Model | None, list[Obstacle]]:
     if path.is_dir():
         is_saved = (path / "saved_model.pb").exists()
         kind = "a SavedModel, which has no layers" if is_saved else "a folder"
@@ -72,14 +95,15 @@ def _load_file(path: pathlib.Path) -> tuple[keras.Model | None, list[Obstacle]]:
     except ValueError as error:
         return None, [Obstacle(_LOADING, "", _without(path, error))]
     obstacles = [_explained(problem) for problem in problems]
-    obstacles += _of_config(config)
+    obstacles += _of_config(config, output)
     if not problems:
+        allowed(path)
         try:
             model = load_model(path)
         except ValueError as error:
             obstacles.append(Obstacle(_LOADING, "", _without(path, error)))
             return None, _distinct(obstacles)
-        return model, check_graph(model)
+        return _chosen(model, output)
     return None, _distinct(obstacles)
 
 
@@ -115,8 +139,10 @@ def check_graph(model: keras.Model) -> list[Obstacle]:
                 "expected a classifier: a row of scores for each image",
             )
         )
-    for path, layer in named_layers(model):
+    every = list(named_layers(model))
+    for path, layer in every:
         found += _of_layer(path, layer)
+    found.append(_channels_first(every))
     found += _changing(model, "")
     return [one for one in found if one is not None]
 
@@ -132,30 +158,41 @@ def _of_layer(path: str, layer: Any) -> list[Obstacle | None]:
                 "strip the wrappers, or give the float model",
             )
         )
-    if getattr(layer, "data_format", None) == "channels_first":
-        found.append(
-            Obstacle(
-                _LOADING,
-                path,
-                f"{type(layer).__name__} takes images with channels first",
-                "build the model for (height, width, channels)",
-            )
-        )
     if type(layer).__name__ == "Lambda":
         found.append(
             Obstacle(_LOADING, path, "a Lambda layer is arbitrary code", _PLAIN_LAYERS)
         )
-    broken = [w.name for w in layer.weights if not np.isfinite(np.asarray(w)).all()]
-    if broken:
+    weights = [np.asarray(weight) for weight in layer.weights]
+    wrong = sum(values.size - int(np.isfinite(values).sum()) for values in weights)
+    if wrong:
         found.append(
             Obstacle(
                 _LOADING,
                 path,
-                f"its weights {', '.join(broken)} are not finite numbers",
-                "train the model again, with a smaller learning rate",
+                f"{wrong:,} of its {sum(values.size for values in weights):,} weights "
+                "are NaN or infinite",
+                "its training diverged: save an earlier state, or train it again with "
+                "a smaller learning rate",
             )
         )
     return found
+
+
+def _channels_first(layers: list[tuple[str, Any]]) -> Obstacle | None:
+    names = [
+        path
+        for path, layer in layers
+        if getattr(layer, "data_format", None) == "channels_first"
+    ]
+    if not names:
+        return None
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return Obstacle(
+        _LOADING,
+        f"{names[0]}{more}",
+        "images with channels first, which devices do not run",
+        "build the model for (height, width, channels)",
+    )
 
 
 def _changing(model: keras.Model, prefix: str) -> list[Obstacle | None]:
@@ -175,7 +212,7 @@ def _augments(layer: Any) -> bool:
     return type(layer).__name__.startswith("Random")
 
 
-def _of_config(config: dict[str, Any]) -> list[Obstacle]:
+def _of_config(config: dict[str, Any], output: str | None) -> list[Obstacle]:
     """What a configuration that is not built says of inputs, outputs and calls."""
     inner = config.get("config")
     if not isinstance(inner, dict):
@@ -185,9 +222,10 @@ def _of_config(config: dict[str, Any]) -> list[Obstacle]:
         [x for x in layers if isinstance(x, dict)] if isinstance(layers, list) else []
     )
     found: list[Obstacle | None] = []
-    if config.get("class_name") != "Sequential":
+    if "input_layers" in inner:  # Not in a Sequential or a subclassed model.
         found.append(_inputs(len(_ends(inner.get("input_layers")))))
-        found.append(_outputs(_ends(inner.get("output_layers"))))
+        if output is None:
+            found.append(_outputs(_ends(inner.get("output_layers"))))
     for layer in layers:
         kind = str(layer.get("class_name"))
         # Keras 3 writes training=True of each random layer by itself.
@@ -236,7 +274,7 @@ def _outputs(names: list[str]) -> Obstacle | None:
         _LOADING,
         "",
         f"it has {len(names)} outputs, {', '.join(names)}",
-        f"choose the one that matters: --output {names[0]}",
+        f"choose the one that counts: --model-output {names[0]}",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -16,6 +17,7 @@ import tf_keras as keras
 from numpy.typing import NDArray
 
 from kdprune.doctor.findings import Obstacle, Proof
+from kdprune.doctor.loading import is_keras3
 from kdprune.intake import Taken
 
 _SECONDS = 120
@@ -28,49 +30,72 @@ import numpy as np
 import keras
 
 model = keras.saving.load_model(sys.argv[1], compile=False, safe_mode=True)
-np.save(sys.argv[3], np.asarray(model(np.load(sys.argv[2]), training=False)))
+values = np.load(sys.stdin.readline().strip())
+np.save(sys.argv[2], np.asarray(model(values, training=False)))
 """
 
 
 class Original:
-    """The outputs of the model as its own Keras computes them, while others work."""
+    """A model as its own Keras computes it, while others work.
 
-    def __init__(self, path: pathlib.Path, values: NDArray) -> None:
+    Loading takes most of the time, and does not wait for the values.
+    """
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Original:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            assert self.process.stdin is not None
+            with contextlib.suppress(OSError):  # It had ended before it read on.
+                self.process.stdin.close()
+            self.folder.cleanup()
+
+    def start(self, path: pathlib.Path) -> None:
+        """Has Keras 3 load a file of it, if it is installed."""
+        if not is_keras3(path) or importlib.util.find_spec("keras") is None:
+            return
         self.folder = tempfile.TemporaryDirectory(prefix="kdprune-")
-        place = pathlib.Path(self.folder.name)
-        self.outputs = place / "outputs.npy"
-        np.save(place / "values.npy", values)
         environment = dict(os.environ, KERAS_BACKEND="tensorflow")
         environment.pop("TF_USE_LEGACY_KERAS", None)
-        arguments = [str(path), str(place / "values.npy"), str(self.outputs)]
+        arguments = [str(path), str(pathlib.Path(self.folder.name, "outputs.npy"))]
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", _PROGRAM, *arguments],
             env=environment,
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            text=True,
         )
 
+    def give(self, values: NDArray) -> None:
+        """Hands on what the model is to be called on."""
+        if self.process is None:
+            return
+        place = pathlib.Path(self.folder.name, "values.npy")
+        np.save(place, values)
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):  # It could not load the file.
+            self.process.stdin.write(f"{place}\n")
+            self.process.stdin.flush()
+
     def wait(self) -> NDArray | None:
-        """Its outputs, or None where Keras 3 can't load or run the file."""
+        """The outputs, or None where Keras 3 can't load or run the file."""
+        assert self.process is not None
         try:
             status = self.process.wait(_SECONDS)
-            return np.load(self.outputs) if status == 0 else None
         except subprocess.TimeoutExpired:
             return None
-        finally:
-            self.process.kill()
-            self.process.wait()
-            self.folder.cleanup()
-
-
-def start_original(path: Any, values: NDArray) -> Original | None:
-    """Starts Keras 3 on a file of it; None where it is not installed."""
-    spec = importlib.util.find_spec("keras")
-    return None if spec is None else Original(pathlib.Path(path), values)
+        return np.load(self.folder.name + "/outputs.npy") if status == 0 else None
 
 
 def prove(
-    loaded: keras.Model, taken: Taken, images: NDArray, original: Original | None
+    loaded: keras.Model, taken: Taken, images: NDArray, original: Original
 ) -> tuple[Proof, list[Obstacle]]:
     """Compares outputs of what is worked on with the original's.
 
@@ -78,7 +103,7 @@ def prove(
         loaded: The model as it was given, in tf_keras.
         taken: What was made of it.
         images: uint8, `(n, height, width, channels)`.
-        original: Keras 3 at work on the file, where the file is one of it.
+        original: Keras 3 at work on the file, if that is one of it.
 
     Returns:
         `(proof, obstacles)`; it is one where they differ.
@@ -86,13 +111,13 @@ def prove(
     values = taken.range.apply(images)
     name = "the model as loaded"
     expected = None
-    if original is not None:
+    if original.process is not None:
         expected, name = original.wait(), "Keras 3"
     if expected is None:
         suffix = ""
-        if original is not None:
+        if original.process is not None:
             suffix = " (Keras 3 itself does not run the file)"
-        expected, name = _numbers(loaded(values, training=False)), f"{name}{suffix}"
+        expected = _numbers(loaded(values, training=False))
         name = f"the model as loaded{suffix}"
     unit = images.astype(np.float32) / np.float32(255)
     found = _scored(_numbers(taken.model(unit, training=False)), taken.head.activation)

@@ -6,7 +6,13 @@ called. Whatever is not in the table is refused by name.
 """
 
 from kdprune.intake.file_input import ByteInput, byte_input, for_bytes, split_input
-from kdprune.intake.heads import Head, check_head, select_output, split_head
+from kdprune.intake.heads import (
+    Head,
+    check_head,
+    find_head,
+    select_output,
+    split_head,
+)
 from kdprune.intake.keras_config import build_keras3
 from kdprune.intake.keras_weights import load_keras3_weights
 from kdprune.intake.pixels import (
@@ -24,6 +30,7 @@ __all__ = [
     "build_keras3",
     "byte_input",
     "check_head",
+    "find_head",
     "for_bytes",
     "load_keras3_weights",
     "parse_range",

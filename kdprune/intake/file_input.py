@@ -101,9 +101,8 @@ def for_bytes(model: keras.Model) -> keras.Model:
     exact = abs(low - range_.offset[0]) <= _ROUNDED * said.scale
     if exact and len(chain.calls) == 1:
         return model
-    return pixels.put_in_front(
-        chain.bypassed(), range_ if exact else pixels.PixelRange.between(low, high)
-    )
+    meant = range_ if exact else pixels.PixelRange.between(low, high)
+    return pixels.put_in_front(model, meant, chain)
 
 
 def split_input(model: keras.Model) -> tuple[keras.Model, ByteInput]:

@@ -43,15 +43,11 @@ class Head:
         return "labels" if self.activation == "sigmoid" else "classes"
 
 
-def split_head(model: keras.Model) -> tuple[keras.Model, Head]:
-    """Takes the final activation off a classifier.
+def find_head(model: keras.Model) -> Head:
+    """What a classifier's outputs mean.
 
     Args:
         model: A graph model of one output `(batch, units)`, from float32 images.
-
-    Returns:
-        `(model, head)`: a model that gives logits (the same one if it did already)
-        and what its outputs mean.
 
     Raises:
         ValueError: If there are several outputs, or the output is not one row of
@@ -65,8 +61,32 @@ def split_head(model: keras.Model) -> tuple[keras.Model, Head]:
             f"Received: an output of shape {tuple(shape)}"
         )
     activation, layer = final_activation(model)
+    return Head("none" if layer is None else activation, shape[1])
+
+
+def split_head(model: keras.Model, share: bool = False) -> tuple[keras.Model, Head]:
+    """Takes the final activation off a classifier.
+
+    Args:
+        model: A graph model of one output `(batch, units)`, from float32 images.
+        share: Whether the new model may have its layers in common with the given one,
+            which is then not to be used any more: that takes no time.
+
+    Returns:
+        `(model, head)`: a model that gives logits (the same one if it did already)
+        and what its outputs mean.
+
+    Raises:
+        ValueError: If there are several outputs, or the output is not one row of
+            scores for each image.
+    """
+    head = find_head(model)
+    model = select_output(model, None)
+    _, layer = final_activation(model)
     if layer is None:
-        return model, Head("none", shape[1])
+        return model, head
+    if share and (call := _call_of(model, layer)) in nodes(model):
+        return _cut(model, call), head
     if hasattr(layer, "kernel"):  # An activation inside of a layer that does more.
         changed = rebuild(
             model, config=lambda one: {"activation": None} if one is layer else None
@@ -74,7 +94,21 @@ def split_head(model: keras.Model) -> tuple[keras.Model, Head]:
     else:
         call = _call_of(model, layer)
         changed = rebuild(model, bypass={call: call.keras_inputs[0]})
-    return changed, Head(activation, shape[1])
+    return changed, head
+
+
+def _cut(model: keras.Model, last: Any) -> keras.Model:
+    """A flat model without the activation of its last call, all else in common."""
+    layer, tensor = last.layer, last.keras_inputs[0]
+    if hasattr(layer, "kernel"):
+        plain = type(layer).from_config({**layer.get_config(), "activation": None})
+        tensor = plain(tensor)
+        plain.set_weights(layer.get_weights())
+    for given in last.keras_inputs:
+        users = given._keras_history.layer._outbound_nodes
+        if last in users:  # Who counts them shall not find the old one.
+            users.remove(last)
+    return keras.Model(model.inputs, tensor, name=model.name)
 
 
 def check_head(head: Head, task: str, classes: Sequence[str], name: str) -> None:

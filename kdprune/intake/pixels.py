@@ -353,12 +353,15 @@ def split_pixels(model: keras.Model) -> tuple[keras.Model, list[float], list[flo
     return chain.bypassed(), chain.scale.tolist(), chain.offset.tolist()
 
 
-def put_in_front(model: keras.Model, range_: PixelRange) -> keras.Model:
+def put_in_front(
+    model: keras.Model, range_: PixelRange, chain: Chain | None = None
+) -> keras.Model:
     """Makes a model of one pixel range take [0, 1].
 
     Args:
         model: A flat graph model that takes pixels of `range_`.
-        range_: What it takes.
+        range_: What it takes, behind `chain`.
+        chain: What stands at its front and is to be left out.
 
     Returns:
         A model that starts with one `Rescaling` layer, or with none if it takes [0, 1]
@@ -367,16 +370,17 @@ def put_in_front(model: keras.Model, range_: PixelRange) -> keras.Model:
     """
     scale = [255 * value for value in range_.scale]
     offset = list(range_.offset)
+    left_out = chain.calls if chain else {}
     if range_.reverse:
-        model = turned_around(model)
-        scale, offset = scale[::-1], offset[::-1]
+        model = turned_around(chain.bypassed() if chain else model)
+        scale, offset, left_out = scale[::-1], offset[::-1], {}
     if np.allclose(scale, 1, rtol=1e-6) and np.allclose(offset, 0, atol=1e-7):
-        return model
+        return rebuild(model, bypass=left_out) if left_out else model
     name = "input_range"
     while name in {layer.name for layer in model.layers}:
         name += "_"
     layer = layers.Rescaling(_short(scale), _short(offset), name=name)
-    return rebuild(model, first=[layer])
+    return rebuild(model, first=[layer], bypass=left_out)
 
 
 def _short(values: list[float]) -> float | list[float]:

@@ -53,6 +53,7 @@ def take_model(
     images: ArrayLike | None = None,
     labels: ArrayLike | None = None,
     output: str | None = None,
+    share: bool = False,
 ) -> Taken:
     """Brings a classifier to the form that training, pruning and export work on.
 
@@ -72,6 +73,9 @@ def take_model(
             `(n, height, width, channels)`.
         labels: Their classes, `(n,)`, or zeros and ones `(n, labels)`.
         output: The name of the layer whose output counts, of a model with several.
+        share: Whether the given model may have layers in common with the new one, so
+            that it must not be trained or changed any more: of one that was loaded
+            for this, which saves copying it.
 
     Returns:
         A `Taken`.
@@ -95,7 +99,7 @@ def take_model(
     )
     flat, changes = inline(model)
     notes += changes
-    flat, head = split_head(flat)
+    flat, head = split_head(flat, share=share or flat is not model)
     if head.activation != "none":
         notes.append(f"the final {head.activation} is split off")
     chain = pixels.read_chain(flat)
@@ -180,7 +184,7 @@ def _in_unit_range(
     plain = all(isinstance(c.layer, keras.layers.Rescaling) for c in chain.calls)
     if pixels.is_unit(range_) and plain and len(chain.calls) <= 1:
         return model
-    return pixels.put_in_front(chain.bypassed(), chain.after(range_))
+    return pixels.put_in_front(model, chain.after(range_), chain)
 
 
 def _told(

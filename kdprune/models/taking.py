@@ -64,6 +64,7 @@ def take_model(
             images=images,
             labels=labels,
             output=output,
+            share=named,
         )
     except ValueError as error:
         if not named or str(error).startswith(str(model)):

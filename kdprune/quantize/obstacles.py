@@ -59,7 +59,10 @@ def qat_obstacles(
     """
     check_model(model)
     try:
-        flat, _ = flat_graph(cast_model(model, "float32"))
+        # Looked at only: there is nothing to copy where it is of that precision.
+        every = _graph.named_layers(model)
+        single = all(layer.compute_dtype == "float32" for _, layer in every)
+        flat, _ = flat_graph(model if single else cast_model(model, "float32"))
     except ValueError as error:
         return [(model.name, str(error))]
     _check_names(flat, float_layers)

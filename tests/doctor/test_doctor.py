@@ -233,7 +233,7 @@ def test_an_output_is_chosen_among_several():
     ends = [layers.Dense(n, name=name)(x) for n, name in ((10, "kind"), (2, "wet"))]
     model = keras.Model(image, ends)
     found = diagnose(model)
-    assert found.status == 4 and "--output" in problems(found)[0]
+    assert found.status == 4 and "--model-output kind" in problems(found)[0]
     chosen = diagnose(model, output="wet", input_range=(0, 1))
     assert chosen.status == 0 and "one of 2 classes" in chosen.facts["output"]
     assert chosen.proof.deviation < 1e-5
