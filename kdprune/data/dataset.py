@@ -172,6 +172,7 @@ class Dataset:
             missing = np.full((len(self.unlabelled), len(self.classes)), -1)
             self.unlabelled = Split(self.unlabelled.images, missing)
         self._source = source
+        self._test_is_checked = False
         self.description = self._describe(source, seed)
 
     @property
@@ -197,18 +198,33 @@ class Dataset:
     @cached_property
     def test(self) -> Split:
         """The test set, read at the first access and kept from then on."""
-        skipped = len(self._source.skipped)
+        return self._read_test()
+
+    def check_test(self) -> None:
+        """Decodes the test images, and lets go of them.
+
+        What is wrong with them is known before anything is trained; nothing of what
+        they show is.
+
+        Raises:
+            ValueError: If some can't be used, or do not fit the training images.
+        """
+        if not self._test_is_checked:
+            self._read_test()
+
+    def _read_test(self) -> Split:
         test = self._source.read_test()
         check_split(test, "test", self.image_shape, self.classes)
-        if more := list(self._source.skipped)[skipped:]:
-            # Files are known to be unreadable only now.
+        skipped = self.description["sizes"]["test"] - len(test)
+        if skipped > 0:  # Files are known to be unreadable only now.
             self.description["sizes"]["test"] = len(test)
             self.description["skipped"] = list(self._source.skipped)
             logger.warning(
                 "%d of the test images could not be used and were skipped: %s",
-                len(more),
-                shorten(more),
+                skipped,
+                shorten(list(self._source.skipped)[-skipped:]),
             )
+        self._test_is_checked = True
         return test
 
     @property

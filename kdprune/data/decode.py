@@ -79,11 +79,15 @@ class Reader:
                 "Received: none."
             )
 
-    def read(self, parts: Mapping[str, Files]) -> dict[str, Split]:
+    def read(
+        self, parts: Mapping[str, Files], later: Sequence[Path] = ()
+    ) -> dict[str, Split]:
         """Reads the files of one or more splits, each into one array.
 
         Args:
             parts: Pairs `(file, label)` of each split, by its name.
+            later: Files that are read another time: where some of `parts` can't be
+                used, those of these are named as well.
 
         Returns:
             The splits by name; images `(n, height, width, channels)`.
@@ -94,7 +98,6 @@ class Reader:
         """
         files = [file for part in parts.values() for file, _ in part]
         decoded = self._decode(files)
-        skipped = len(self.skipped)
         faults: list[str] = []
         sizes: list[str] = []
         splits: dict[str, Split] = {}
@@ -105,7 +108,7 @@ class Reader:
                 found = next(decoded)
                 called = self._name(file)
                 if isinstance(found, str):
-                    faults.append(f"{called} ({found})")
+                    faults.append(_fault(called, found))
                     continue
                 if self._first is None:
                     self._first = called, (found.shape[0], found.shape[1])
@@ -121,6 +124,12 @@ class Reader:
             whole = images if len(kept) == len(images) else images[: len(kept)].copy()
             splits[name] = Split(whole, np.array(kept, np.int64))
         if faults and self.on_error == "stop":
+            found_later = zip(later, self._decode(later), strict=True)
+            faults += [
+                _fault(self._name(file), found)
+                for file, found in found_later
+                if isinstance(found, str)
+            ]
             raise ValueError(
                 f"Expected images. Received: {_count(len(faults), 'file')} that can't "
                 f"be used: {shorten(faults)}. Repair or remove them, or leave them out "
@@ -134,8 +143,9 @@ class Reader:
                 f"others: {shorten(sizes)}. Give image_size, [height, width], to "
                 "resize all."
             )
-        self.skipped += faults
-        if len(self.skipped) > skipped:
+        # Test images are read twice: checked first, and used at the end.
+        self.skipped += [fault for fault in faults if fault not in self.skipped]
+        if faults:
             self._check_left(parts, splits)
         return splits
 
@@ -219,6 +229,10 @@ def check_image_size(image_size: object) -> tuple[int, int] | None:
             f"Received: {image_size!r}."
         )
     return size
+
+
+def _fault(name: str, why: str) -> str:
+    return f"{name} ({why})"
 
 
 def _count(number: int, what: str) -> str:

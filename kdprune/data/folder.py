@@ -93,7 +93,7 @@ def load(
         wanted["validation"] = files["validation"]
     if found := find_unlabelled(root, unread):
         wanted["unlabelled"] = found
-    splits = reader.read(wanted)
+    splits = reader.read(wanted, later=[file for file, _ in files["test"]])
     return Source(
         origin=f"image folder {root.name!r}",
         classes=classes,

@@ -92,7 +92,10 @@ def check(nodes: list[Node], run: Run) -> None:
     # Reading fifty thousand images takes minutes: what can be told before, is.
     _check_each(nodes, lambda node: node.settings.check_files(run, node))
     # What is wrong with the images is told by itself, and once.
-    _ = run.dataset
+    dataset = run.dataset
+    reads_test = [node for node in nodes if node.settings.reads_test]
+    if run.reads_test and not all(map(run.record, reads_test)):
+        dataset.check_test()
     _check_each(nodes, lambda node: node.settings.check(run, node))
 
 
