@@ -86,7 +86,7 @@ def save_model(model: keras.Model, path: str | os.PathLike, half: bool = False) 
             "save_model takes a built Functional or Sequential tf_keras model. "
             f"Received: {type(model).__name__}"
         )
-    plain = _build(_float32(_config(model)), "this model cannot be saved")
+    plain = _build(_config(model), "this model cannot be saved")
     plain.set_weights([np.asarray(w, np.float32) for w in model.get_weights()])
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="kdprune-") as folder:
@@ -112,7 +112,7 @@ def _config(model: keras.Model) -> dict[str, Any]:
 def load_model(path: str | os.PathLike, output: str | None = None) -> keras.Model:
     """Loads a `.keras` or `.h5` file of tf_keras or Keras 3, running none of its code.
 
-    A Keras 3 model is rebuilt in tf_keras, layer by layer, and given its weights; it
+    A Keras 3 model is rebuilt in tf_keras, layer by layer, and given its weights. It
     computes in float32 whatever its precision was.
 
     Args:
@@ -251,6 +251,7 @@ def _build(
     """
     config = _without_compilation(config)
     check_config(config, source)
+    config = _float32(config)
     with _explained(source, "its layers do not make a model"), _at_most(numbers):
         if "module" in config:
             model = keras.saving.deserialize_keras_object(config)
@@ -343,6 +344,7 @@ def _float32(config: dict[str, Any]) -> dict[str, Any]:
             if isinstance(item.get("dtype"), dict) or item.get("dtype") in (
                 "bfloat16",
                 "float16",
+                "float64",
                 "mixed_bfloat16",
                 "mixed_float16",
             ):
