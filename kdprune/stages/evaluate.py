@@ -79,7 +79,15 @@ class Evaluate(Stage):
                     model, test.images, head=run.dataset.head
                 )
             called = path.stem.replace(".", "_")
-            entry, own = self._measure(run, path, source, called, scores[source.name])
+            try:
+                entry, own = self._measure(
+                    run, path, source, called, scores[source.name]
+                )
+            except ValueError as error:
+                if not path.stem.endswith(".rejected"):
+                    raise
+                logger.warning("%s can't be measured: %s", path.name, error)
+                continue
             entries.append(entry)
             said.append(own)
         _compare(run, entries, said)

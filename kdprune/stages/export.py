@@ -48,7 +48,11 @@ class Export(Stage):
     max_deviation: Share = 0.1
     """Mean deviation of a file's probabilities from its Keras model's."""
 
-    omit_if_default = ("slim", "max_deviation")
+    on_refusal: Literal["stop", "keep"] = "stop"
+    """Whether a file that the gate refuses ends the run when all files are made, or is
+    measured beside the others. It is kept as `NAME.rejected.tflite` in both cases."""
+
+    omit_if_default = ("slim", "max_deviation", "on_refusal")
     accepts = {"from": (FLOAT_MODEL, QUANTIZED_MODEL)}
     gives = FILES
     role = "export"
@@ -60,14 +64,16 @@ class Export(Stage):
         """Writes the `.tflite` files of every model, each past the gate.
 
         What the gate refuses is kept as `NAME.rejected.tflite`, with the reasons in
-        `NAME.rejected.json`, and ends the stage when all files are made.
+        `NAME.rejected.json`, and ends the stage when all files are made, or stands in
+        the record as `refused`.
         """
         from kdprune import evaluate, tflite
         from kdprune.stages import fitting
         from kdprune.tflite.convert import is_quantization_aware
 
         files: dict[str, dict[str, Any]] = {}
-        written, refused = [], []
+        written: list[str] = []
+        refused: dict[str, dict[str, Any]] = {}
         for parent in node.all_parents():
             model = fitting.load_node(run, parent)
             head, images = run.dataset.head, run.dataset.validation.images
@@ -91,16 +97,22 @@ class Export(Stage):
                     )
                 except tflite.RefusedFile as error:
                     plain = _plain_accuracy(run, parent, dtype, folder)
-                    refused.append(_keep(folder / name, error, plain, node))
+                    refused[name] = _keep(folder / name, error, plain, node)
+                    written += [path.name for path in rejected(folder / name)]
                     continue
                 written.append(name)
                 if self.slim:
                     figures = files[name]
                     figures["slimmed"], names = self._slim(folder / name)
                     written += names
-        if refused:
-            raise ValueError("; ".join(refused))
-        return Result({"files": files}, written)
+        told = [one["message"] for one in refused.values()]
+        if refused and self.on_refusal == "stop":
+            raise ValueError("; ".join(told))
+        for line in told:
+            logger.warning("%s", line)
+        return Result(
+            {"files": files, **({"refused": refused} if refused else {})}, written
+        )
 
     def _slim(self, path: pathlib.Path) -> tuple[dict[str, Any], list[str]]:
         """Makes a file smaller; returns what that was worth and the names' file."""
@@ -138,7 +150,11 @@ class Export(Stage):
                 head=run.dataset.head,
             )
 
-        scores = score("xnnpack")
+        try:
+            scores = score("xnnpack")
+        except ValueError as error:
+            found = tflite.inspect_tflite(content)
+            raise tflite.RefusedFile([f"it does not run: {error}"], found) from error
         figures = tflite.check_tflite(
             content,
             keras_scores,
@@ -150,26 +166,32 @@ class Export(Stage):
             **asked,
         )
         few = images.spread(len(validation), _KERNEL_IMAGES)
-        slow = {name: score(name, few) for name in ("builtin", "reference")}
+        slow, lacking = {}, {}
+        for name in ("builtin", "reference"):
+            try:
+                slow[name] = score(name, few)
+            except ValueError as error:  # They have not every operator.
+                lacking[name] = {"error": str(error)}
         limits = (self.max_disagreement, run.dataset.task == "labels")
         try:
             figures["kernels"] = {
                 **tflite.compare_kernels(keras_scores, {"xnnpack": scores}, *limits),
                 **tflite.compare_kernels(keras_scores[few], slow, *limits),
+                **lacking,
             }
         except ValueError as error:
             raise tflite.RefusedFile([str(error)], figures) from error
         figures["xnnpack_leaves"] = tflite.xnnpack_leaves(content)
-        for kept in _rejected(path):
+        for kept in rejected(path):
             kept.unlink(missing_ok=True)  # Of a run that was stricter.
         partial.replace(path)
         return figures
 
 
-def _rejected(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+def rejected(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     """Where a refused file is kept, and its record."""
-    rejected = path.with_name(f"{path.stem}.rejected.tflite")
-    return rejected, rejected.with_suffix(".json")
+    kept = path.with_name(f"{path.stem}.rejected.tflite")
+    return kept, kept.with_suffix(".json")
 
 
 def _keep(
@@ -177,19 +199,20 @@ def _keep(
     error: tflite.RefusedFile,
     plain: float | None,
     node: Node,
-) -> str:
+) -> dict[str, Any]:
     """Keeps a refused file with its record; returns what to tell of it."""
-    kept, record = _rejected(path)
+    kept, record = rejected(path)
     path.with_name(f"partial.{path.name}").replace(kept)
     figures = {**error.figures, "plain_accuracy": plain}
     _io.write_json(record, {"reasons": error.reasons, "figures": figures})
     beside = ""
     if plain is not None:
         beside = f"; the plain converter's file of the same model has {plain:.2%}"
-    return (
+    message = (
         f"{path.name} failed the export gate: {error}{beside}; it is kept as "
         f"{node.name}/{kept.name}"
     )
+    return {"file": kept.name, "reasons": error.reasons, "message": message}
 
 
 def _plain_accuracy(

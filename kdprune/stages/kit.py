@@ -51,6 +51,12 @@ class Kit(Stage):
         measured = node.parent_of("from")
         place = folder / self.name
         files = flagship_files(run, measured)
+        if missing := [dtype for dtype in DTYPES if dtype not in files]:
+            raise ValueError(
+                f"stages.{node.stage}: expected the flagship's files. Received: no "
+                f"{' and no '.join(missing)} file, which the export gate refused; its "
+                "reasons stand in the record of the export stage"
+            )
         kit.write_kit(
             place,
             **files,
@@ -71,12 +77,17 @@ class Kit(Stage):
 
 
 def flagship_files(run: Run, measured: Node) -> dict[str, pathlib.Path]:
-    """The flagship's exported files by type, if an evaluate node measures any."""
+    """The flagship's exported files by type, those that an evaluate node measures."""
     flagship = run.recipe.flagship
     for parent in measured.all_parents():
         if parent.settings.gives == FILES and flagship in parent.parents:
-            folder = run.folder / parent.name
-            return {t: folder / f"{flagship}.{t}.tflite" for t in DTYPES}
+            made = (run.record(parent) or {"outputs": {}})["outputs"]
+            names = {dtype: f"{flagship}.{dtype}.tflite" for dtype in DTYPES}
+            return {
+                dtype: run.folder / parent.name / name
+                for dtype, name in names.items()
+                if name in made
+            }
     return {}
 
 
