@@ -67,8 +67,9 @@ ALLOWED = {
     # Asks every room about a model, and the stages how long they take.
     "doctor": {*ROOMS, "stages"},
     "runner": {*ROOMS, "config", "stages"},
-    # Writes a recipe, runs it and reads what came of it.
-    "compression": {*ROOMS, "config", "runner", "stages"},
+    # Writes a recipe, runs it and reads what came of it. What is refused of a model is
+    # found by the doctor, all at once.
+    "compression": {*ROOMS, "config", "doctor", "runner", "stages"},
     "cli": {*ROOMS, "compression", "config", "doctor", "runner", "stages"},
     "__main__": {"cli"},
 }

@@ -32,7 +32,8 @@ report, and recipe.yaml, which is what is run. The same command goes on after an
 interruption; `kdprune run FOLDER/recipe.yaml --output FOLDER` after a change to it.
 
 Exit status: 0 the int8 file is within --max-drop, proven on validation images and
-measured on test images; 1 it is there but is not; 2 something given is wrong.
+measured on test images; 1 it is not, or something failed on the way: the table of what
+there is says why; 2 something given is wrong, said before anything is trained.
 """
 
 INIT = """Writes the recipe that `kdprune compress` would run, and runs nothing.
@@ -121,10 +122,33 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "imagenet or caffe (default: found out)",
     )
     parser.add_argument(
+        "--model-output",
+        metavar="NAME",
+        help="of a model of several outputs, the layer whose output counts",
+    )
+    parser.add_argument(
         "--labels",
         metavar="FILE",
         type=pathlib.Path,
         help="the classes in the order of the model's outputs, a line each",
+    )
+    parser.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at image files that can't be used: name them all and stop, or go on "
+        "without them (stop)",
+    )
+    parser.add_argument(
+        "--resize",
+        choices=("stretch", "crop", "pad"),
+        default="stretch",
+        help="how images of other proportions come to the model's size (stretch)",
+    )
+    parser.add_argument(
+        "--value-range",
+        metavar="LOW,HIGH",
+        help="what the values of an .npz file lie in, if not 0,1 or bytes",
     )
     parser.add_argument(
         "--for",
@@ -172,7 +196,11 @@ def _checked(options: argparse.Namespace) -> Request:
         teacher=options.teacher,
         epochs=options.epochs,
         input_range=_range(options.input_range),
+        model_output=options.model_output,
         labels=options.labels,
+        on_error=options.on_error,
+        resize=options.resize,
+        value_range=_bounds(options.value_range, "--value-range"),
         devices=options.devices,
         data_dir=options.data_dir,
         command=command_of(sys.argv[1:]),
@@ -199,11 +227,18 @@ def _range(text: str | None) -> tuple[float, float] | str | None:
     """A range of pixels as the recipe has it."""
     if text in (None, "imagenet", "caffe"):
         return text
+    return _bounds(text, "--input-range", ", imagenet or caffe")
+
+
+def _bounds(
+    text: str | None, option: str, others: str = ""
+) -> tuple[float, float] | None:
+    if text is None:
+        return None
     try:
         low, high = map(float, text.split(","))
     except ValueError as error:
         raise ValueError(
-            "--input-range expects LOW,HIGH such as 0,255, imagenet or caffe. "
-            f"Received: {text!r}"
+            f"{option} expects LOW,HIGH such as 0,255{others}. Received: {text!r}"
         ) from error
     return low, high

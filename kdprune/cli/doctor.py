@@ -53,7 +53,11 @@ def add_doctor(commands: argparse._SubParsersAction) -> None:
         "caffe (default: found on the images, or read off the model)",
     )
     parser.add_argument(
-        "--output", metavar="NAME", help="the output that counts, of several"
+        "--model-output",
+        "--output",
+        dest="output",
+        metavar="NAME",
+        help="of a model of several outputs, the layer whose output counts",
     )
     parser.add_argument(
         "--labels",

@@ -15,8 +15,8 @@ import yaml
 from kdprune import _io
 from kdprune._log import logger
 from kdprune.compression.page import write_page
-from kdprune.compression.request import Request
-from kdprune.compression.verdict import Compressed, read_verdict
+from kdprune.compression.request import MEASURED, Request
+from kdprune.compression.verdict import Compressed
 
 if TYPE_CHECKING:
     from kdprune.runner.folder import Run
@@ -37,7 +37,11 @@ def compress(
     teacher: str | pathlib.Path | None = None,
     epochs: int | None = None,
     input_range: Any = None,
+    model_output: str | None = None,
     labels: str | pathlib.Path | None = None,
+    on_error: str = "stop",
+    resize: str = "stretch",
+    value_range: tuple[float, float] | None = None,
     devices: str = "both",
     data_dir: str | None = None,
 ) -> Compressed:
@@ -74,7 +78,14 @@ def compress(
         input_range: What the model takes for black and white, `(low, high)`, or
             "imagenet", "caffe" or `{"mean": …, "std": …}`; found out and checked on
             labelled images if None.
+        model_output: Of a model of several outputs, the layer whose output counts.
         labels: A text file of the classes in the order of the model's outputs.
+        on_error: "stop" at image files that can't be used, naming all of them, or
+            "skip" them and list them in the records.
+        resize: How images of other proportions come to the model's size: "stretch",
+            "crop" the centre, or "pad" with black.
+        value_range: `(low, high)` that the values of an `.npz` file lie in, if not
+            [0, 1] or bytes. It is `input_range` as well, unless that is given.
         devices: "android", "micro" or "both": what the file must be fit for.
         data_dir: Where a data set is that is given by name.
 
@@ -102,7 +113,11 @@ def compress(
         "teacher": None if teacher is None else pathlib.Path(teacher),
         "epochs": epochs,
         "input_range": input_range,
+        "model_output": model_output,
         "labels": None if labels is None else pathlib.Path(labels),
+        "on_error": on_error,
+        "resize": resize,
+        "value_range": value_range,
         "devices": devices,
         "data_dir": data_dir,
         "output": None if output is None else pathlib.Path(output),
@@ -126,16 +141,18 @@ def compress_request(
             are copied from.
     """
     run = _prepare(request, copied or {})
-    from kdprune.compression import checks
+    from kdprune.compression import checks, outcome
     from kdprune.runner import run as runner
 
     logger.info("recipe: %s", request.recipe)
+    if not run.record(checks.node_of(run, MEASURED)):
+        run.dataset.check_test()
     checks.check_target(run, request)
     loaded = [node for node in run.nodes if not node.settings.parents()]
     runner.execute(run, loaded)
     checks.check_learned(run, loaded)
-    runner.execute(run, [node for node in run.nodes if node not in loaded])
-    return read_verdict(run, request)
+    # What fails from now on is a result, told beside what there is.
+    return outcome.reach(run, request)
 
 
 def initialise(request: Request) -> pathlib.Path:
@@ -148,19 +165,11 @@ def _prepare(request: Request, copied: Mapping[pathlib.Path, pathlib.Path]) -> R
     """Checks a request, writes its recipe, and returns the run that it makes."""
     from kdprune import config
     from kdprune.compression import checks
-    from kdprune.models import load_model
     from kdprune.runner.folder import Run
 
     request = dataclasses.replace(request, model=request.model.absolute())
     request.check(copied)
-    file = copied.get(request.model, request.model)
-    model = load_model(file)
-    shape = checks.image_shape(request.model, model)
-    counts = checks.count_provable(
-        request.max_drop, *checks.count_images(request, copied)
-    )
-    # Two classes by one unit, or by two: labels look the same.
-    task = "binary" if model.output_shape[-1] == 1 else None
+    shape, counts, task = checks.check_given(request, copied)
     text = write_page(request, shape, counts, task)
     recipe = config.parse_recipe(yaml.safe_load(text))
     request.folder.mkdir(parents=True, exist_ok=True)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
-
-import numpy as np
 
 from kdprune._log import logger
 from kdprune.compression.page import Counts
 from kdprune.compression.request import SMALLER, Request
+from kdprune.stages import InvalidRecipe
 
 if TYPE_CHECKING:
     import tf_keras as keras
@@ -29,54 +29,127 @@ _LEAST_LEARNED = 0.1
 _TEST = 0.2
 
 
-def image_shape(path: pathlib.Path, model: keras.Model) -> tuple[int, int, int]:
-    """Height, width and channels of a model's images.
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What is known of the images before they are read.
+
+    Attributes:
+        train: How many there are to train on, validation images that are drawn from
+            them included.
+        validation: Those that come for validation, or None.
+        classes: The classes' or labels' names.
+        task: "labels" where several may apply to an image, else "classes".
+        shape: Height, width and channels, or None of files, which are resized.
+    """
+
+    train: int
+    validation: int | None
+    classes: tuple[str, ...]
+    task: str = "classes"
+    shape: tuple[int, ...] | None = None
+
+
+def check_given(
+    request: Request, copied: Mapping[pathlib.Path, pathlib.Path]
+) -> tuple[tuple[int, int, int], Counts, str | None]:
+    """Finds all that is wrong with models and images, as far as that is soon known.
+
+    No image of a folder is opened.
+
+    Args:
+        request: What is asked.
+        copied: Files that are not there yet, and what they are copied from.
+
+    Returns:
+        The shape of the model's images, the counts of images, and what labels mean if
+        their form does not tell.
 
     Raises:
-        ValueError: If it takes something else, images of any size, or its weights are
-            not numbers.
+        ValueError: For all of it, a line for each.
     """
-    if len(model.inputs) != 1:
-        names = ", ".join(tensor.name for tensor in model.inputs)
-        raise ValueError(
-            f"{path}: expected a model of one image. Received: {len(model.inputs)} "
-            f"inputs, {names}"
-        )
+    problems: list[Exception] = []
+    models: dict[pathlib.Path, keras.Model] = {}
+    for path in filter(None, (request.model, request.teacher)):
+        try:
+            output = request.model_output if path == request.model else None
+            models[path] = _load(path, copied.get(path, path), output)
+        except ValueError as error:
+            problems.append(error)
+    found = counts = None
+    try:
+        found = find_images(request, copied)
+        counts = count_provable(request.max_drop, found.train, found.validation)
+    except (ValueError, OSError) as error:
+        problems.append(error)
+    for path, model in models.items():
+        labels = request.labels if path == request.model else None
+        problems += _misfits(path, model, found, labels)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems or counts is None:
+        raise InvalidRecipe([line for p in problems for line in _lines(p)])
+    model = models[request.model]
+    # Two classes by one unit, or by two: labels look the same.
+    task = "binary" if model.output_shape[-1] == 1 else None
+    return model.input_shape[1:], counts, task
+
+
+def _load(path: pathlib.Path, file: pathlib.Path, output: str | None) -> keras.Model:
+    """A model whose outputs and images are as they must be, or all that is wrong."""
+    from kdprune.doctor import loading
+
+    model, obstacles = loading.load(file, output)
+    if obstacles or model is None:
+        raise InvalidRecipe([f"{path}: {one.told}" for one in obstacles])
+    return model
+
+
+def _lines(problem: Exception) -> list[str]:
+    return getattr(problem, "problems", [str(problem)])
+
+
+def _misfits(
+    path: pathlib.Path,
+    model: keras.Model,
+    found: Found | None,
+    labels: pathlib.Path | None,
+) -> Iterator[ValueError]:
+    """What of a model does not go together with the images."""
+    from kdprune.intake import check_head, find_head
+    from kdprune.intake.labels import find_order
+
     shape = tuple(model.input_shape[1:])
-    if len(shape) != 3 or None in shape:
-        raise ValueError(
-            f"{path}: expected a model of images of a fixed size, (height, width, "
-            f"channels). Received: {shape}; save it with an Input of the size it is "
-            "used with"
+    if found is None:
+        return
+    if found.shape is None and shape[2] not in (1, 3):
+        yield ValueError(
+            f"{path}: expected a model of images of 1 or 3 channels, which files have. "
+            f"Received: {shape}; give the images as arrays (.npz)"
         )
-    if shape[2] not in (1, 3) and shape[0] in (1, 3):
-        raise ValueError(
-            f"{path}: expected (height, width, channels). Received: {shape}, channels "
-            "first, which devices do not run; save it as channels last"
+    if found.shape is not None and shape != found.shape:
+        yield ValueError(
+            f"{path}: expected a model of images {found.shape}, as given. Received: "
+            f"images {shape}; give images as it was trained on"
         )
-    for layer in model._flatten_layers(include_self=False, recursive=True):
-        for weight in layer.weights:
-            values = np.asarray(weight)
-            wrong = values.size - int(np.isfinite(values).sum())
-            if wrong:
-                raise ValueError(
-                    f"{path}: expected weights that are numbers. Received: {wrong:,} "
-                    f"NaN or infinite of {values.size:,} in layer {layer.name!r}; its "
-                    "training diverged: save an earlier state, or train it again"
-                )
-    return shape
+    try:
+        check_head(find_head(model), found.task, found.classes, str(path))
+        find_order(path, found.classes, labels)
+    except ValueError as error:
+        yield error
 
 
-def count_images(
-    request: Request, copied: Mapping[pathlib.Path, pathlib.Path]
-) -> tuple[int, int | None]:
-    """How many images there are to train on, and for validation where the data has any.
+def find_images(request: Request, copied: Mapping[pathlib.Path, pathlib.Path]) -> Found:
+    """What there is to train on, and for validation where the data has any.
 
     A folder's images are counted without opening one.
 
     Args:
         request: What is asked.
         copied: Files that are not there yet, and what they are copied from.
+
+    Raises:
+        ValueError: If these are no images with labels.
+        OSError: If they can't be read.
     """
     from kdprune.data import DATASETS, folder, npz
 
@@ -84,19 +157,26 @@ def count_images(
         root = request.path
         parts = folder.find_parts(root)
         classes = folder.class_names(parts["train"])
-        found = {
+        count = {
             part: len(folder.find_images(parts[part], classes, root)) for part in parts
         }
-        train = found["train"]
-        if "test" not in found:
+        train = count["train"]
+        if "test" not in count:
             train -= round(_TEST * train)
-        return train, found.get("validation")
+        return Found(train, count.get("validation"), classes)
     if request.dataset == "npz":
-        source = npz.load(path=copied.get(request.path, request.path))
+        file = copied.get(request.path, request.path)
+        source = npz.load(path=file, range=request.value_range)
     else:
         source = DATASETS[request.dataset](data_dir=request.data_dir)
     validation = source.validation
-    return len(source.train), None if validation is None else len(validation)
+    return Found(
+        len(source.train),
+        None if validation is None else len(validation),
+        source.classes,
+        "labels" if source.train.labels.ndim == 2 else "classes",
+        source.train.images.shape[1:],
+    )
 
 
 def count_provable(max_drop: float, train: int, validation: int | None) -> Counts:

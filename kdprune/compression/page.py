@@ -9,7 +9,9 @@ import pathlib
 from typing import Any
 
 from kdprune.compression.request import (
+    FILES,
     INT8,
+    MEASURED,
     NAMED,
     ORIGINAL,
     RECIPE,
@@ -120,6 +122,15 @@ def _data(
             "resized to it"
         )
         lines.append(f"  channels: {channels}")
+        if request.resize != "stretch":
+            lines.append(f"  resize: {request.resize}")
+        if request.on_error != "stop":
+            lines.append(
+                f"  on_error: {request.on_error}  # image files that can't be used are "
+                "listed in the records"
+            )
+    if request.value_range:
+        lines.append(f"  range: {_text(request.value_range)}  # that values lie in")
     if kind == "shapes":
         lines.append(f"  image_size: {height}")
     if task:
@@ -185,22 +196,24 @@ def _stages(request: Request, counts: Counts) -> list[str]:
             training=_training(epochs, _QUANTIZED, counts, 1e-4),
         ),
     ]
-    measured = [ORIGINAL, *([SMALLER] if request.target else []), "files"]
+    measured = [ORIGINAL, *([SMALLER] if request.target else []), FILES]
     lines += [
-        "  # Files, each checked: this gate stops what is broken; whether a file is",
-        "  # good enough is told by max_drop above, and by the test images.",
+        "  # Files, each checked: this gate refuses what is broken, which is kept as",
+        "  # NAME.rejected.tflite and measured, but goes into no kit. Whether a file",
+        "  # is good enough is told by max_drop above, and by the test images.",
         *_stage(
-            "files",
+            FILES,
             "export",
             **{"from": [ORIGINAL, INT8]},
             max_drop=max(0.1, min(0.9, 2 * request.max_drop)),
             max_disagreement=0.3,
+            on_refusal="keep",
         ),
         "  # The only stage that sees the test images.",
-        *_stage("measured", "evaluate", **{"from": measured}),
+        *_stage(MEASURED, "evaluate", **{"from": measured}),
         "  # For Android and microcontrollers: files, code, labels, a self-test.",
-        *_stage("kit", "kit", **{"from": "measured"}, name=request.name),
-        *_stage("report", "report", **{"from": "measured"}),
+        *_stage("kit", "kit", **{"from": MEASURED}, name=request.name),
+        *_stage("report", "report", **{"from": MEASURED}),
     ]
     return lines
 
@@ -208,7 +221,11 @@ def _stages(request: Request, counts: Counts) -> list[str]:
 def _told(request: Request) -> dict[str, Any]:
     """What a user has said of the model, for its `load` stage."""
     labels = request.labels and request.labels.absolute()
-    told = {"input_range": request.input_range, "labels": labels}
+    told = {
+        "input_range": request.input_range or request.value_range,
+        "labels": labels,
+        "output": request.model_output and json.dumps(request.model_output),
+    }
     return {key: value for key, value in told.items() if value is not None}
 
 

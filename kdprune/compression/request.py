@@ -16,8 +16,9 @@ RECIPE = "recipe.yaml"
 SUFFIXES = (".keras", ".h5", ".hdf5")
 # Data sets that are called by their names; a folder of that name is `./cifar10`.
 NAMED = ("cifar10", "shapes")
-# The stage of the recipe that takes the user's model, and the one of the small file.
+# The stages of the recipe: the user's model, and what is made and found out of it.
 ORIGINAL, SMALLER, TEACHER, INT8 = "original", "smaller", "teacher", "int8"
+FILES, MEASURED = "files", "measured"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,13 @@ class Request:
         epochs: Epochs of training, where there is any; by the data's size if None.
         input_range: What the model takes for black and white, `(low, high)`, or what
             else a `load` stage takes; found out if None.
+        model_output: Of a model of several outputs, the layer whose output counts.
         labels: A text file of the classes in the order of the model's outputs.
+        on_error: "stop" at image files that can't be used, or "skip" them.
+        resize: How images of other proportions come to the model's size, out of
+            `RESIZES`.
+        value_range: `(low, high)` that the values of an `.npz` file lie in, if not
+            [0, 1] or bytes; what the model takes then, if `input_range` says nothing.
         devices: What the file is for, out of `DEVICES`.
         data_dir: Where a data set that is given by name is.
         command: What to call again, for the recipe's head.
@@ -54,7 +61,11 @@ class Request:
     teacher: pathlib.Path | None = None
     epochs: int | None = None
     input_range: Any = None
+    model_output: str | None = None
     labels: pathlib.Path | None = None
+    on_error: str = "stop"
+    resize: str = "stretch"
+    value_range: tuple[float, float] | None = None
     devices: str = "both"
     data_dir: str | None = None
     command: str = ""
@@ -121,6 +132,14 @@ class Request:
                 f"images: expected a folder of class folders, an .npz file, or one of "
                 f"{', '.join(NAMED)}. Received: the file {self.path}"
             )
+        for key, value, default, kind in (
+            ("on_error", self.on_error, "stop", "folder"),
+            ("resize", self.resize, "stretch", "folder"),
+            ("value_range", self.value_range, None, "npz"),
+        ):
+            if value != default and self.dataset != kind:
+                said = "a folder of images" if kind == "folder" else "an .npz file"
+                raise ValueError(f"{key}: is for {said}. Received: {self.images}")
         check_folder(self.folder, self.model)
 
     def _check_numbers(self) -> None:

@@ -9,7 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdprune import _io
-from kdprune.compression.request import INT8, ORIGINAL, RECIPE, SMALLER, Request
+from kdprune.compression.request import (
+    FILES,
+    INT8,
+    ORIGINAL,
+    RECIPE,
+    SMALLER,
+    Request,
+)
 
 if TYPE_CHECKING:
     import tf_keras as keras
@@ -18,6 +25,7 @@ if TYPE_CHECKING:
     from kdprune.runner.folder import Run
 
 _MISSING = "–"
+_SHIPPED = ("int8", "uint8")
 # What the rows of the table are called, by the names of `metrics.json`.
 _ROWS = {
     ORIGINAL: "original",
@@ -26,6 +34,7 @@ _ROWS = {
     f"{INT8}_int8": "int8 file",
     f"{INT8}_uint8": "uint8 file (Android)",
 }
+_ROWS |= {f"{name}_rejected": f"{called}, REFUSED" for name, called in _ROWS.items()}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -40,7 +49,8 @@ class Compressed:
         reasons: Why not, a line each; empty if it is.
         verdict: The same in words, and what was proven.
         files: Paths by what they are: "int8" and "uint8" files with labels inside,
-            "kit" (a folder), "report", "recipe".
+            "kit" (a folder), "report", "recipe"; those that are there. What the gate
+            refused is "rejected_int8" and so on.
         metrics: The content of `metrics.json`: each model and file measured on the
             test images.
         records: The record of each stage, by its name.
@@ -73,8 +83,16 @@ class Compressed:
         return "\n".join([self.table, "", self.verdict, "", *self.advice])
 
 
-def read_verdict(run: Run, request: Request) -> Compressed:
-    """Reads what a finished run has found."""
+def read_verdict(
+    run: Run, request: Request, failures: Sequence[str] = ()
+) -> Compressed:
+    """Reads what a finished run has found.
+
+    Args:
+        run: The run.
+        request: What was asked.
+        failures: What went wrong on the way, a line each.
+    """
     from kdprune import kit
 
     folder = run.folder
@@ -85,28 +103,39 @@ def read_verdict(run: Run, request: Request) -> Compressed:
         if (record := run.record(node)) is not None
     }
     entries = {entry["name"]: entry for entry in metrics["models"]}
-    files = {
-        "int8": folder / "model_int8.tflite",
-        "uint8": folder / "model_uint8.tflite",
-        "kit": folder / "kit" / request.name,
-        "report": folder / "report.html",
-        "recipe": folder / RECIPE,
-    }
-    needs = kit.find_needs(folder / entries[f"{INT8}_int8"]["path"])
     several = entries[ORIGINAL].get("task") == "labels"
     measure = "macro F1" if several else "accuracy"
-    reasons = list(_reasons(request, records[INT8]["results"], entries, measure))
-    if request.devices == "micro" and (unfit := _unfit(needs)):
+    files = {"report": folder / "report.html", "recipe": folder / RECIPE}
+    refused = records.get(FILES, {}).get("results", {}).get("refused", {})
+    files |= {
+        f"rejected_{name.split('.')[1]}": folder / FILES / one["file"]
+        for name, one in refused.items()
+    }
+    needs = None
+    if "kit" in records:
+        files |= {dtype: folder / f"model_{dtype}.tflite" for dtype in _SHIPPED}
+        files["kit"] = folder / "kit" / request.name
+        needs = kit.find_needs(folder / entries[f"{INT8}_int8"]["path"])
+    reasons = [*failures, *(one["message"] for one in refused.values())]
+    quantized = records.get(INT8, {}).get("results", {})
+    if quantized:
+        reasons += _reasons(request, quantized, entries, measure)
+    if request.devices == "micro" and needs and (unfit := _unfit(needs)):
         reasons.append(f"the int8 file does not run on TFLite Micro: {unfit}")
+    advice = (
+        _advice(request, files, needs)
+        if needs
+        else _advice_without(request, files, quantized)
+    )
     return Compressed(
         met=not reasons,
         reasons=tuple(reasons),
-        verdict=_verdict(request, reasons, records[INT8]["results"], measure),
+        verdict=_verdict(request, reasons, quantized, measure),
         files=files,
         metrics=metrics,
         records=records,
         table=_table(folder, entries),
-        advice=tuple(_advice(request, files, needs)),
+        advice=tuple(advice),
     )
 
 
@@ -141,7 +170,10 @@ def _reasons(
     found = []
     if not quantized["met"]:
         found.append(quantized["message"])
-    against = entries[f"{INT8}_int8"]["against_baseline"]
+    entry = entries.get(f"{INT8}_int8") or entries.get(f"{INT8}_int8_rejected")
+    if entry is None:
+        return found
+    against = entry["against_baseline"]
     if -against["difference"] > request.max_drop:
         low, high = (-100 * bound for bound in reversed(against["difference_ci"]))
         # Where the interval reaches below the limit, it may be chance.
@@ -246,11 +278,39 @@ def _advice(
             )
     lines += [
         f"self-test on the device: {files['kit'] / 'selftest.py'}",
+        *_in_any_case(files),
+    ]
+    return lines
+
+
+def _in_any_case(files: Mapping[str, pathlib.Path]) -> list[str]:
+    return [
         f"report: {files['report']}",
         f"to change something: edit {files['recipe']}, then kdprune run "
         f"{files['recipe']} --output {files['recipe'].parent}",
     ]
-    return lines
+
+
+def _advice_without(
+    request: Request,
+    files: Mapping[str, pathlib.Path],
+    quantized: Mapping[str, Any],
+) -> list[str]:
+    """What to do where there is no file to ship."""
+    lines = [
+        f"do not ship {path}; its reasons and figures: {path.with_suffix('.json')}"
+        for what, path in files.items()
+        if what.startswith("rejected_")
+    ]
+    lines.append(
+        f"what stands in the way, layer by layer: kdprune doctor {request.model}"
+    )
+    if quantized and any(what.startswith("rejected_") for what in files):
+        lines.append(
+            "if you know better, allow it by the keys that the reasons name, in the "
+            f"stage `{FILES}` of the recipe"
+        )
+    return lines + _in_any_case(files)
 
 
 def _count(value: int | None) -> str:

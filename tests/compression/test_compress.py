@@ -15,8 +15,8 @@ from kdprune import cli
 from kdprune.compression import Request, compress, memory
 from kdprune.compression.checks import (
     check_target,
-    count_images,
     count_provable,
+    find_images,
 )
 from kdprune.compression.page import Counts, write_page
 from kdprune.config import parse_recipe
@@ -174,10 +174,14 @@ def test_validation_images_that_the_data_has_are_counted(tmp_path, images):
     arrays = {f"x_{part}": np.zeros((n, 8, 8, 3), np.uint8) for part, n in PARTS}
     arrays |= {f"y_{part}": np.arange(n) % 2 for part, n in PARTS}
     np.savez(path, **arrays)
-    assert count_images(Request(tmp_path / "a.keras", str(path)), {}) == (40, 20)
-    assert count_images(Request(tmp_path / "a.keras", str(images)), {}) == (80, None)
-    plain = images / "train"  # A fifth of it becomes the test set.
-    assert count_images(Request(tmp_path / "a.keras", str(plain)), {}) == (64, None)
+
+    def counts(given):
+        found = find_images(Request(tmp_path / "a.keras", str(given)), {})
+        return found.train, found.validation
+
+    assert counts(path) == (40, 20)
+    assert counts(images) == (80, None)
+    assert counts(images / "train") == (64, None)  # A fifth becomes the test set.
 
 
 @pytest.mark.parametrize(("train", "validation"), [(1_200, None), (5_000, 400)])
@@ -278,26 +282,20 @@ def test_weights_that_are_not_numbers_are_refused(capsys, tmp_path, images):
 
     path = changed(tmp_path / "spoilt.keras", spoil)
     line = refused(capsys, "compress", path, "--images", images, "--max-drop", "0.1")
-    assert "5 NaN or infinite of 432 in layer 'conv2d" in line
+    assert "5 of its 448 weights are NaN or infinite" in line and "conv2d" in line
     assert not path.with_name("spoilt-compressed").exists()
 
 
-def test_a_model_of_no_fixed_size_is_refused(capsys, tmp_path, images):
+def of_any_size():
     image = keras.Input((None, None, 3))
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(image))
-    path = tmp_path / "any.keras"
-    save_model(keras.Model(image, keras.layers.Dense(2)(x)), path)
-    line = refused(capsys, "compress", path, "--images", images)
-    assert "expected a model of images of a fixed size" in line
+    return keras.Model(image, keras.layers.Dense(2)(x))
 
 
-def test_a_model_of_two_inputs_is_refused(capsys, tmp_path, images):
+def of_two_images():
     a, b = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Add()([a, b]))
-    path = tmp_path / "two.keras"
-    save_model(keras.Model([a, b], keras.layers.Dense(2)(x)), path)
-    line = refused(capsys, "compress", path, "--images", images)
-    assert "expected a model of one image. Received: 2 inputs" in line
+    return keras.Model([a, b], keras.layers.Dense(2)(x))
 
 
 def with_lambda():
@@ -329,12 +327,36 @@ def channels_first():
     return keras.Model(image, keras.layers.Dense(2)(x))
 
 
+class Twice(keras.layers.Layer):
+    """Code of the user's own, which is here but in no file."""
+
+    def call(self, inputs):
+        return 2 * inputs
+
+
+def with_own_layer():
+    image = keras.Input((16, 16, 3))
+    x = keras.layers.GlobalAveragePooling2D()(Twice(name="mine")(image))
+    return keras.Model(image, keras.layers.Dense(2)(x))
+
+
+def of_two_outputs():
+    image = keras.Input((16, 16, 3))
+    x = keras.layers.GlobalAveragePooling2D()(image)
+    ends = [keras.layers.Dense(n, name=name)(x) for n, name in ((3, "a"), (2, "b"))]
+    return keras.Model(image, ends)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (with_lambda, "Lambda"),
+        (with_lambda, "a Lambda layer is arbitrary code"),
         (subclassed, "Subclassed"),
         (channels_first, "channels first, which devices do not run"),
+        (of_any_size, "build the model for images of one size"),
+        (of_two_images, "it has 2 inputs; expected one image"),
+        (with_own_layer, "Twice', which is not on the allow-list; write it with"),
+        (of_two_outputs, "choose the one that counts: --model-output a"),
     ],
 )
 def test_a_model_that_cannot_be_taken_is_refused(capsys, tmp_path, images, make, said):
@@ -343,6 +365,69 @@ def test_a_model_that_cannot_be_taken_is_refused(capsys, tmp_path, images, make,
     line = refused(capsys, "compress", path, "--images", images, "--max-drop", "0.1")
     assert said in line
     assert not path.with_name("odd-compressed").exists()
+
+
+def test_code_that_is_at_hand_is_not_in_the_file(tmp_path, images):
+    with pytest.raises(ValueError, match="'mine' is or uses .* not on the allow-list"):
+        compress(with_own_layer(), str(images), output=tmp_path / "out", max_drop=0.1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_that_is_wrong_is_said_at_once(capsys, tmp_path, images):
+    a, b = keras.Input((16, 16, 3)), keras.Input((16, 16, 3))
+    x = keras.layers.Lambda(lambda x: 2 * x, name="code")(keras.layers.Add()([a, b]))
+    x = keras.layers.GlobalAveragePooling2D()(Twice(name="mine")(x))
+    keras.Model([a, b], keras.layers.Dense(2)(x)).save(tmp_path / "odd.keras")
+
+    def spoil(weights):
+        weights[0][:] = np.nan
+
+    teacher = changed(tmp_path / "spoilt.keras", spoil)
+    shutil.copytree(images / "train" / "cat", tmp_path / "one" / "cat")
+    given = [tmp_path / "odd.keras", "--images", tmp_path / "one"]
+    given += ["--teacher", teacher]
+    assert cli.main(["compress", *map(str, given)]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    said = ("code: ", "mine: ", "2 inputs", "NaN or infinite", "two or more class")
+    for part in said:
+        assert sum(part in line for line in lines) == 1, lines
+    assert len(lines) == len(said)
+
+
+def test_a_model_of_double_precision_is_taken(tmp_path, images):
+    keras.backend.set_floatx("float64")
+    try:
+        double = small_net()
+        double.save(tmp_path / "double.keras")
+    finally:
+        keras.backend.set_floatx("float32")
+    request = Request(tmp_path / "double.keras", str(images), max_drop=0.1)
+    assert kdprune.compression.initialise(request).is_file()
+    model = kdprune.load_model(tmp_path / "double.keras")
+    assert {weight.dtype.name for weight in model.weights} == {"float32"}
+    for ours, theirs in zip(model.get_weights(), double.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_images_that_cannot_be_used_are_all_named_before_anything_is_done(
+    capsys, tmp_path, model, images
+):
+    def lines(root, *more):
+        given = [model, "--images", root, "-o", tmp_path / "out", "--max-drop", "0.1"]
+        assert cli.main(list(map(str, ["compress", *given, *more]))) == 2
+        assert not (tmp_path / "out" / "original").exists()
+        return capsys.readouterr().err
+
+    deep = np.full((16, 16), 40_000, np.uint16)
+    shutil.copytree(images, tmp_path / "bad")
+    Image.fromarray(deep).save(tmp_path / "bad/test/dog/0.png")
+    (tmp_path / "bad/test/cat/1.png").write_text("no image")
+    said = lines(tmp_path / "bad")  # Test images alone: before anything is trained.
+    assert "2 files that can't be used" in said
+    assert "test/dog/0.png (more than 8 bits for each channel" in said
+    (tmp_path / "bad/train/dog/3.png").write_bytes(b"")
+    said = lines(tmp_path / "bad")
+    assert "3 files that can't be used: train/dog/3.png (empty), test/cat/1.png" in said
 
 
 def test_folders_that_make_no_data_set_are_refused(capsys, tmp_path, model, images):
@@ -375,6 +460,7 @@ def test_arrays_that_fit_neither_model_nor_each_other_are_refused(tmp_path, mode
     assert "(8, 8, 3)" in refused_arrays((8, 8, 3), two)
     assert "(16, 16, 1)" in refused_arrays((16, 16), two)
     assert "2 outputs" in refused_arrays((16, 16, 3), np.arange(90) % 3)
+    assert not (tmp_path / "out" / "recipe.yaml").exists()
 
 
 def test_labels_of_other_classes_are_refused(capsys, tmp_path, model, images):
@@ -384,24 +470,32 @@ def test_labels_of_other_classes_are_refused(capsys, tmp_path, model, images):
     given = ["--images", images, "-o", out, "--max-drop", "0.1", "--labels", labels]
     line = refused(capsys, "compress", model, *given)
     assert "cow" in line and "dog" in line
+    assert not out.exists()
+    labels.write_text("dog\ncat\n")
+    assert cli.main(list(map(str, ["init", model, *given]))) == 0
     content = yaml.safe_load((out / "recipe.yaml").read_text())
     assert content["stages"]["original"]["labels"] == str(labels)
-    assert not (out / "int8").exists()
 
 
 def test_a_text_file_called_keras_is_refused(capsys, tmp_path, images):
     path = tmp_path / "text.keras"
     path.write_text("hello")
-    line = refused(capsys, "compress", path, "--images", images)
+    given = ["--images", images, "--max-drop", "0.1"]
+    line = refused(capsys, "compress", path, *given)
     assert "is not a complete .keras file" in line
 
 
-def test_a_model_of_other_classes_is_refused_before_training(capsys, tmp_path, images):
+def test_a_model_of_more_or_fewer_classes_is_refused(capsys, tmp_path, model, images):
     path = tmp_path / "ten.keras"
     save_model(build_model("resnet8", (16, 16, 3), 10), path)
-    line = refused(capsys, "compress", path, "--images", images, "--max-drop", "0.1")
-    assert "10 outputs" in line
-    assert not (tmp_path / "ten-compressed" / "original").exists()
+    given = ["--images", images, "--max-drop", "0.1"]
+    assert "10 outputs" in refused(capsys, "compress", path, *given)
+    assert not (tmp_path / "ten-compressed").exists()
+    shutil.copytree(images, tmp_path / "three")
+    for split in ("train", "test"):
+        shutil.copytree(images / split / "cat", tmp_path / "three" / split / "cow")
+    given = ["--images", tmp_path / "three", "--max-drop", "0.1"]
+    assert "Received: 2 outputs" in refused(capsys, "compress", model, *given)
 
 
 @pytest.mark.parametrize(
