@@ -150,6 +150,41 @@ def test_an_input_range_the_wrong_way_round_is_refused(capsys, model):
     assert "--input-range expects LOW,HIGH" in line
 
 
+def test_evaluate_takes_the_order_of_the_outputs_from_a_file(capsys, tmp_path):
+    """A model whose first output is the class that comes second in the folder."""
+    import tf_keras as keras
+
+    for split in ("train", "test"):
+        for name, level in (("cat", 40), ("dog", 200)):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for index in range(5):
+                pixels = np.full((8, 8, 3), level + index, np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(image))
+    net = keras.Model(image, x)
+    net.layers[-1].set_weights([np.array([[9.0, -9.0]] * 3), np.array([-13.5, 13.5])])
+    save_model(net, tmp_path / "net.keras")
+    out, labels = tmp_path / "figures.json", tmp_path / "labels.txt"
+    arguments = ["evaluate", tmp_path / "net.keras", "--dataset", "folder"]
+    arguments += ["--data-path", tmp_path / "images", "--json", out, "--no-latency"]
+    arguments += ["--input-range", "0,1"]
+
+    def accuracy(*more):
+        assert cli.main(list(map(str, [*arguments, *more]))) == 0
+        return json.loads(out.read_text())["models"][0]["accuracy"]
+
+    assert accuracy() == 0
+    labels.write_text("Dog\ncat\n")
+    assert accuracy("--labels", labels) == 1
+    assert "in another order than the classes" in capsys.readouterr().out
+    labels.write_text("dog\ncow\n")
+    line = refused(capsys, *arguments, "--labels", labels)
+    assert "cow" in line and "cat, dog" in line
+    assert "labels file not found" in refused(capsys, *arguments, "--labels", "no.txt")
+
+
 @pytest.mark.slow
 def test_evaluate_prints_and_writes_the_figures(capsys, tmp_path, model):
     out = tmp_path / "figures.json"

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import tf_keras as keras
 from PIL import Image
 
 from kdprune._io import read_json
 from kdprune.config import parse_recipe
 from kdprune.data import load_dataset
+from kdprune.models import save_model
 from kdprune.runner import run as runner
 
 
@@ -136,3 +138,34 @@ def test_spectrograms_become_a_file(tmp_path):
     card = (tmp_path / "run" / "kit" / "sounds" / "MODEL_CARD.md").read_text()
     assert "1-channel" in card or "Gray" in card
     assert "stands for -80" in card
+
+
+@pytest.mark.slow
+def test_a_rare_class_is_found_where_the_loss_is_weighted(tmp_path):
+    """One image in twenty is of the brighter class, which overlaps with the other."""
+    rng = np.random.default_rng(0)
+    y = (np.arange(1600) % 20 == 0).astype(int)
+    bright = rng.normal(110 + 50 * y, 30)[:, None, None, None]
+    x = (bright + rng.normal(scale=20, size=(1600, 4, 4, 3))).clip(0, 255)
+    np.savez(tmp_path / "few.npz", x_train=x.astype(np.uint8), y_train=y)
+    keras.utils.set_random_seed(0)
+    image = keras.Input((4, 4, 3))
+    scores = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(image))
+    save_model(keras.Model(image, scores), tmp_path / "net.keras")
+    model = {"file": str(tmp_path / "net.keras"), "input_range": [0, 1]}
+    training = {"epochs": 12, "batch_size": 40, "optimizer": "adam"}
+    training |= {"learning_rate": 0.1, "precision": "float32"}
+    weighted = training | {"class_weight": "balanced"}
+    stages = {
+        name: {"kind": "train", "model": model, "training": given}
+        for name, given in (("plain", training), ("weighted", weighted))
+    }
+    stages["measured"] = {"kind": "evaluate", "from": ["plain", "weighted"]}
+    data = {"dataset": str(tmp_path / "few.npz")}
+    recipe = {"name": "few", "data": data, "stages": stages, "baseline": "plain"}
+    runner.run(parse_recipe(recipe), tmp_path / "run")
+    entries = read_json(tmp_path / "run" / "metrics.json")["models"]
+    plain, given = entries
+    assert plain["per_class"][1] < 0.4 < 0.6 < given["per_class"][1]
+    assert plain["balanced_accuracy"] < given["balanced_accuracy"] - 0.1
+    assert plain["accuracy"] > given["accuracy"]
