@@ -20,9 +20,9 @@ from kdprune.quantize import calibrate_ranges, quantize_model
 SCRIPT = Path(__file__).parent / "keras3_networks.py"
 # Name and arguments, pixel range, epochs, images, learning rate.
 NETWORKS = {
-    "a tutorial's network": ("tutorial:32", [0, 255], 12, 3000, 0.003),
-    "bottlenecks of ResNet50's form": ("bottlenecks:32:8", [0, 1], 8, 2000, 0.004),
-    "squeeze and excite": ("squeeze_excite:32", [0, 255], 10, 2000, 0.004),
+    "a tutorial's network": ("tutorial:32", [0, 255], 8, 3000, 0.003),
+    "bottlenecks of ResNet50's form": ("bottlenecks:32:8", [0, 1], 5, 2000, 0.004),
+    "squeeze and excite": ("squeeze_excite:32", [0, 255], 6, 2000, 0.004),
 }
 
 

@@ -288,7 +288,6 @@ def test_svg_names_every_distinct_model_as_text(report, plot):
     assert [name for name in MODELS if name not in text] == ["student_uint8"]
 
 
-@pytest.mark.slow
 def test_svg_names_references_classes_and_layers(report):
     text = all_text(report[0], "size")
     assert [r.name for r in MLPERF_TINY if r.name not in text] == []

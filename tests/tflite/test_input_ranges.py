@@ -26,6 +26,8 @@ from kdprune.tflite import (
 from kdprune.tflite.interpreter import open_interpreter
 from tests.intake.test_pixels import levels
 
+pytestmark = pytest.mark.slow
+
 layers = keras.layers
 INVERTED = PixelRange("white is 0", (-1 / 255,), (1.0,))
 # Each with the scale and zero point of a uint8 file's input.
@@ -134,14 +136,9 @@ def save_and_predict(content, images, _cache={}):  # noqa: B006
 
 
 CASES = [
-    *("[0, 255]-valid", "imagenet-same"),
-    *(
-        pytest.param(case, marks=pytest.mark.slow)
-        for case in (
-            *("[0, 1]-same", "[-1, 1]-same", "[-0.5, 2]-valid", "[5, 10]-valid"),
-            *("white is 0-same", "imagenet-valid", "caffe-same", "mean and std-valid"),
-        )
-    ),
+    *("[0, 1]-same", "[0, 255]-valid", "[-1, 1]-same", "[-0.5, 2]-valid"),
+    *("[5, 10]-valid", "white is 0-same", "imagenet-same", "caffe-same"),
+    "mean and std-valid",
 ]
 
 
@@ -167,7 +164,6 @@ def test_bytes_go_into_a_post_training_file_as_they_are(learned, case):
     assert again == content
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", ["[-1, 1]-same", "[0, 255]-valid", "imagenet-same"])
 def test_bytes_go_into_a_quantization_aware_file_as_they_are(learned, case, tmp_path):
     images = learned[1][0]
