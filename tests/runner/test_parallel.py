@@ -119,7 +119,9 @@ def test_an_error_in_a_worker_is_one_line(tmp_path):
     foreign.mkdir(parents=True)
     (foreign / "thesis.tex").write_text("not to be lost")
     ended = subprocess.run(
-        command(write(tmp_path), "--jobs", "2"), capture_output=True, text=True
+        command(write(tmp_path), "--jobs", "2", "--until", "alone"),
+        capture_output=True,
+        text=True,
     )
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1
