@@ -17,9 +17,9 @@ SUITABLE := import sys, venv, ensurepip; \
 # tests of a file stay together where they can, since they share models and runs.
 WORKERS := --numprocesses 2 --dist worksteal
 
-# What `make canary` tries, in an environment of its own.
+# What `make canary` tries, in an environment of its own. Together tf_keras would hold
+# TensorFlow back to the release that it was made for.
 CANARY := $(VENV)-canary/bin
-NEWEST := tensorflow tf_keras keras
 CANARY_TESTS := tests/models tests/intake tests/distill tests/prune tests/quantize tests/tflite
 
 # kdprune/__init__.py holds the version, which pip writes down when it installs.
@@ -54,7 +54,8 @@ docs: $(VENV)/.docs ## build the site into site/ and check its links
 
 canary: ## try the newest pre-releases of TensorFlow, Keras and tf_keras; never fails
 	@$(MAKE) --no-print-directory VENV=$(VENV)-canary $(VENV)-canary/.test
-	-$(CANARY)/python -m pip install --quiet --upgrade --pre $(NEWEST)
+	-for newest in keras tensorflow "--no-deps tf_keras"; do \
+	    $(CANARY)/python -m pip install --quiet --upgrade --pre $$newest; done
 	@$(CANARY)/python -m pip list | grep -iE "^(tensorflow|keras|tf[-_]keras) "
 	-$(CANARY)/python -c "import kdprune.stages, kdprune.tflite"
 	-$(CANARY)/python -m pytest -m "not slow and not soak" --override-ini filterwarnings= \

@@ -230,6 +230,7 @@ def test_the_name_of_a_class_of_ours_imports_no_module(saved, tmp_path, monkeypa
     assert not trace.exists() and "canary_module" not in sys.modules
     keras.models.load_model(saved)
     assert trace.exists()  # as Keras itself does
+    del sys.modules["canary_module"]
 
 
 _EVIL = {"module": "os", "class_name": "function", "config": "system"}
