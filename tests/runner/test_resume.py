@@ -115,7 +115,7 @@ def kill_in(stage, recipe, output):
             begun = (folder / "view-000.npy").exists()
         if begun:
             break
-        time.sleep(0.005)
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
