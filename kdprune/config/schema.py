@@ -59,6 +59,8 @@ class Data(Settings):
     """`shapes`: training images to generate."""
     test_images: Count | None = None
     """`shapes`: test images to generate."""
+    unlabelled_images: Count | None = None
+    """`shapes`: images without labels to generate, which teachers show students."""
     options: dict[str, Any] = {}
     """More arguments of the data set's loader."""
 

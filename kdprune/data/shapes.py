@@ -28,6 +28,7 @@ def load(
     *,
     train_images: int = 10_000,
     test_images: int = 2_000,
+    unlabelled_images: int = 0,
     image_size: int = 32,
     data_dir: object = None,
     seed: int = 0,
@@ -41,6 +42,8 @@ def load(
         train_images: Number of training images, at least 20; every ten of them
             hold each class once.
         test_images: Number of test images, at least 10.
+        unlabelled_images: Number of images without labels, which a teacher shows its
+            student; those that follow the training images in the stream.
         image_size: Height and width in pixels, at least 16.
         data_dir: Not used.
         seed: Seed of the images.
@@ -54,6 +57,7 @@ def load(
     for option, value, least in (
         ("train_images", train_images, 2 * len(CLASSES)),
         ("test_images", test_images, len(CLASSES)),
+        ("unlabelled_images", unlabelled_images, 0),
         ("image_size", image_size, 16),
     ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -61,10 +65,16 @@ def load(
                 f"Expected {option} to be a whole number >= {least}. "
                 f"Received: {value!r}."
             )
+    made = generate(train_images + unlabelled_images, image_size, seed, TRAIN)
+    unlabelled = None
+    if unlabelled_images:
+        hidden = np.full(unlabelled_images, -1)
+        unlabelled = Split(made.images[train_images:], hidden)
     return Source(
         origin=f"shapes (generated, seed {seed})",
         classes=CLASSES,
-        train=generate(train_images, image_size, seed, TRAIN),
+        train=Split(made.images[:train_images], made.labels[:train_images]),
+        unlabelled=unlabelled,
         read_test=lambda: generate(test_images, image_size, seed, TEST),
         test_size=test_images,
     )

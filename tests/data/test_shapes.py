@@ -39,6 +39,18 @@ def test_more_images_change_none():
     assert np.array_equal(few.labels, many.labels[:30])
 
 
+def test_images_without_labels_follow_the_training_images(small):
+    parted = load_dataset(
+        "shapes", train_images=600, unlabelled_images=70, test_images=50
+    )
+    more = generate(670, 32, 0, TRAIN)
+    assert np.array_equal(parted.unlabelled.images, more.images[600:])
+    assert set(parted.unlabelled.labels) == {-1}
+    assert parted.description["sha256"] == small.description["sha256"]
+    assert parted.description["sizes"]["unlabelled"] == 70
+    assert len(parted.shown) == len(parted.train) + 70
+
+
 def test_training_and_test_images_are_different(small):
     train = {image.tobytes() for image in generate(600, 32, 0, TRAIN).images}
     assert len(train) == 600
