@@ -115,7 +115,8 @@ def load_dataset(
             what the labels' form says. See `Dataset.task`.
         **options: Options of the loader: `path`, `image_size`, `resize`, `channels`,
             `on_error`, `test` of "folder"; `train_images`, `test_images`,
-            `unlabelled_images`, `image_size` of "shapes"; `range`, `classes`, `test` of "FILE.npz".
+            `unlabelled_images`, `image_size` of "shapes"; `range`, `classes`, `test`
+            of "FILE.npz".
 
     Returns:
         The data set.
