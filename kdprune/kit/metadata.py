@@ -10,7 +10,7 @@ from typing import Any
 import flatbuffers
 import numpy as np
 
-from kdprune.tflite.format import read_tflite, set_metadata
+from kdprune.tflite.format import Tensor, read_tflite, set_metadata
 
 LABELS = "labels.txt"
 
@@ -56,6 +56,7 @@ _Table = dict[int, Any]
 _FEATURE_PROPERTIES, _IMAGE_PROPERTIES = 1, 2
 _NORMALIZATION = 1
 _AXIS_LABELS = 2
+_LOWEST = {"int8": -128, "uint8": 0}
 _COLOR_SPACES = {3: 1, 1: 2}  # Channels: RGB, GRAYSCALE; 0 is UNKNOWN.
 
 
@@ -79,7 +80,8 @@ def add_metadata(
 
     Args:
         data: A `.tflite` file's content: an image `(1, height, width, channels)`
-            of values in [0, 1] in, probabilities `(1, classes)` out.
+            in, probabilities `(1, classes)` out. Bytes stand for what the input of an
+            8-bit file says, of another one for [0, 1].
         classes: The classes' names, in the order of the outputs.
         name: The model's name.
         description: What the model does, in a sentence.
@@ -99,7 +101,7 @@ def add_metadata(
         subgraph_metadata=[
             _table(
                 "SubGraphMetadata",
-                input_tensor_metadata=[_describe_image(channels=image.shape[3])],
+                input_tensor_metadata=[_describe_image(image)],
                 output_tensor_metadata=[_describe_scores(scores)],
             )
         ],
@@ -109,17 +111,23 @@ def add_metadata(
     return _append_labels(content, classes)
 
 
-def _describe_image(channels: int) -> _Table:
-    color = _COLOR_SPACES.get(channels, 0)
+def _describe_image(image: Tensor) -> _Table:
+    color = _COLOR_SPACES.get(image.shape[3], 0)
+    scale, zero = 1 / 255, 0
+    if image.dtype in _LOWEST:
+        scale = float(image.scale[0])
+        zero = int(image.zero_point[0]) - _LOWEST[image.dtype]
+    low, high = (round((byte - zero) * scale, 4) for byte in (0, 255))
     normalization = _table(
         "NormalizationOptions",
-        mean=np.array([0], np.float32),
-        std=np.array([255], np.float32),
+        mean=np.array([zero], np.float32),
+        std=np.array([float(f"{1 / scale:.6g}")], np.float32),
     )
     return _table(
         "TensorMetadata",
         name="image",
-        description="The image; bytes from 0 to 255 stand for values from 0 to 1.",
+        description="The image; bytes from 0 to 255 stand for values from "
+        f"{low:g} to {high:g}.",
         content=_table(
             "Content",
             properties_type=_IMAGE_PROPERTIES,
@@ -129,7 +137,7 @@ def _describe_image(channels: int) -> _Table:
             _table("ProcessUnit", options_type=_NORMALIZATION, options=normalization)
         ],
         stats=_table(
-            "Stats", max=np.array([1], np.float32), min=np.array([0], np.float32)
+            "Stats", max=np.array([high], np.float32), min=np.array([low], np.float32)
         ),
     )
 

@@ -79,11 +79,17 @@ def run_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def kits_of_ranges(shape_images, tmp_path_factory):
-    """Kits of a network that takes [-1, 1], and of one that takes 0 to 255."""
+    """Kits of networks that take [-1, 1] and 0 to 255, and of one of a single unit."""
     keras.utils.set_random_seed(0)
     folder = tmp_path_factory.mktemp("ranges")
-    for name, given in (("signed", (-1, 1)), ("bytes", (0, 255))):
-        model = build_model("resnet", filters=(8, 8, 8))
+    cases = (
+        ("signed", (-1, 1), CLASSES),
+        ("bytes", (0, 255), CLASSES),
+        ("one_unit", (-1, 1), ("round", "square")),
+    )
+    for name, given, classes in cases:
+        units = 1 if len(classes) == 2 else len(classes)
+        model = build_model("resnet", classes=units, filters=(8, 8, 8))
         # Kernels for wider pixels are smaller; else the scores are all 0 or 1, and
         # a rounding between two kernels' answers turns one into the other.
         first = next(layer for layer in model.layers if layer.weights)
@@ -93,7 +99,7 @@ def kits_of_ranges(shape_images, tmp_path_factory):
             dtype: convert_tflite(model, dtype, shape_images[:50])
             for dtype in ("int8", "uint8")
         }
-        write_kit(folder / name, **files, classes=CLASSES, name="ranged")
+        write_kit(folder / name, **files, classes=classes, name="ranged")
     return folder
 
 
@@ -107,7 +113,12 @@ def raw(kits_of_ranges):
     return kits_of_ranges / "bytes"
 
 
-@pytest.mark.parametrize("place", ["kit", "run_folder", "signed", "raw"])
+@pytest.fixture
+def one_unit(kits_of_ranges):
+    return kits_of_ranges / "one_unit"
+
+
+@pytest.mark.parametrize("place", ["kit", "run_folder", "signed", "raw", "one_unit"])
 def test_mediapipe_gives_the_class_names_and_the_interpreters_scores(
     request, place, client_python, shape_images, tmp_path
 ):
@@ -121,7 +132,8 @@ def test_mediapipe_gives_the_class_names_and_the_interpreters_scores(
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    assert said["names"] == list(CLASSES)
+    # Of a single unit the second of the two classes, which the card's code knows.
+    assert said["names"] == (["square"] if place == "one_unit" else list(CLASSES))
     expected = selftest.score(model.read_bytes(), shape_images)
     np.testing.assert_array_equal(np.array(said["scores"]) * 256, expected)
 
@@ -151,6 +163,25 @@ def test_the_arena_on_the_card_is_enough_and_no_larger(kit, pair, micro):
     run_micro(micro, pair["int8"], black, arena=arena)
     with pytest.raises(RuntimeError):
         run_micro(micro, pair["int8"], black, arena=arena - 16)
+
+
+@pytest.mark.parametrize("place", ["signed", "raw", "one_unit"])
+def test_tflite_micro_takes_every_range_and_a_single_unit(
+    request, place, micro, shape_images
+):
+    data = (request.getfixturevalue(place) / "model_int8.tflite").read_bytes()
+    found = run_micro(micro, data, shape_images[:20], arena=measure_arena(data))
+    expected = selftest.score(data, shape_images[:20], "reference").astype(int) - 128
+    assert np.ptp(found) > 10
+    assert np.abs(found - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("place", "said"), [("signed", "-1.0039 to 0.9961"), ("raw", "0 to 255")]
+)
+def test_the_metadata_says_what_bytes_stand_for(request, place, said):
+    content = (request.getfixturevalue(place) / "model_uint8.tflite").read_bytes()
+    assert f"stand for values from {said}.".encode() in content
 
 
 def test_what_tflite_micro_refuses_is_said_in_a_line(micro, pair):
