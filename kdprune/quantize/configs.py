@@ -16,6 +16,7 @@ import tensorflow_model_optimization as tfmot
 import tf_keras as keras
 from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
     default_8bit_quantize_registry,
+    default_8bit_quantizers,
 )
 
 from kdprune.quantize.rewrite import activation_name
@@ -103,26 +104,55 @@ class Slopes(Output):
     """
 
     def get_weights_and_quantizers(self, layer: Any) -> list:
-        return [(layer.alpha, _Rounded())]
+        return [(layer.alpha, Rounded())]
 
     def set_quantize_weights(self, layer: Any, quantize_weights: Any) -> None:
         (layer.alpha,) = quantize_weights
 
 
-class _Rounded(_Quantizer):
-    """Symmetric int8 steps for a whole tensor, gradients passed straight through."""
+class Rounded(_Quantizer):
+    """Symmetric int8 steps, gradients passed straight through.
+
+    Args:
+        axes: What has one step; all of the tensor if None.
+    """
+
+    def __init__(self, axes: tuple[int, ...] | None = None) -> None:
+        self.axes = axes
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict:
         return {}
 
     def __call__(self, inputs: Any, training: Any, weights: Any, **_: Any) -> Any:
-        step = tf.reduce_max(tf.abs(inputs)) / 127.0
+        largest = tf.reduce_max(tf.abs(inputs), axis=self.axes, keepdims=True)
+        step = tf.stop_gradient(largest) / 127.0
         rounded = tf.math.divide_no_nan(tf.stop_gradient(inputs), step)
         rounded = tf.stop_gradient(tf.round(rounded) * step)
         return rounded + (inputs - tf.stop_gradient(inputs))
 
     def get_config(self) -> dict:
-        return {}
+        return {"axes": self.axes}
+
+
+def round_depthwise_kernels(wrapper: Any) -> None:
+    """Gives each channel of a depthwise kernel steps of its own, as files have them.
+
+    TFMOT has one range for all, and the converter rounds to others what was rounded to
+    these, so that files of depthwise networks stray from their models. Its variables
+    stay, unused, and with them the form of what is saved.
+
+    Args:
+        wrapper: A `QuantizeWrapper`, built; one of another layer stays as it is.
+    """
+    if isinstance(wrapper.layer, layers.DepthwiseConv2D):
+        wrapper._weight_vars = [
+            (weight, Rounded((0, 1)) if _is_usual(quantizer) else quantizer, ranges)
+            for weight, quantizer, ranges in wrapper._weight_vars
+        ]
+
+
+def _is_usual(quantizer: Any) -> bool:
+    return type(quantizer) is default_8bit_quantizers.Default8BitConvWeightsQuantizer
 
 
 _NEXT_TO_ONE = float(np.nextafter(np.float32(1), np.float32(0)))

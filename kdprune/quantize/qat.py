@@ -18,10 +18,17 @@ from tensorflow_model_optimization.python.core.quantization.keras import (
 
 from kdprune import _graph
 from kdprune import images as pixels
-from kdprune.intake import for_bytes, split_input, to_unit_range
-from kdprune.intake.pixels import put_in_front, read_chain
+from kdprune.intake import for_bytes, to_unit_range
+from kdprune.intake.pixels import read_chain
 from kdprune.models.precision import cast_model
-from kdprune.quantize.configs import CONFIGS, FloatOutput, Output, Plain, config_of
+from kdprune.quantize.configs import (
+    CONFIGS,
+    FloatOutput,
+    Output,
+    Plain,
+    config_of,
+    round_depthwise_kernels,
+)
 from kdprune.quantize.obstacles import check_model, check_no_obstacles
 from kdprune.quantize.rewrite import (
     FLOAT_KINDS,
@@ -67,7 +74,7 @@ def quantize_model(
     The input is quantized over the fixed range [0, 1], so that the int8 file takes
     the bytes of an image as they are (scale exactly 1/255). TFMOT's own input range
     starts empty and widens with every image that leaves [0, 1]. A model that starts
-    with a `Rescaling` of another range (see `take_model`) keeps it in front, out of
+    with `Rescaling` from another range (see `take_model`) keeps it in front, out of
     quantization, and the file's input has the scale and zero point of that range;
     one made for bytes takes [0, 1] from then on.
 
@@ -138,21 +145,23 @@ def wrap_model(
     with _float32_policy():
         # What the file's input says of its pixels is no layer of the network.
         base = for_bytes(to_unit_range(cast_model(model, "float32")))
-        core, taken = split_input(base)
+        front = [call.layer for call in read_chain(base).calls]
+        core = read_chain(base).bypassed()
         if as_before:
             rewritten = Rewritten(core)
         else:
             check_no_obstacles(core, float_layers)
             rewritten = rewrite(core, float_layers)
-        if core is not base:
-            rewritten.model = put_in_front(rewritten.model, taken.range)
+        if front:
+            copies = [type(one).from_config(one.get_config()) for one in front]
+            rewritten.model = _graph.rebuild(rewritten.model, first=copies)
         try:
             quantized = _wrapped(
                 rewritten,
                 preserve_sparsity,
                 preserve_clusters,
                 as_before,
-                core is not base,
+                {one.name for one in front},
             )
         except (RuntimeError, TypeError, ValueError) as error:
             words = " ".join(str(error).split())
@@ -166,6 +175,8 @@ def wrap_model(
             )
         if isinstance(layer, tfmot_quantize.QuantizeWrapper):
             average_centroid_gradients(layer)
+            if not as_before:
+                round_depthwise_kernels(layer)
             _keep_frozen(layer)
     quantized.quantized_from = Origin(
         base,
@@ -182,12 +193,10 @@ def _wrapped(
     preserve_sparsity: bool,
     preserve_clusters: bool,
     as_before: bool,
-    rescaled: bool,
+    plain: set[str],
 ) -> keras.Model:
+    # Plain layers bring bytes, as which the input is rounded, to what they mean.
     model = rewritten.model
-    # The first layer brings bytes, as which the input is rounded, to what they mean.
-    front = read_chain(model).calls if rescaled else {}
-    plain = {call.layer.name for call in front}
     finals = {tensor._keras_history.layer.name for tensor in model.outputs}
     configs = {
         layer.name: None if as_before else config_of(layer, layer.name in finals)

@@ -8,7 +8,7 @@ import tf_keras as keras
 from ai_edge_litert.interpreter import Interpreter
 
 from kdprune.evaluate import predict
-from kdprune.quantize import Attempt, meet_budget
+from kdprune.quantize import Attempt, meet_budget, quantize_model
 from kdprune.tflite import (
     Calibration,
     convert,
@@ -16,6 +16,7 @@ from kdprune.tflite import (
     inspect_tflite,
     layer_report,
     paired_drop,
+    read_tflite,
     sensitive_layers,
 )
 from kdprune.tflite import calibration as steps
@@ -348,3 +349,28 @@ def test_one_calibration_makes_the_files_that_single_conversions_make(model, dat
         calibration.convert(range_method="best")
     with pytest.raises(ValueError, match="a float model needs calibration images"):
         Calibration(model, None)
+
+
+def test_channels_of_depthwise_kernels_have_the_steps_of_the_file():
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.DepthwiseConv2D(3, use_bias=False, name="each")(image)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization(name="norm")(x))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(image, keras.layers.Dense(2)(x))
+    (kernel,) = model.get_layer("each").get_weights()
+    unequal = np.array([1, 0.1, 0.01], np.float32)[:, None]
+    model.get_layer("each").set_weights([kernel * unequal])
+    model.get_layer("norm").gamma.assign([3.0, 0.2, -1.0])
+    images = np.random.default_rng(0).random((20, 8, 8, 3), np.float32)
+    aware = quantize_model(model, calibration=images)
+    graph = read_tflite(convert_tflite(aware, "int8"))
+    (op,) = [op for op in graph.ops if op.name == "DEPTHWISE_CONV_2D"]
+    found = graph.tensors[op.inputs[1]]
+    np.testing.assert_array_equal(np.abs(found.data).max(axis=(0, 1, 2)), 127)
+    ((weight, quantizer, ranges),) = aware.get_layer("quant_each")._weight_vars
+    rounded = quantizer(weight, training=False, weights=ranges).numpy()[..., 0]
+    norm = np.array([3.0, 0.2, -1.0]) / np.sqrt(1.001)
+    np.testing.assert_allclose(
+        (found.data * found.scale)[0], rounded * norm, rtol=1e-5, atol=1e-9
+    )

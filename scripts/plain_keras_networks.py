@@ -1,9 +1,10 @@
 """Saves networks as people build them, by plain Keras 3, untrained; its own process.
 
-    python keras3_networks.py FOLDER NAME…
+Imports nothing of kdprune. All networks are for ten classes; they are trained after
+they were loaded, since an untrained network proves nothing about int8.
 
-All are for ten classes. They are trained after they were loaded, since an untrained
-network proves nothing about int8.
+Usage:
+    python scripts/plain_keras_networks.py FOLDER NAME[:SIZE[:WIDTH]]…
 """
 
 import pathlib
@@ -74,7 +75,7 @@ def bottlenecks(size=32, width=8):
     return keras.Model(image, layers.Dense(10, activation="softmax")(x))
 
 
-def transfer(size=48, alpha=0.35):
+def mobilenetv2(size=64, alpha=0.35):
     """Transfer learning: MobileNetV2 inside a model, without its top."""
     base = keras.applications.MobileNetV2(
         (size, size, 3), alpha=alpha, include_top=False, weights=None
@@ -85,19 +86,19 @@ def transfer(size=48, alpha=0.35):
     return keras.Model(image, layers.Dense(10)(layers.Dropout(0.1)(x)))
 
 
-def mobilenetv3(size=48, alpha=0.75):
+def mobilenetv3(size=64, alpha=0.5):
     return keras.applications.MobileNetV3Small(
         (size, size, 3), alpha=alpha, weights=None, classes=10
     )
 
 
-def efficientnet(size=32):
+def efficientnet(size=64):
     return keras.applications.EfficientNetB0(
         input_shape=(size, size, 3), weights=None, classes=10
     )
 
 
-def resnet50(size=32):
+def resnet50(size=64):
     return keras.applications.ResNet50(
         input_shape=(size, size, 3), weights=None, classes=10
     )
