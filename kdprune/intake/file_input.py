@@ -18,8 +18,9 @@ import numpy as np
 import tf_keras as keras
 from numpy.typing import NDArray
 
-from kdprune._graph import rebuild
+from kdprune._graph import is_graph_model, rebuild
 from kdprune.intake import pixels
+from kdprune.intake.first_kernels import scale_first_kernels
 
 layers = keras.layers
 
@@ -78,9 +79,10 @@ def byte_input(range_: pixels.PixelRange) -> ByteInput | None:
 def for_bytes(model: keras.Model) -> keras.Model:
     """The model that an 8-bit file of this one computes, of pixels in [0, 1].
 
-    What stands at its front is one `Rescaling` by what the file's input can say, or
-    nothing. A normalization of each channel is moved into the first convolution, or
-    becomes a 1 x 1 depthwise convolution where zero padding is in between.
+    What stands at its front is one `Rescaling` by what the file's input can say, and
+    one for first kernels of the usual size (`put_in_front`), or nothing. A
+    normalization of each channel is moved into the first convolution, or becomes a
+    1 x 1 depthwise convolution where zero padding is in between.
 
     Args:
         model: A graph model that takes pixels in [0, 1].
@@ -93,16 +95,38 @@ def for_bytes(model: keras.Model) -> keras.Model:
     chain = pixels.read_chain(model)
     if not chain.calls:
         return model
-    range_ = chain.after(pixels.UNIT)
+    range_ = stated_range(chain)
     said = byte_input(range_)
     if said is None:
-        return _in_weights(chain, range_)
+        return _in_weights(chain, chain.after(pixels.UNIT))
     low, high = said.bounds
     exact = abs(low - range_.offset[0]) <= _ROUNDED * said.scale
-    if exact and len(chain.calls) == 1:
+    if exact and (len(chain.calls) == 1 or chain.factor != 1):
         return model
-    meant = range_ if exact else pixels.PixelRange.between(low, high)
-    return pixels.put_in_front(model, meant, chain)
+    given = range_ if exact else pixels.PixelRange.between(low, high)
+    return pixels.in_front(model, given, chain.factor, chain)
+
+
+def for_floats(model: keras.Model) -> keras.Model:
+    """The model that a file of another type computes, of pixels in [0, 1].
+
+    Args:
+        model: A model that takes pixels in [0, 1].
+
+    Returns:
+        A model that starts with one `Rescaling` at most; the same one if it does.
+    """
+    if not is_graph_model(model):
+        return model
+    chain = pixels.read_chain(model)
+    if chain.factor == 1:
+        return model
+    return pixels.in_front(model, chain.after(pixels.UNIT), chain=chain)
+
+
+def stated_range(chain: pixels.Chain) -> pixels.PixelRange:
+    """What the first kernels would take, were they not made of the usual size."""
+    return chain.after(pixels.UNIT).times(chain.factor)
 
 
 def split_input(model: keras.Model) -> tuple[keras.Model, ByteInput]:
@@ -115,10 +139,15 @@ def split_input(model: keras.Model) -> tuple[keras.Model, ByteInput]:
         `(model, input)`: the model that takes what the bytes mean.
     """
     chain = pixels.read_chain(model)
-    said = byte_input(chain.after(pixels.UNIT)) if chain.calls else UNIT_INPUT
+    said = byte_input(stated_range(chain)) if chain.calls else UNIT_INPUT
     if said is None:
         return model, UNIT_INPUT
-    return chain.bypassed(), said
+    core = chain.bypassed()
+    if chain.factor != 1:
+        plain = scale_first_kernels(core, 1 / chain.factor)
+        assert plain is not None  # Else the factor would be 1.
+        core = plain
+    return core, said
 
 
 def _in_weights(chain: pixels.Chain, range_: pixels.PixelRange) -> keras.Model:

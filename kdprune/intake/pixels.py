@@ -19,6 +19,12 @@ from scipy import stats
 
 from kdprune import images as pixels_of
 from kdprune._graph import nodes, rebuild
+from kdprune.intake.first_kernels import (
+    factor_for,
+    first_kernels,
+    is_power_of_two,
+    scale_first_kernels,
+)
 
 layers = keras.layers
 
@@ -73,6 +79,27 @@ class PixelRange:
     def bounds(self) -> tuple[float, float]:
         """What black and white become; of a uniform range."""
         return self.offset[0], self.offset[0] + 255 * self.scale[0]
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """The least and the largest number that a pixel can become."""
+        low = np.asarray(self.offset, float)
+        ends = np.array([low, low + 255 * np.asarray(self.scale)])
+        return float(ends.min()), float(ends.max())
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude of what a pixel can become."""
+        return max(map(abs, self.extent))
+
+    def times(self, factor: float) -> PixelRange:
+        """The range of the same pixels, multiplied by a number."""
+        return PixelRange(
+            self.name,
+            tuple(factor * value for value in self.scale),
+            tuple(factor * value for value in self.offset),
+            self.reverse,
+        )
 
     def values(self, images: NDArray) -> NDArray[np.float64]:
         """What the model takes for these images, in double precision: see `apply`."""
@@ -300,6 +327,27 @@ class Chain:
         distant = np.abs(low + high).min() / 2 > _FARTHEST * span
         return BYTES if self.calls and (span < _LEAST_SPAN or distant) else UNIT
 
+    @property
+    def factor(self) -> float:
+        """By how much its second layer divides, for first kernels of the usual size.
+
+        1 where it is not the two layers of `put_in_front`, and kernels behind them.
+        """
+        found = [call.layer for call in self.calls]
+        if len(found) != 2 or any(type(one) is not layers.Rescaling for one in found):
+            return 1.0
+        scale, offset = found[1].scale, found[1].offset
+        plain = np.ndim(scale) == np.ndim(offset) == 0 and offset == 0
+        if not plain or not is_power_of_two(scale):
+            return 1.0
+        behind = list(self.calls)[-1].outputs
+        return 1.0 if first_kernels(self.model, behind) is None else 1 / scale
+
+    @property
+    def usual(self) -> bool:
+        """Whether what it makes of [0, 1] is of the size that kernels are made for."""
+        return factor_for(self.after(UNIT).largest) == 1
+
     def bypassed(self) -> keras.Model:
         """The model without the chain."""
         return rebuild(self.model, bypass=self.calls) if self.calls else self.model
@@ -364,23 +412,66 @@ def put_in_front(
         chain: What stands at its front and is to be left out.
 
     Returns:
-        A model that starts with one `Rescaling` layer, or with none if it takes [0, 1]
-        already. The order of channels is moved into the kernel of the first
-        convolution, or is a convolution of its own where that is not what comes first.
+        A model that starts with `Rescaling` layers, or with none if it takes [0, 1]
+        already. One brings pixels to `range_`. Where that is far from the usual size,
+        the first kernels are made of the usual size (`first_kernels`) and another one
+        stands in between; or the same one divides, where the range is not the same
+        for all channels, so that no file's input can say it. The order of channels is
+        moved into the kernel of the first convolution, or is a convolution of its own
+        where that is not what comes first.
+    """
+    factor = factor_for(range_.largest)
+    if factor == 1 and not range_.reverse:
+        return in_front(model, range_, chain=chain)
+    model = chain.bypassed() if chain else model
+    scaled = None if factor == 1 else scale_first_kernels(model, factor)
+    if scaled is None:
+        factor = 1.0
+    else:
+        model = scaled
+    if range_.reverse:
+        model = turned_around(model)
+        range_ = PixelRange(range_.name, range_.scale[::-1], range_.offset[::-1])
+    if range_.uniform:
+        return in_front(model, range_, factor)
+    return in_front(model, range_.times(1 / factor))
+
+
+def in_front(
+    model: keras.Model,
+    range_: PixelRange,
+    factor: float = 1.0,
+    chain: Chain | None = None,
+) -> keras.Model:
+    """Puts the layers of `put_in_front` before a model, and changes nothing in it.
+
+    Args:
+        model: A flat graph model that takes pixels of `range_`, divided by `factor`.
+        range_: As it says; not of reversed channels.
+        factor: A power of two.
+        chain: As of `put_in_front`.
     """
     scale = [255 * value for value in range_.scale]
     offset = list(range_.offset)
     left_out = chain.calls if chain else {}
-    if range_.reverse:
-        model = turned_around(chain.bypassed() if chain else model)
-        scale, offset, left_out = scale[::-1], offset[::-1], {}
-    if np.allclose(scale, 1, rtol=1e-6) and np.allclose(offset, 0, atol=1e-7):
-        return rebuild(model, bypass=left_out) if left_out else model
-    name = "input_range"
-    while name in {layer.name for layer in model.layers}:
+    names = {layer.name for layer in model.layers}
+    names -= {call.layer.name for call in left_out}
+    first = []
+    if not (np.allclose(scale, 1, rtol=1e-6) and np.allclose(offset, 0, atol=1e-7)):
+        name = _free("input_range", names)
+        first.append(layers.Rescaling(_short(scale), _short(offset), name=name))
+    if factor != 1:
+        name = _free("first_kernels", names)
+        first.append(layers.Rescaling(1 / factor, name=name))
+    if not first and not left_out:
+        return model
+    return rebuild(model, first=first, bypass=left_out)
+
+
+def _free(name: str, names: set[str]) -> str:
+    while name in names:
         name += "_"
-    layer = layers.Rescaling(_short(scale), _short(offset), name=name)
-    return rebuild(model, first=[layer], bypass=left_out)
+    return name
 
 
 def _short(values: list[float]) -> float | list[float]:

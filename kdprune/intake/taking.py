@@ -182,7 +182,15 @@ def _in_unit_range(
     model: keras.Model, chain: pixels.Chain, range_: pixels.PixelRange
 ) -> keras.Model:
     plain = all(isinstance(c.layer, keras.layers.Rescaling) for c in chain.calls)
-    if pixels.is_unit(range_) and plain and len(chain.calls) <= 1:
+    if (
+        pixels.is_unit(range_)
+        and plain
+        and (
+            not chain.calls
+            or chain.factor != 1
+            or (len(chain.calls) == 1 and chain.usual)
+        )
+    ):
         return model
     return pixels.put_in_front(model, chain.after(range_), chain)
 

@@ -7,7 +7,7 @@ import functools
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -25,15 +25,14 @@ from kdprune._graph import (
 from kdprune.images import as_float, spread
 from kdprune.intake import (
     ByteInput,
-    PixelRange,
     byte_input,
     for_bytes,
     select_output,
     split_input,
     to_unit_range,
 )
-from kdprune.intake.file_input import UNIT_INPUT
-from kdprune.intake.pixels import Given, only_user
+from kdprune.intake.file_input import UNIT_INPUT, for_floats, stated_range
+from kdprune.intake.pixels import Given, read_chain
 from kdprune.tflite.calibration import (
     RANGE_METHODS,
     check_float_layers,
@@ -42,6 +41,7 @@ from kdprune.tflite.calibration import (
     quantize_calibrated,
     sample_values,
 )
+from kdprune.tflite.format import scale_input
 from kdprune.tflite.layers import compare_layers, correct_biases
 
 DTYPES = ("float32", "float16", "dynamic", "int16x8", "int8", "uint8")
@@ -140,13 +140,15 @@ def convert_tflite(
         # What a byte means is said by the input's scale and zero point.
         model, taken = split_input(for_bytes(model))
         images = _spanning(model, calibration, taken)
-    elif calibration is not None:
-        model = for_bytes(model)
-        images = _spanning(model, calibration)
+    elif not aware:
+        model = for_floats(for_bytes(model) if dtype == "int16x8" else model)
+        if dtype == "int16x8":
+            images = _spanning(model, calibration)
     with _converting(model, dtype):
         converter = _new_converter(model, head)
         _set_precision(converter, dtype, images)
-        return converter.convert()
+        content = bytes(converter.convert())
+    return scale_input(content, _behind_input(model).factor) if aware else content
 
 
 class Calibration:
@@ -324,15 +326,15 @@ def _new_converter(model: keras.Model, head: str) -> tf.lite.TFLiteConverter:
     """A converter of the model with its head, for one image at a time."""
     logits = not final_activation(model)[0]
     probabilities = tf.nn.softmax if head == "softmax" else tf.sigmoid
-    behind, taken = _behind_input(model)
+    front = _behind_input(model)
 
     # Autograph has nothing to translate here, and would leave files in /tmp.
     @tf.function(autograph=False)
     def predict(image):
-        if taken is not None:
-            low, high = taken.bounds
+        if front.input is not None:
+            low, high = (end / front.factor for end in front.input.bounds)
             image = tf.quantization.fake_quant_with_min_max_args(image, low, high)
-        scores = behind(image, training=False)
+        scores = front.behind(image, training=False)
         return {"scores": probabilities(scores) if logits else scores}
 
     image = tf.TensorSpec((1, *model.input_shape[1:]), tf.float32, name="image")
@@ -355,7 +357,7 @@ def input_range_of(model: keras.Model) -> tuple[float, float]:
         range the nearest to it in which a byte is 0.
     """
     if is_quantization_aware(model):
-        taken = _behind_input(model)[1] or UNIT_INPUT
+        taken = _behind_input(model).input or UNIT_INPUT
     else:
         taken = split_input(for_bytes(to_unit_range(model)))[1]
     return taken.bounds
@@ -379,20 +381,26 @@ def meant_by_bytes(model: keras.Model) -> keras.Model:
     return for_bytes(to_unit_range(model))
 
 
-def _behind_input(model: keras.Model) -> tuple[keras.Model, ByteInput | None]:
+class _Front(NamedTuple):
+    """What of a model is behind the range of its pixels."""
+
+    behind: keras.Model
+    input: ByteInput | None = None
+    factor: float = 1.0
+
+
+def _behind_input(model: keras.Model) -> _Front:
     """What of a quantization-aware model is behind the range of its pixels.
 
     Its pixels in [0, 1] are brought to what the bytes stand for, which the file's input
-    says, before anything is quantized.
+    says, before anything is quantized; a float model is all behind.
     """
-    first = only_user(model, model.inputs[0]) if is_quantization_aware(model) else None
-    if first is None or not isinstance(first.layer, keras.layers.Rescaling):
-        return model, None
-    low, high = (
-        float(first.layer.scale) * white + float(first.layer.offset) for white in (0, 1)
-    )
-    taken = byte_input(PixelRange.between(low, high))
-    return keras.Model(first.outputs, model.outputs, name=model.name), taken
+    chain = read_chain(model) if is_quantization_aware(model) else None
+    if chain is None or not chain.calls:
+        return _Front(model)
+    last = list(chain.calls)[-1]
+    behind = keras.Model(last.outputs, model.outputs, name=model.name)
+    return _Front(behind, byte_input(stated_range(chain)), chain.factor)
 
 
 def is_quantization_aware(model: Any) -> bool:

@@ -66,6 +66,9 @@ _DAMAGE = (
 OPERATORS = frozenset(_OP_CODES)
 
 
+_WITH_KERNEL = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+
+
 @dataclass(frozen=True)
 class Tensor:
     """One tensor of a graph.
@@ -288,6 +291,49 @@ def set_constants(content: bytes, constants: Mapping[int, NDArray]) -> bytes:
         buffer = model.Buffers(model.Subgraphs(0).Tensors(index).Buffer())
         buffer.DataAsNumpy()[:] = np.ravel(values).view(np.uint8)
     return bytes(data)
+
+
+def scale_input(content: bytes, factor: float) -> bytes:
+    """Makes an 8-bit file of our own making take `factor` times as large values.
+
+    Its first kernels become as much smaller: integers, what they are multiplied by and
+    so the scores stay what they are.
+
+    Args:
+        content: The file's content. What takes its input are kernels, or operators
+            like padding and pooling, and behind these kernels again.
+        factor: A power of two.
+
+    Returns:
+        The content with those scales (of kernels in float, values).
+    """
+    if factor == 1:
+        return content
+    (graph, *_) = parse_graphs(content)
+    larger, smaller = set(graph.inputs), set()
+    for op in graph.ops:
+        if larger.isdisjoint(op.inputs):
+            continue
+        if op.name in _WITH_KERNEL:
+            smaller.add(op.inputs[1])
+        else:
+            larger.update(op.outputs)
+    in_float = {}
+    for index in smaller:
+        data = graph.tensors[index].data
+        if data is not None and graph.tensors[index].is_float:
+            in_float[index] = data / np.float32(factor)
+    changed = bytearray(set_constants(content, in_float))
+    tree = schema.Model.GetRootAs(changed, 0).Subgraphs(0)
+    changes = dict.fromkeys(larger, factor) | dict.fromkeys(smaller, 1 / factor)
+    for index, by in changes.items():
+        noted = tree.Tensors(index).Quantization()
+        if noted is None:
+            continue
+        for values in (noted.ScaleAsNumpy(), noted.MinAsNumpy(), noted.MaxAsNumpy()):
+            if isinstance(values, np.ndarray):
+                values *= np.float32(by)
+    return bytes(changed)
 
 
 def extract_ops(file: File, cuts: Iterable[Cut]) -> list[bytes]:

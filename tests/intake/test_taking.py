@@ -61,12 +61,14 @@ def agree(taken, user, range_, atol=1e-4):
     ids=lambda range_: range_.name,
 )  # fmt: skip
 @pytest.mark.parametrize("padding", ["same", "zeros"])
-def test_a_given_range_becomes_one_layer_in_front(given, padding):
+def test_a_given_range_stands_in_front(given, padding):
     user = network(padding=padding)
     taken = take_model(user, input_range=given)
     agree(taken, user, given)
     padded = ["ZeroPadding2D"] * (padding == "zeros")
-    assert front(taken.model) == ["Rescaling"] * (given != UNIT) + padded
+    # Of bytes, one more: for first kernels of the usual size.
+    count = (given != UNIT) + (given == BYTES)
+    assert front(taken.model) == ["Rescaling"] * count + padded
     assert taken.range == given
     assert all("\n" not in note for note in taken.notes)
     assert bool(taken.notes) == (given != UNIT)

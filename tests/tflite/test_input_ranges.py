@@ -164,14 +164,28 @@ def test_bytes_go_into_a_post_training_file_as_they_are(learned, case):
     assert again == content
 
 
+@pytest.mark.parametrize("case", ["[-1, 1]-same", "[0, 255]-same", "imagenet-same"])
+def test_a_file_of_wide_activations_takes_0_to_1_whatever_its_model_takes(
+    learned, case
+):
+    _, _, model, *_, labels = taken(learned, case)
+    images = learned[1][0]
+    content = convert_tflite(model, "int16x8", images[:50])
+    figures = inspect_tflite(content)
+    assert figures["input"]["scale"] == pytest.approx(1 / 32767, rel=1e-4)
+    assert (figures["input"]["zero_point"], figures["float_ops"]) == (0, [])
+    expected, scores = predict(model, images), save_and_predict(content, images)
+    assert np.abs(scores - expected).max() < 1 / 256
+    check_tflite(content, expected, scores, labels)
+
+
 @pytest.mark.parametrize("case", ["[-1, 1]-same", "[0, 255]-valid", "imagenet-same"])
 def test_bytes_go_into_a_quantization_aware_file_as_they_are(learned, case, tmp_path):
     images = learned[1][0]
     _, _, model, scale, zero, labels = taken(learned, case)
     quantized = quantize_model(model, calibration=images)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    # The kernels of a model made for bytes are 255 times as small as others.
-    quantized.compile(keras.optimizers.Adam(1e-6), loss)
+    quantized.compile(keras.optimizers.Adam(1e-4), loss)
     quantized.fit(UNIT.apply(images), labels, epochs=1, verbose=0)
     save_quantized(quantized, tmp_path)
     loaded = load_quantized(tmp_path)
