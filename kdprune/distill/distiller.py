@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import re
@@ -15,12 +16,12 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kdprune._graph import final_activation, head_of, is_graph_model
-from kdprune.distill import targets
+from kdprune.distill import pixels, targets
 from kdprune.distill.feature_extractor import feature_extractor, match_feature_layers
 from kdprune.distill.loss_spec import SoftLoss, as_soft_losses, plain_line
 from kdprune.distill.schedule import Schedule, Value
-from kdprune.intake import range_of
-from kdprune.intake.pixels import is_unit
+from kdprune.intake import PixelRange, parse_range
+from kdprune.intake.pixels import Given
 from kdprune.models.counts import count_parameters
 from kdprune.training.class_weights import weight_classes
 from kdprune.training.losses import HARD_LOSSES, accuracy_metric
@@ -61,6 +62,10 @@ class Distiller(keras.Model):
         head: What makes probabilities of the logits: "sigmoid" where several labels
             may apply to an image; "softmax", for one of several classes, if None. A
             single unit is of sigmoid.
+        input_range: What the models take for black and white, `(low, high)`, or
+            another form that `take_model` knows: pixels that `fit` and `evaluate` are
+            given are held against it. By default against what the models' first layers
+            tell; of models that tell nothing, bytes are warned of.
 
     Raises:
         ValueError: If one of them is no `tf_keras` model; if teacher and student
@@ -79,6 +84,9 @@ class Distiller(keras.Model):
         >>> student.save("student.keras")
     """
 
+    train_function: Any
+    test_function: Any
+
     def __init__(
         self,
         student: keras.Model,
@@ -86,6 +94,7 @@ class Distiller(keras.Model):
         losses: Sequence[Any] | None = None,
         name: str = "distiller",
         head: str | None = None,
+        input_range: Given | None = None,
     ) -> None:
         super().__init__(name=name)
         given = teacher if isinstance(teacher, list | tuple) else [teacher]
@@ -108,6 +117,7 @@ class Distiller(keras.Model):
             _warn_if_smaller(model, student)
         self.student = student
         self.feature_losses: list = []
+        self._input_range = None if input_range is None else parse_range(input_range)
         self._hide(teachers, specs)
         if student.built:
             self.built = True
@@ -127,6 +137,10 @@ class Distiller(keras.Model):
         # Digests of teachers' weights that are nobody's: what `from_config` drew.
         self._initial: list[str] = []
         self._classes = _classes(self.student)
+        # The largest number of a batch, to warn of bytes in data sets.
+        self._largest_pixel = keras.metrics.Mean("largest_pixel")
+        self._looked_for_bytes = False
+        self._ranges: list = []
         if any(loss.of_features for loss in losses):
             self._extract_features()
 
@@ -242,8 +256,8 @@ class Distiller(keras.Model):
         """Trains the student; see `keras.Model.fit`.
 
         Raises:
-            ValueError: If images or targets do not fit, or are pixels in [0, 1] for a
-                model that starts with arithmetic for bytes: arrays are checked before
+            ValueError: If images or targets do not fit, or pixels are not of the range
+                that a model takes (see `input_range`): arrays are checked before
                 training, other data as it comes. The Distiller can be fitted again.
 
         Warns:
@@ -252,8 +266,7 @@ class Distiller(keras.Model):
         self._check_teachers_are_trained()
         x, y = self._as_array(x), targets.from_lists(y)
         self._check_arrays(x, y)
-        _check_ranges(x, (self.student, *self.teachers))
-        _warn_of_bytes(x, (self.student, *self.teachers))
+        self._check_pixels(x)
         given = options.get("validation_data")
         if isinstance(given, tuple | list) and len(given) >= 2:
             self._check_arrays(*given[:2])
@@ -271,6 +284,7 @@ class Distiller(keras.Model):
         x, y = self._as_array(x), targets.from_lists(y)
         if "_use_cached_eval_dataset" not in options:  # As `fit` does each epoch.
             self._check_arrays(x, y)
+            self._check_pixels(x)
         with self._plain_errors():
             return super().evaluate(x, y, *arguments, **options)
 
@@ -280,7 +294,21 @@ class Distiller(keras.Model):
         # Others make their weights when they are called.
         if is_graph_model(self.student) and all(made):
             build_variables(self)
-        return super().make_train_function(force)
+        before = self.train_function
+        step = super().make_train_function(force)
+        if self._ranges or step is before:
+            return step
+
+        def warning_of_bytes(iterator: Any) -> Any:
+            logs = step(iterator)
+            if not self._looked_for_bytes:
+                self._looked_for_bytes = True
+                if self._largest_pixel.result() > pixels.LEAST_OF_BYTES:
+                    _warn_of_bytes((self.student, *self.teachers))
+            return logs
+
+        self.train_function = warning_of_bytes
+        return self.train_function
 
     def _as_array(self, images: Any) -> Any:
         """A list of images as an array, which Keras takes for a list of inputs."""
@@ -291,6 +319,22 @@ class Distiller(keras.Model):
         shape = getattr(self.student, "input_shape", None)
         shape = shape[1:] if isinstance(shape, tuple) else None
         targets.check_arrays(images, labels, self._classes, shape, self._head)
+
+    @tf.__internal__.tracking.no_automatic_dependency_tracking
+    def _check_pixels(self, images: Any) -> None:
+        """Holds arrays against the models' range, and gets ready for other data."""
+        models = (self.student, *self.teachers)
+        ranges = pixels.known_ranges(models, self._input_range)
+        if ranges != self._ranges:
+            self._ranges = ranges
+            self.train_function = self.test_function = None
+        if isinstance(images, np.ndarray) and images.size:
+            wrong = pixels.fault(ranges, images.min(), images.max())
+            if wrong:
+                raise ValueError(wrong)
+            if images.dtype == np.uint8 and not ranges:
+                self._looked_for_bytes = True
+                _warn_of_bytes(models)
 
     @contextlib.contextmanager
     def _plain_errors(self) -> Iterator[None]:
@@ -304,6 +348,8 @@ class Distiller(keras.Model):
                 line = targets.explain(str(error), self._classes)
                 if targets.PROBABILITIES in str(error):
                     line = _without_softmax("a model or the stored labels")
+                elif pixels.WRONG_PIXELS in str(error):
+                    line = pixels.explain(self._ranges, str(error))
                 failed = re.search(r"\n([^\n]+)\n\s*\[\[\{\{node", str(error))
                 if line is None and failed is not None:
                     raise ValueError(f"a step failed: {failed[1]}") from error
@@ -316,6 +362,9 @@ class Distiller(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         images, given, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        images = pixels.checked(images, self._ranges)
+        if not self._ranges and isinstance(images, tf.Tensor):
+            self._largest_pixel.update_state(pixels.extremes(images)[1])
         given, teaching = self._teaching(images, given)
         step = self.optimizer.iterations
         soft_weight = self._soft_weight.at(step)
@@ -361,6 +410,7 @@ class Distiller(keras.Model):
         given, _ = targets.split_targets(given)
         if given is None:
             raise ValueError("an evaluation needs labels. Received: images alone")
+        images = pixels.checked(images, self._ranges)
         logits = self.student(images, training=False)
         labels = targets.as_labels(given, logits.shape[-1], self._head)
         classes, rows, logits, sample_weight = _labelled(
@@ -390,6 +440,7 @@ class Distiller(keras.Model):
             "teacher": [keras.saving.serialize_keras_object(t) for t in self.teachers],
             "losses": [loss.get_config() for loss in self.soft_losses],
             "head": self._head,
+            "input_range": self._input_range and dataclasses.asdict(self._input_range),
         }
 
     @classmethod
@@ -415,6 +466,7 @@ class Distiller(keras.Model):
                 losses,
                 name=config["name"],
                 head=config.get("head"),
+                input_range=_range_of_config(config.get("input_range")),
             )
         made._remember_teachers()
         return made
@@ -521,6 +573,13 @@ class Distiller(keras.Model):
         return terms
 
 
+def _range_of_config(config: Mapping[str, Any] | None) -> PixelRange | None:
+    if config is None:
+        return None
+    numbers = {key: tuple(config[key]) for key in ("scale", "offset")}
+    return PixelRange(config["name"], **numbers, reverse=config["reverse"])
+
+
 def _check_model(model: Any, role: str) -> None:
     if isinstance(model, keras.Model):
         return
@@ -558,32 +617,15 @@ def _warn_if_smaller(teacher: keras.Model, student: keras.Model) -> None:
         )
 
 
-def _check_ranges(images: Any, models: Sequence[keras.Model]) -> None:
-    """Refuses images in [0, 1] for a model whose first layer is made for bytes."""
-    if not isinstance(images, np.ndarray) or images.dtype.kind != "f":
-        return
-    if not images.size or images.max() > 1:
-        return
-    for model in models:
-        if not is_unit(range_of(model)):
-            raise ValueError(
-                f"model {model.name!r} starts with arithmetic for pixels of 0 to 255. "
-                "Received: images in [0, 1]; give them as bytes, or the model as "
-                "kdprune.take_model(model).model"
-            )
-
-
-def _warn_of_bytes(images: Any, models: Sequence[keras.Model]) -> None:
+def _warn_of_bytes(models: Sequence[keras.Model]) -> None:
     scales = keras.layers.Rescaling, keras.layers.Normalization
     layers = [layer for model in models for layer in _parts(model).values()]
-    if getattr(images, "dtype", None) != np.uint8 or any(
-        isinstance(layer, scales) for layer in layers
-    ):
+    if any(isinstance(layer, scales) for layer in layers):
         return
     warnings.warn(
-        "images are uint8, which these models get as numbers from 0 to 255. If they "
+        "images are bytes, which these models get as numbers from 0 to 255. If they "
         "take pixels in [0, 1], as those of kdprune do, give "
-        "kdprune.data.to_float(images)",
+        "kdprune.data.to_float(images); if not, Distiller(..., input_range=(0, 255))",
         UserWarning,
         stacklevel=3,
     )

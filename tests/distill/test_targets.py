@@ -355,6 +355,73 @@ def test_bytes_that_no_layer_scales_are_warned_of(data, recwarn):
     assert not recwarn
 
 
+def of_bytes():
+    """A student that scales bytes itself, and a teacher that was told to."""
+    image = keras.Input((8, 8, 3))
+    student = keras.Model(image, network()(layers.Rescaling(1 / 255)(image)))
+    made = Distiller(student, network(6, seed=1))
+    made.compile("sgd")
+    return made
+
+
+def of_signed():
+    made = Distiller(network(), network(6, seed=1), input_range=(-1, 1))
+    made.compile("sgd")
+    return made
+
+
+@pytest.mark.parametrize("how", ["arrays", "dataset"])
+@pytest.mark.parametrize(
+    ("made", "good", "wrong", "told"),
+    [
+        (of_bytes, lambda x: 255 * x, lambda x: x, "takes pixels of [0, 255]"),
+        (of_signed, lambda x: 2 * x - 1, lambda x: 255 * x, "takes pixels of [-1, 1]"),
+    ],
+)
+def test_pixels_of_another_range_are_refused_in_a_line(
+    data, made, good, wrong, told, how
+):
+    images, made = data[0], made()
+
+    def given(pixels):
+        pixels = pixels.astype("float32")
+        return (as_is(pixels, LABELS),) if how == "dataset" else (pixels, LABELS)
+
+    for use in (made.fit, made.evaluate):
+        with pytest.raises(ValueError, match=re.escape(told)) as error:
+            use(*given(wrong(images)), verbose=0)
+        assert "Received: pixels from " in str(error.value)
+        assert "\n" not in str(error.value)
+        use(*given(good(images)), verbose=0)
+
+
+def test_augmented_pixels_may_leave_the_range(data):
+    made = of_signed()
+    fit(made, 2.6 * data[0] - 1.3, LABELS)
+
+
+def test_a_range_is_part_of_the_config():
+    made = Distiller(network(), network(6, seed=1), input_range="imagenet")
+    again = Distiller.from_config(made.get_config())
+    assert again.get_config()["input_range"] == made.get_config()["input_range"]
+    assert again._input_range == made._input_range
+
+
+def test_data_sets_of_bytes_are_warned_of_once(data, recwarn):
+    made = distiller()
+    bytes_ = as_is((255 * data[0]).astype("float32"), LABELS)
+    with pytest.warns(UserWarning, match="get as numbers from 0 to 255"):
+        made.fit(bytes_, epochs=2, verbose=0)
+    recwarn.clear()
+    made.fit(bytes_, verbose=0)
+    plain = distiller()
+    plain.fit(as_is(*data), verbose=0)
+    told = Distiller(network(), network(6, seed=1), input_range=(0, 255))
+    told.compile("sgd")
+    told.fit(bytes_, verbose=0)
+    assert not recwarn
+
+
 def test_lists_of_images_are_images(data):
     plain, other = distiller(), distiller()
     fit(plain, *data)
