@@ -47,6 +47,12 @@ def residual_model(classes=4):
     return keras.Model(inputs, layers.Dense(classes, name="logits")(x))
 
 
+@pytest.fixture(scope="module")
+def aware():
+    """The residual model wrapped, to be looked at only."""
+    return quantize_model(residual_model())
+
+
 def pruned_model():
     """The residual model with the smaller half of each kernel zeroed."""
     model = residual_model()
@@ -143,20 +149,19 @@ def test_calibration_leaves_weights_and_statistics_alone(data):
     assert all(np.array_equal(once[name], again[name]) for name in once)
 
 
-def test_calibrating_a_float_model_is_an_error(images):
+def test_calibrating_a_float_model_is_an_error(images, aware):
     with pytest.raises(ValueError, match="what quantize_model returns"):
         calibrate_ranges(residual_model(), images)
     with pytest.raises(ValueError, match="n > 0"):
-        calibrate_ranges(quantize_model(residual_model()), images[:0])
+        calibrate_ranges(aware, images[:0])
 
 
-def test_images_that_are_not_in_the_range_of_the_input_are_refused(data, images):
-    model = quantize_model(residual_model())
-    start = ranges(model)
+def test_images_that_are_not_in_the_range_of_the_input_are_refused(data, images, aware):
+    start = ranges(aware)
     for wrong in (data[0].astype("float32"), images - 0.5, images * np.nan):
         with pytest.raises(ValueError, match=r"calibration images must be .*floats"):
-            calibrate_ranges(model, wrong)
-    assert all(np.array_equal(start[name], now) for name, now in ranges(model).items())
+            calibrate_ranges(aware, wrong)
+    assert all(np.array_equal(start[name], now) for name, now in ranges(aware).items())
 
 
 @pytest.mark.parametrize("preserve_sparsity", [False, True])
@@ -213,6 +218,7 @@ class Distilling(keras.Model):
         return {"loss": loss}
 
 
+@pytest.mark.slow
 def test_it_learns_as_a_student_with_averaged_weights(data, images):
     teacher = train(residual_model(), images, data[1], epochs=10)
     student = quantize_model(teacher, calibration=data[0])
@@ -235,18 +241,14 @@ def test_it_learns_as_a_student_with_averaged_weights(data, images):
     assert agree.mean() > 0.95
 
 
-@pytest.mark.parametrize(
-    "preserve_sparsity", [pytest.param(False, marks=pytest.mark.slow), True]
-)
-def test_a_reloaded_model_is_bit_equal_and_trains_on(
-    tmp_path, data, images, preserve_sparsity
-):
-    model = quantize_model(pruned_model(), preserve_sparsity)
+@pytest.mark.slow
+def test_a_reloaded_model_is_bit_equal_and_trains_on(tmp_path, data, images):
+    model = quantize_model(pruned_model(), preserve_sparsity=True)
     train(model, images, data[1])
     plan = save_quantized(model, tmp_path / "model")
     assert plan == read_plan(tmp_path / "model")
     assert plan["method"] == "qat"
-    assert plan["preserve_sparsity"] is preserve_sparsity
+    assert plan["preserve_sparsity"] is True
     loaded = load_quantized(tmp_path / "model")
     np.testing.assert_array_equal(
         loaded.predict(images, verbose=0), model.predict(images, verbose=0)
@@ -337,11 +339,11 @@ def test_an_unfinished_or_mixed_artifact_is_refused(tmp_path):
         load_quantized(tmp_path)
 
 
-def test_a_plan_must_fit_the_model(tmp_path):
+def test_a_plan_must_fit_the_model(tmp_path, aware):
     with pytest.raises(ValueError, match="calibration=None"):
         save_quantized(residual_model(), tmp_path)
     with pytest.raises(ValueError, match="save_quantized expects"):
-        save_quantized(quantize_model(residual_model()), tmp_path, calibration={})
+        save_quantized(aware, tmp_path, calibration={})
 
 
 def stacked(*rest):
@@ -377,13 +379,13 @@ def test_a_refused_layer_is_named_in_one_line(case, preserve_sparsity):
     assert keras.mixed_precision.global_policy().name == "float32"
 
 
-def test_models_that_have_no_graph_or_the_wrong_one_are_refused():
+def test_models_that_have_no_graph_or_the_wrong_one_are_refused(aware):
     with pytest.raises(ValueError, match="Functional or Sequential. .*subclassed"):
         quantize_model(Distilling(residual_model(), residual_model()))
     with pytest.raises(ValueError, match="keras.Input"):
         quantize_model(keras.Sequential([layers.Dense(2)]))
     with pytest.raises(ValueError, match="quantization-aware already"):
-        quantize_model(quantize_model(residual_model()))
+        quantize_model(aware)
     with pytest.raises(ValueError, match="Received: builtins.str"):
         quantize_model("model.keras")
 
