@@ -1,6 +1,7 @@
 """One module knows the format; what it reads and writes."""
 
 import ast
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +21,27 @@ PACKAGE = Path(tflite_format.__file__).parents[1]
 STANDS_ALONE = PACKAGE / "kit" / "selftest.py"
 
 
+@functools.cache
+def imported():
+    """`{file of the package: the names it imports}`."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        names = found[path] = []
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
 def importers(name):
     """The files of the package that import a module, or from it."""
-    found = set()
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                names = [f"{node.module}.{alias.name}" for alias in node.names]
-            if any(f"{other}.".startswith(f"{name}.") for other in names):
-                found.add(path)
-    return found
+    return {
+        path
+        for path, names in imported().items()
+        if any(f"{other}.".startswith(f"{name}.") for other in names)
+    }
 
 
 def test_one_module_knows_the_schema_and_one_the_runtime():
