@@ -14,7 +14,7 @@ from kdprune.runner import run as runner
 RECIPE = """
 name: subset
 data: {dataset: cifar10, calibration: 100}
-baseline: alone
+baseline: teacher
 flagship: int8
 keep: [teacher]
 stages:
@@ -28,7 +28,6 @@ stages:
       learning_rate: 0.002
       augment: {crop: 2, flip: alternating}
   soft: {kind: soft_labels, teacher: teacher, views: 2, augment: {crop: 2, flip: true}}
-  alone: {kind: train, model: {name: resnet8}, training: *training}
   student:
     kind: distill
     model: {name: resnet8}
@@ -36,7 +35,7 @@ stages:
     training: {<<: *training, augment: null}
   int8: {kind: quantize, from: student}
   files: {kind: export, from: [student, int8], max_disagreement: 0.2, max_drop: 0.1}
-  measured: {kind: evaluate, from: [teacher, alone, student, files]}
+  measured: {kind: evaluate, from: [teacher, student, files]}
   page: {kind: report, from: measured}
 """
 

@@ -54,10 +54,35 @@ def test_until_runs_a_stage_with_what_it_needs_and_no_more():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    runner.run(recipe(), folder, command="kdprune run small.yaml")
-    return folder
+def watched(tmp_path_factory):
+    """A run's folder, and what each stage changed outside of its own."""
+    folder, changed = tmp_path_factory.mktemp("run"), {}
+    execute = runner.Run.execute
+
+    def execute_watched(run, node):
+        before = files_outside(folder, node)
+        execute(run, node)
+        after = files_outside(folder, node)
+        names = {name for name in after if before.get(name) != after[name]}
+        changed[node.name] = names | (before.keys() - after.keys())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner.Run, "execute", execute_watched)
+        runner.run(recipe(), folder, command="kdprune run small.yaml")
+    return folder, changed
+
+
+@pytest.fixture(scope="module")
+def finished(watched):
+    return watched[0]
+
+
+def files_outside(folder, node):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and folder / node.name not in path.parents
+    }
 
 
 def test_every_stage_leaves_a_record_of_what_went_in_and_out(finished):
@@ -180,28 +205,14 @@ def test_what_apps_load_is_the_kits_file_if_there_is_a_kit(finished, tmp_path):
         assert b"small_one" in shown
 
 
-@pytest.mark.slow
-def test_stages_write_inside_their_own_folders(tmp_path):
-    """Each is executed by itself, and the run's folder looked at afterwards."""
-    run = runner.Run(recipe(), tmp_path)
-    folders = {node.name for node in run.nodes}
-    for node in run.nodes:
-        run._publish = lambda node, record: []
-        before = {path: path.read_bytes() for path in files_outside(tmp_path, node)}
-        run.execute(node)
-        after = {path: path.read_bytes() for path in files_outside(tmp_path, node)}
-        assert after == before, node.name
-        del run._publish
-        run._publish(node, run.record(node))
-    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} >= folders
-
-
-def files_outside(folder, node):
-    return [
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and folder / node.name not in path.parents
-    ]
+def test_stages_write_inside_their_own_folders(watched):
+    """Outside of them there is only what their records show at the top."""
+    folder, changed = watched
+    assert set(changed) == {node.name for node in plan(recipe())}
+    for name, files in changed.items():
+        record = json.loads((folder / name / "record.json").read_text())
+        assert files == set(record.get("published", ())), name
+    assert "metrics.json" in changed["measured"]
 
 
 @pytest.mark.slow
