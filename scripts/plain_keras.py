@@ -1,14 +1,15 @@
 """What people do without kdprune: train by plain Keras 3, convert by its own ways.
 
-Imports nothing of kdprune. Trains one of five classifiers on arrays, saves it, makes an
-int8 file of it by TensorFlow's converter, and by litert-quantizer where that is
-installed, and writes down the scores of all of them on the test images.
+Imports nothing of kdprune. Trains one of five classifiers, or another form of the
+first, on arrays, saves it, makes an int8 file of it by TensorFlow's converter, and by
+litert-quantizer where that is installed, and writes down the scores of all of them on
+the test images.
 
 Usage:
     python scripts/plain_keras.py NETWORK ARRAYS.npz FOLDER [--epochs N]
 
 ARRAYS.npz holds `x_train`, `y_train`, `x_test` (uint8 images). FOLDER gets
-`model.keras`, `scores.npz` with an array of each, and the int8 files.
+`model.keras` (or `model.h5`), `scores.npz` with an array of each, and the int8 files.
 """
 
 import argparse
@@ -32,13 +33,10 @@ def main():
     options = parser.parse_args()
     arrays = np.load(options.arrays)
     images, targets = arrays["x_train"], arrays["y_train"]
-    build, (low, high) = NETWORKS[options.network]
+    build, pixels, file = NETWORKS[options.network]
     units = targets.shape[1] if targets.ndim == 2 else int(targets.max()) + 1
     keras.utils.set_random_seed(0)
     model = build(images.shape[1:], 1 if options.network == "one_unit" else units)
-
-    def pixels(values):
-        return values.astype("float32") * ((high - low) / 255) + low
 
     several = options.network in ("several_labels", "one_unit")
     steps = options.epochs * len(images) // 64
@@ -49,7 +47,7 @@ def main():
     )
     model.fit(pixels(images), targets, batch_size=64, epochs=options.epochs, verbose=2)
     options.folder.mkdir(parents=True, exist_ok=True)
-    model.save(options.folder / "model.keras")
+    model.save(options.folder / file)
     test = pixels(arrays["x_test"])
     scores = {"original": model.predict(test, verbose=0)}
     samples = pixels(images[:200])
@@ -70,9 +68,16 @@ def main():
 
 def tutorial(shape, units):
     """A tutorial's: rescaling and augmentation inside, softmax at its end."""
-    model = keras.Sequential(
-        [keras.Input(shape), layers.Rescaling(1 / 255), layers.RandomFlip("horizontal")]
-    )
+    return _cnn(units, keras.Input(shape), layers.Rescaling(1 / 255))
+
+
+def tutorial_outside(shape, units):
+    """The same for pixels that are brought to another range before they come in."""
+    return _cnn(units, keras.Input(shape))
+
+
+def _cnn(units, *first):
+    model = keras.Sequential([*first, layers.RandomFlip("horizontal")])
     for filters in (16, 32, 64):
         model.add(layers.Conv2D(filters, 3, padding="same", activation="relu"))
         model.add(layers.BatchNormalization())
@@ -131,13 +136,33 @@ def _with_sigmoid(shape, units):
     return keras.Model(inputs, layers.Dense(units, activation="sigmoid")(x))
 
 
-# Each with what black and white are to it.
+# --- What the networks take for the bytes of an image ---
+
+
+def as_bytes(images):
+    return images.astype("float32")
+
+
+def signed(images):
+    return images.astype("float32") / 127.5 - 1
+
+
+def standardized(images):
+    """By the mean and deviation of ImageNet, as much published code does."""
+    values = images.astype("float32") / 255 - [0.485, 0.456, 0.406]
+    return (values / [0.229, 0.224, 0.225]).astype("float32")
+
+
 NETWORKS = {
-    "tutorial": (tutorial, (0, 255)),
-    "mobilenet": (mobilenet, (-1, 1)),
-    "raw_bytes": (raw_bytes, (0, 255)),
-    "several_labels": (several_labels, (0, 255)),
-    "one_unit": (one_unit, (0, 255)),
+    "tutorial": (tutorial, as_bytes, "model.keras"),
+    "mobilenet": (mobilenet, signed, "model.keras"),
+    "raw_bytes": (raw_bytes, as_bytes, "model.keras"),
+    "several_labels": (several_labels, as_bytes, "model.keras"),
+    "one_unit": (one_unit, as_bytes, "model.keras"),
+    "tutorial_h5": (tutorial, as_bytes, "model.h5"),
+    "tutorial_bytes": (tutorial_outside, as_bytes, "model.keras"),
+    "tutorial_signed": (tutorial_outside, signed, "model.keras"),
+    "tutorial_standardized": (tutorial_outside, standardized, "model.keras"),
 }
 
 
