@@ -135,7 +135,7 @@ def bench(name, splits, work):
         more = ["--target-macs", macs // 2, "--max-drop", 0.02]
     found = compress(model, images, made, *more)
     found["options"] = [*map(str, more)]
-    arrays = np.load(folder / "arrays.npz")
+    arrays = np.load(arrays_of(folder))
     test, targets = arrays["x_test"], arrays["y_test"]
     kept = np.load(folder / "scores.npz")
     scores = {"original": kept["original"]}
@@ -167,8 +167,9 @@ def bench(name, splits, work):
 def prepare(name, splits, folder):
     """Trains a model by plain Keras 3; the paths of it and of its images."""
     folder.mkdir(parents=True, exist_ok=True)
-    images = folder / "arrays.npz"
+    images = arrays_of(folder)
     if not images.exists():
+        images.parent.mkdir(exist_ok=True)
         arrays = {}
         if name == "several_labels":
             arrays["classes"] = np.array(LABELS)
@@ -183,10 +184,16 @@ def prepare(name, splits, folder):
         environment.pop("TF_USE_LEGACY_KERAS", None)
         subprocess.run([*map(str, command)], env=environment, check=True)
     if name != "several_labels":
-        write_images(folder / "images", np.load(images), classes_of(name))
-        images = folder / "images"
+        arrays, images = np.load(images), images.with_name("images")
+        write_images(images, arrays, classes_of(name))
     (model,) = (path for path in folder.glob("model.*") if path.suffix != ".tflite")
     return model, images
+
+
+def arrays_of(folder):
+    """Where the images of a model are; those of the same network are shared."""
+    name = "tutorial" if folder.name.startswith("tutorial") else folder.name
+    return folder.with_name(name) / "arrays.npz"
 
 
 def resized(images, size):
@@ -230,8 +237,9 @@ def refusals(name, model, images, folder):
     first, *others = classes_of(name)
     labels.write_text("\n".join([others[-1], *others[:-1], first]) + "\n")
     wrong = [f"--input-range={one}" for one in WRONG[RANGES.get(name, "0,255")]]
+    options = [*wrong, f"--labels={labels}"] if name in FIVE else wrong[:1]
     found = []
-    for option in (*wrong, f"--labels={labels}"):
+    for option in options:
         shutil.rmtree(folder, ignore_errors=True)
         done = run(model, images, folder, option)
         said = done.stderr.strip().replace(f"{model.parent}{os.sep}", "")

@@ -157,7 +157,7 @@ def reorder_outputs(model: keras.Model, order: Sequence[int]) -> keras.Model:
     changed = rebuild(model, weights=weights)
     shape = [size or 32 for size in model.input_shape[1:]]
     images = np.random.default_rng(0).random((4, *shape), np.float32)
-    before, after = (np.asarray(m(images)) for m in (model, changed))
+    before, after = (np.asarray(m(images, training=False)) for m in (model, changed))
     expected = -before if units == 1 else before[:, index]
     if not np.allclose(after, expected, rtol=1e-4, atol=1e-5):
         raise ValueError(_not_found("its outputs did not change as they should"))

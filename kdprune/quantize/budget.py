@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -86,7 +86,8 @@ def meet_budget(
 
     Args:
         attempts: `Attempt`s, the cheapest first; those after the one that meets the
-            budget are not made.
+            budget are not made. Of a generator, each is asked for when those before it
+            have been judged, so that it can depend on them.
         judge: `judge(made)` measures on validation images and returns a JSON-able
             dict with `drop` and `drop_bound`, as `kdprune.tflite.paired_drop` does,
             and may say by `at_chance` that there was no accuracy to lose: no budget
@@ -101,15 +102,10 @@ def meet_budget(
         ValueError: If there are no attempts, two have one name, `max_drop` is out of
             range, or `judge` gives no drop; and what `judge` raises.
     """
-    attempts = list(attempts)
-    for attempt in attempts:
-        if not isinstance(attempt, Attempt):
-            raise ValueError(f"expected Attempt objects. Received: {attempt!r}")
+    if isinstance(attempts, Sequence):
+        _check_attempts(attempts)
     if not callable(judge):
         raise ValueError(f"judge must be a function. Received: {judge!r}")
-    names = [attempt.name for attempt in attempts]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"expected attempts of different names. Received: {names}")
     if not 0 < max_drop < 1:
         raise ValueError(
             "max_drop is a share of images in (0, 1), 0.005 for half a point. "
@@ -117,7 +113,10 @@ def meet_budget(
         )
     rows: list[dict[str, Any]] = []
     best, name, lowest = None, None, float("inf")
+    made_so_far: list[Attempt] = []
     for attempt in attempts:
+        made_so_far.append(attempt)
+        _check_attempts(made_so_far)
         made, row = _make(attempt)
         rows.append(row)
         if "error" in row:
@@ -137,8 +136,18 @@ def meet_budget(
             best, name, lowest = made, attempt.name, row["drop_bound"]
         if row["met"] or nothing:
             break
+    _check_attempts(made_so_far)
     met = rows[-1]["met"]
     return Outcome(met, best, name, rows, _describe(rows, name, max_drop))
+
+
+def _check_attempts(attempts: Sequence[Any]) -> None:
+    for attempt in attempts:
+        if not isinstance(attempt, Attempt):
+            raise ValueError(f"expected Attempt objects. Received: {attempt!r}")
+    names = [attempt.name for attempt in attempts]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"expected attempts of different names. Received: {names}")
 
 
 def _make(attempt: Attempt) -> tuple[Any, dict[str, Any]]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from kdprune import _io, evaluate, quantize, tflite
@@ -20,13 +19,6 @@ if TYPE_CHECKING:
 
     from kdprune.data import Dataset
 
-# What is tried under a budget before anything is trained, the cheapest first.
-_AFTER_TRAINING = [
-    {"range_method": ranges, "correct_bias": corrected, "equalize": equalized}
-    for corrected, equalized in itertools.product((False, True), (False, True))
-    for ranges in ("minmax", "percentile", "mse")
-    if ranges != "minmax" or not equalized
-]
 # How many times as many calibration images are tried, where there are that many.
 _MORE_IMAGES = 4
 # How many of the most sensitive layers are then left in float: at most half of those
@@ -61,6 +53,7 @@ class _Made:
     `images` is the number of calibration images, None of quantization-aware training.
     """
 
+    name: str
     content: bytes
     model: object
     conversion: dict
@@ -77,7 +70,9 @@ def within_budget(
     calibration = settings.calibration_images(run)
     head = run.dataset.head
     expected = evaluate.predict(base, validation.images, head=head)
-    # The least bound of the files of the model as it is, and of the equalized one.
+    # The bound of each file, by its attempt; and the least one of the files without
+    # layers in float, of the model as it is and of the equalized one.
+    measured: dict[str, float] = {}
     bounds = {False: math.inf, True: math.inf}
 
     @functools.cache
@@ -89,13 +84,14 @@ def within_budget(
         images = settings.calibration_images(run, count)
         return tflite.Calibration(equalized() if equalize else base, images, head=head)
 
-    def calibrated(options, count):
+    def calibrated(name, options, count):
         conversion = dict(options)
         equalize = conversion.pop("equalize", False)
         content = shown(equalize, count).convert(**conversion)
-        return _Made(content, equalized() if equalize else base, conversion, count)
+        made_of = equalized() if equalize else base
+        return _Made(name, content, made_of, conversion, count)
 
-    def trained(node, folder):
+    def trained(name, node, folder):
         # Equalized where that has been seen to help, and has no weights in common.
         helps = bounds[True] < bounds[False]
         clustered = fitting.is_clustered(base, settings.preserve_clusters)
@@ -104,19 +100,18 @@ def within_budget(
         in_float = list(model.quantized_from.float_layers)
         conversion = {"float_layers": in_float} if in_float else {}
         content = tflite.convert_tflite(model, "int8", head=head)
-        return _Made(content, model, conversion, None)
+        return _Made(name, content, model, conversion, None)
 
     layers = shown(False, len(calibration)).report()
-    attempts = [
-        quantize.Attempt(name, functools.partial(calibrated, options, count))
-        for name, options, count in _after_training(
-            layers, len(calibration), len(run.dataset.train)
-        )
-    ]
-    attempts += [
-        quantize.Attempt(name, functools.partial(trained, *how))
-        for name, *how in _by_training(node, folder)
-    ]
+
+    def attempts():
+        available = len(run.dataset.train)
+        for name, *how in _after_training(
+            layers, len(calibration), available, measured
+        ):
+            yield quantize.Attempt(name, functools.partial(calibrated, name, *how))
+        for name, *how in _by_training(node, folder):
+            yield quantize.Attempt(name, functools.partial(trained, name, *how))
 
     def judge(made):
         path = folder / "attempt.tflite"
@@ -124,6 +119,7 @@ def within_budget(
         scores = evaluate.predict(path, validation.images, head=head)
         path.unlink()
         figures = tflite.paired_drop(expected, scores, validation.labels)
+        measured[made.name] = figures["drop_bound"]
         found, asked = tflite.inspect_tflite(made.content), made.conversion
         kept, _ = tflite.float_layers_of(found, asked.get("float_layers", ()))
         if made.images is not None and not kept:
@@ -132,7 +128,7 @@ def within_budget(
         return {**figures, "bytes": len(made.content), "float_layers": kept}
 
     assert settings.max_drop is not None  # Method auto needs it.
-    outcome = quantize.meet_budget(attempts, judge, settings.max_drop)
+    outcome = quantize.meet_budget(attempts(), judge, settings.max_drop)
     logger.info(outcome.message)
     if outcome.best is None:
         raise ValueError(outcome.message)
@@ -150,27 +146,51 @@ def within_budget(
 
 
 def _after_training(
-    layers: list[dict[str, Any]], images: int, available: int
+    layers: list[dict[str, Any]],
+    images: int,
+    available: int,
+    measured: Mapping[str, float],
 ) -> Iterator[tuple[str, dict[str, Any], int]]:
     """What is tried before anything is trained, the cheapest first.
+
+    Each step starts from what was best so far: trying all of them with each other
+    would take twice as many files, which differ by chance as often as not.
 
     Args:
         layers: What `tflite.layer_report` returned.
         images: The number of calibration images.
         available: The number of training images, to calibrate with more.
+        measured: The bound of what an attempt costs, by its name: looked up when the
+            next one is asked for.
 
     Yields:
-        An attempt's name, arguments of `convert_tflite`, the number of calibration
-        images.
+        An attempt's name, arguments of `convert_tflite` and whether to equalize, the
+        number of calibration images.
     """
-    for options in _AFTER_TRAINING:
-        yield _describe(options), options, images
+    tried: list[dict[str, Any]] = []
+
+    def best() -> dict[str, Any]:
+        return min(tried, key=lambda one: measured.get(_describe(one), math.inf))
+
+    plain = {"correct_bias": False, "equalize": False}
+    steps: list[Callable[[], dict[str, Any]]] = [
+        *(
+            functools.partial(dict, plain, range_method=ranges)
+            for ranges in ("minmax", "percentile", "mse")
+        ),
+        lambda: {**best(), "equalize": True},
+        lambda: {**best(), "correct_bias": True},
+    ]
+    for step in steps:
+        tried.append(step())
+        yield _describe(tried[-1]), tried[-1], images
+    options = best()
     # Images are shown once for all of the above, and cost most of their time.
-    first, more = _AFTER_TRAINING[0], _MORE_IMAGES * images
-    if more <= available:
-        yield f"{_describe(first)}, {more:,} images", first, more
-    for options in _some_in_float(layers):
-        yield _describe(options), options, images
+    if (more := _MORE_IMAGES * images) <= available:
+        yield f"{_describe(options)}, {more:,} images", options, more
+    for names in _most_sensitive(layers):
+        in_float = {**options, "correct_bias": True, "float_layers": names}
+        yield _describe(in_float), in_float, images
 
 
 def _by_training(
@@ -198,17 +218,13 @@ def _untaught(node: Node) -> Node:
     return dataclasses.replace(node, settings=settings.model_copy(update=changes))
 
 
-def _some_in_float(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Options that leave the layers of the largest error in float, few first."""
+def _most_sensitive(layers: list[dict[str, Any]]) -> list[list[str]]:
+    """Names of the layers of the largest error, to leave in float: few first."""
     weighted = {row["layer"] for row in layers if row["weight_low"] is not None}
     counts = [count for count in _IN_FLOAT if count <= len(weighted) / 2]
     # Fewer layers than that may have an error at all.
     found = {tuple(tflite.sensitive_layers(layers, count)): None for count in counts}
-    return [
-        {"range_method": "minmax", "correct_bias": True, "float_layers": list(names)}
-        for names in found
-        if names
-    ]
+    return [list(names) for names in found if names]
 
 
 def _with_float_bytes(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:

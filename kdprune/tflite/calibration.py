@@ -89,7 +89,8 @@ def quantize_calibrated(
     outputs = _tensors_by_layer(content)
     return mlir_quantize(
         content,
-        fully_quantize=verify,
+        # Else operators that have no integer form are left in float without a word.
+        fully_quantize=not float_layers,
         input_data_type=tf.dtypes.as_dtype(dtype),
         output_data_type=tf.dtypes.as_dtype(dtype),
         enable_numeric_verify=verify,

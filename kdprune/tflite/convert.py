@@ -126,8 +126,8 @@ def convert_tflite(
         _check_chosen(model, float_layers)
         float_layers = ()
     _check_choices(dtype, aware, range_method, float_layers, correct_bias)
-    if range_method != "minmax" or float_layers or correct_bias:
-        assert calibration is not None  # Checked above: these choices need images.
+    if not aware and dtype in _EIGHT_BIT:
+        assert calibration is not None  # Checked above.
         return Calibration(model, calibration, input_range, head).convert(
             dtype,
             range_method=range_method,
@@ -136,11 +136,7 @@ def convert_tflite(
         )
     model = _in_unit_range(model, aware, input_range)
     images = None
-    if not aware and dtype in _EIGHT_BIT:
-        # What a byte means is said by the input's scale and zero point.
-        model, taken = split_input(for_bytes(model))
-        images = _spanning(model, calibration, taken)
-    elif not aware:
+    if not aware:
         model = for_floats(for_bytes(model) if dtype == "int16x8" else model)
         if dtype == "int16x8":
             images = _spanning(model, calibration)
@@ -193,8 +189,6 @@ class Calibration:
     ) -> bytes:
         """Makes an int8 or uint8 file; arguments and errors are `convert_tflite`'s."""
         _check_choices(dtype, False, range_method, float_layers, correct_bias)
-        if range_method == "minmax" and not float_layers and not correct_bias:
-            return convert_tflite(self.model, dtype, self._calibration, head=self._head)
         calibrated = self.with_ranges(range_method)
         check_float_layers(calibrated, float_layers)
         with _converting(self.model, dtype):

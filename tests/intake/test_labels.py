@@ -131,15 +131,23 @@ def nested():
     return keras.Model(inputs, head(layers.Dropout(0.5)(inputs)))
 
 
-@pytest.mark.parametrize("make", [dense, convolution, nested])
+def augmented():
+    """With a layer that changes images at random unless it is told not to."""
+    return keras.Sequential(
+        [keras.Input((4, 4, 2)), layers.RandomFlip(), layers.Flatten(), layers.Dense(3)]
+    )
+
+
+@pytest.mark.parametrize("make", [dense, convolution, nested, augmented])
 def test_outputs_are_reordered(make):
     model = make()
     images = np.random.default_rng(1).random((5, 4, 4, 2), np.float32)
-    before = model(images).numpy()
-    after = labels.reorder_outputs(model, (2, 0, 1))(images).numpy()
+    before = model(images, training=False).numpy()
+    changed = labels.reorder_outputs(model, (2, 0, 1))
+    after = changed(images, training=False).numpy()
     np.testing.assert_allclose(after, before[:, [2, 0, 1]], rtol=1e-5)
     assert np.abs(after - before).max() > 1e-3
-    np.testing.assert_array_equal(model(images).numpy(), before)
+    np.testing.assert_array_equal(model(images, training=False).numpy(), before)
 
 
 def test_a_single_unit_turns_its_sign():

@@ -101,6 +101,22 @@ def test_a_way_that_is_not_open_is_recorded_and_passed_over():
     assert "no attempt of 1" in failed.message and "'norm'" in failed.message
 
 
+def test_an_attempt_can_depend_on_those_before_it():
+    judged = []
+
+    def attempts():
+        yield attempt("first", 30)
+        yield attempt(f"after {len(judged)}", 0)
+        raise AssertionError("asked for one more than needed")
+
+    outcome = meet_budget(
+        attempts(), lambda made: judged.append(made) or judge(made), max_drop=0.01
+    )
+    assert outcome.met and outcome.name == "after 1"
+    with pytest.raises(ValueError, match="different names"):
+        meet_budget(iter([]), judge, max_drop=0.01)
+
+
 def test_other_errors_are_not_swallowed():
     def crash():
         raise RuntimeError("out of memory")
