@@ -9,7 +9,9 @@ wrong pixel range, or with labels in a wrong order, it has to refuse the same mo
 Five are different networks: a tutorial's, a MobileNetV2 (images of 64 x 64), one for
 bytes, one of five labels that may apply at once (macro F1), and animals against
 vehicles by one unit (AUC). `tutorial_*` are other forms of the first one, and `half` is
-the first one with at most half of its MACs, within two points.
+the first one with at most half of its MACs, within two points. `first_steps` counts the
+seconds that the README's three commands take with the first one, from an environment
+with nothing in it, and those of the plain converter's script.
 
 Usage:
     python scripts/bench_your_own.py --data-dir DIR [--work DIR] [--json OUT] [NAME ...]
@@ -27,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import venv
 
 import numpy as np
 from PIL import Image
@@ -38,7 +41,9 @@ from kdprune.evaluate import predict
 PLAIN = pathlib.Path(__file__).with_name("plain_keras.py")
 FIVE = ("tutorial", "mobilenet", "raw_bytes", "several_labels", "one_unit")
 FORMS = ("h5", "bytes", "signed", "standardized")
-NAMES = (*FIVE, *(f"tutorial_{form}" for form in FORMS), "half")
+NAMES = (*FIVE, *(f"tutorial_{form}" for form in FORMS), "half", "first_steps")
+ROOT = PLAIN.parents[1]
+CONVERT = PLAIN.with_name("plain_keras_convert.py")
 SIZES = {"mobilenet": 64}  # Height and width; of others, that of CIFAR-10.
 EPOCHS = {"mobilenet": 12}
 # What is not the range of a model: of the other usual ones.
@@ -95,7 +100,8 @@ def main():
         work = options.work or pathlib.Path(folder)
         splits = draw(options)
         for name in options.names:
-            found = bench(name, splits, work)
+            steps = name == "first_steps"
+            found = first_steps(splits, work) if steps else bench(name, splits, work)
             if options.json:
                 write(options, name, found)
 
@@ -103,9 +109,10 @@ def main():
 def write(options, name, found):
     """Puts what was found of a model into the record, beside what it says of others."""
     pathlib.Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-    content = _io.read_json(options.json) or {}
-    models = {**content.get("models", {}), name: found}
-    content = {"command": "python scripts/bench_your_own.py --data-dir DIR"}
+    content = _io.read_json(options.json) or {"models": {}}
+    content["command"] = "python scripts/bench_your_own.py --data-dir DIR"
+    (content if name == "first_steps" else content["models"])[name] = found
+    models = content["models"]
     content["models"] = {name: models[name] for name in NAMES if name in models}
     content |= {"images": list(options.images)}
     content |= {"machine": records.machine(), "versions": records.versions()}
@@ -162,6 +169,65 @@ def bench(name, splits, work):
         found["refused"] = refusals(name, model, images, folder / "refused")
     print(name, found, flush=True)
     return found
+
+
+def first_steps(splits, work):
+    """Seconds of both ways with the first model, and what is installed before."""
+    model, images = prepare("tutorial", splits, work / "tutorial")
+    folder = work / "first_steps"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    shutil.copy(model, folder / "my_model.keras")
+    (folder / "photos").symlink_to(images.absolute())
+    outside = {key: os.environ[key] for key in os.environ if key != "PYTHONPATH"}
+    outside.pop("TF_USE_LEGACY_KERAS", None)
+
+    def timed(*command, cwd=folder, environment="env"):
+        path = f"{folder / environment / 'bin'}{os.pathsep}{outside['PATH']}"
+        started = time.perf_counter()
+        done = subprocess.run(
+            [*map(str, command)],
+            cwd=cwd,
+            env={**outside, "PATH": path},
+            capture_output=True,
+            text=True,
+        )
+        print(done.stdout[-1500:], done.stderr[-1500:], sep="\n", flush=True)
+        assert done.returncode == 0, command
+        return round(time.perf_counter() - started, 1)
+
+    found = {}
+    for name, steps in {
+        "kdprune": {
+            "install": "pip install . -c constraints.txt",
+            "compress": "kdprune compress my_model.keras --images photos/",
+            "selftest": "python my_model-compressed/kit/my_model/selftest.py",
+        },
+        "converter": {
+            "install": "pip install tensorflow pillow -c constraints.txt",
+            "convert": f"python {CONVERT} my_model.keras photos/ made.tflite",
+        },
+    }.items():
+        venv.create(folder / name, with_pip=True)
+        seconds = {
+            step: timed(
+                *command.split(),
+                cwd=ROOT if step == "install" else folder,
+                environment=name,
+            )
+            for step, command in steps.items()
+        }
+        install = seconds.pop("install")
+        found[name] = {"lines": len(steps), "install": install, "seconds": seconds}
+    found["converter"]["lines"] = code_lines(CONVERT)
+    return found
+
+
+def code_lines(path):
+    """How many lines of a program are code: no docstring, comment or empty line."""
+    text = path.read_text()
+    lines = text[text.index("import") :].splitlines()
+    return sum(bool(line.strip()) and line.strip()[0] != "#" for line in lines)
 
 
 def prepare(name, splits, folder):

@@ -33,7 +33,7 @@ interpreter.allocate_tensors()
 scale, zero = given["quantization"]
 before, after = [], []
 for image, label in read("test"):
-    before.append(model(image).numpy().argmax() == label)
+    before.append(model(image, training=False).numpy().argmax() == label)
     pixels = np.clip(np.round(image / scale + zero), 0, 255).astype(np.uint8)
     interpreter.set_tensor(given["index"], pixels)
     interpreter.invoke()

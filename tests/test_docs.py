@@ -433,6 +433,34 @@ def test_a_benchmark_page_says_what_was_measured(page, records):
     assert len(figures) > 5 or page.stem in ("index", "distillation")
 
 
+def test_the_page_of_own_models_says_what_was_measured():
+    page = (DOCS / "benchmarks" / "your-own.md").read_text()
+    # Else: python docs/tools/your_own.py
+    rows = tool("your_own").lines()
+    assert len(rows) > 5
+    assert [row for row in rows if row not in page.splitlines()] == []
+
+
+def test_the_page_of_own_models_shows_the_script_that_was_counted():
+    page = DOCS / "benchmarks" / "your-own.md"
+    script = (ROOT / "scripts" / "plain_keras_convert.py").read_text()
+    assert blocks(page, "py") == [script]
+
+
+def test_own_models_are_compressed_and_wrong_ranges_and_orders_refused():
+    record = json.loads((ROOT / "results" / "your_own" / "five.json").read_text())
+    for name, found in record["models"].items():
+        files, measure = found["files"], found["measure"]
+        assert found["status"] == 0, name
+        least = files["original"][measure] - (2 if name == "half" else 1)
+        assert files["kdprune"][measure] >= least, name
+        for other in {"converter", "litert"} & set(files):
+            assert found[f"against_{other}"]["interval"][1] >= 0, (name, other)
+        for wrong in found.get("refused", ()):
+            assert wrong["status"] == 2, (name, wrong)
+            assert "\n" not in wrong["said"]
+
+
 def test_the_picture_shows_what_was_measured():
     from PIL import Image
 

@@ -1,11 +1,15 @@
-"""A tutorial's Keras 3 network and a folder of CIFAR-10 images become a right file."""
+"""By the README's three commands a tutorial's network becomes a right file."""
 
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+import venv
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +24,15 @@ from kdprune.evaluate import predict
 
 pytestmark = pytest.mark.slow
 
-TRAIN = Path(__file__).parents[1] / "intake" / "keras3_train.py"
+ROOT = Path(__file__).parents[2]
+TRAIN = ROOT / "tests" / "intake" / "keras3_train.py"
+CONVERT = ROOT / "scripts" / "plain_keras_convert.py"
 IMAGES = {"train": 3000, "test": 1000}
 
 
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory, cifar10_dir):
-    """A folder with `mine.keras`, what Keras 3 says of the test images, and photos/."""
+    """A folder: `my_model.keras`, what Keras 3 says of the test images, photos/."""
     root = tmp_path_factory.mktemp("mine")
     data = load_dataset("cifar10", data_dir=cifar10_dir)
     parts = {"train": data.train, "test": data.test}
@@ -43,34 +49,64 @@ def mine(tmp_path_factory, cifar10_dir):
     np.savez(root / "images.npz", **arrays)
     environment = dict(os.environ, KERAS_BACKEND="tensorflow")
     environment.pop("TF_USE_LEGACY_KERAS", None)
-    command = [sys.executable, TRAIN, root / "images.npz", root / "mine.keras"]
+    command = [sys.executable, TRAIN, root / "images.npz", root / "my_model.keras"]
     subprocess.run(command, env=environment, check=True, timeout=600)
     return root
 
 
-def start(*arguments):
-    """Starts the command in a process of its own; its output is one stream."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "kdprune", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def readme_commands():
+    """The three commands from nothing, as lists of words."""
+    _, _, section = (ROOT / "README.md").read_text().partition("## Your own model")
+    lines = section.split("```bash\n")[1].split("```")[0].splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines]
+    assert [words[0] for words in commands] == ["pip", "kdprune", "python"]
+    return commands
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """The variables of a new environment, in which the first command has been run.
+
+    Requirements are those of the tests, so that nothing is downloaded.
+    """
+    folder = tmp_path_factory.mktemp("fresh")
+    venv.create(folder / "env", with_pip=True)
+    (site,) = (folder / "env").glob("lib/python*/site-packages")
+    (site / "requirements.pth").write_text(sysconfig.get_path("purelib"))
+    source = folder / "source"  # Building leaves files.
+    shutil.copytree(ROOT / "kdprune", source / "kdprune")
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, source)
+    outside = {key: os.environ[key] for key in os.environ if key != "PYTHONPATH"}
+    path = f"{folder / 'env' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    environment = {**outside, "PATH": path}
+    offline = ["--no-index", "--no-build-isolation"]
+    install = [*readme_commands()[0], *offline]
+    subprocess.run(install, cwd=source, env=environment, check=True)
+    return environment
 
 
 def finish(*arguments):
     """Runs the command; returns its exit status and what it said."""
-    process = start(*arguments)
-    said, _ = process.communicate(timeout=900)
-    return process.returncode, said
+    done = subprocess.run(
+        [sys.executable, "-m", "kdprune", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+    )
+    return done.returncode, done.stdout
 
 
 @pytest.fixture(scope="module")
-def compressed(mine):
-    """The folder that `kdprune compress` alone made, killed on the way and resumed."""
-    out = mine / "mine-compressed"
-    arguments = ["compress", mine / "mine.keras", "--images", mine / "photos"]
-    process = start(*arguments)
+def compressed(mine, fresh):
+    """The folder that the second command alone made, killed on the way and resumed."""
+    out = mine / "my_model-compressed"
+    called = {"cwd": mine, "env": fresh, "text": True, "stdout": subprocess.PIPE}
+    called["stderr"] = subprocess.STDOUT
+    words = readme_commands()[1]
+    process = subprocess.Popen(words, **called)
     until = time.monotonic() + 600
     while not (out / "int8" / "begun.json").exists():
         assert process.poll() is None, process.communicate()[0]
@@ -79,16 +115,16 @@ def compressed(mine):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (out / "int8" / "record.json").exists()
-    status, said = finish(*arguments)
-    assert status == 0, said
-    return out, said
+    done = subprocess.run(words, **called, timeout=900)
+    assert done.returncode == 0, done.stdout
+    return out, done.stdout
 
 
 def test_the_command_alone_gives_a_right_file(mine, compressed):
     out, said = compressed
     labels = np.load(mine / "images.npz")["test_labels"]
     images = np.load(mine / "images.npz")["test"]
-    original = np.load(mine / "mine.keras.npy")
+    original = np.load(mine / "my_model.keras.npy")
     expected = (original.argmax(axis=1) == labels).mean()
     assert expected > 0.4  # It has learned.
     # In the folder classes are sorted, as CIFAR-10's are.
@@ -113,10 +149,29 @@ def test_it_went_on_where_it_was_killed(compressed):
     assert "== int8 (quantize) ==" in said
 
 
-def test_the_kit_passes_its_self_test(compressed):
-    out, _ = compressed
-    script = out / "kit" / "mine" / "selftest.py"
-    subprocess.run([sys.executable, script], check=True, timeout=300)
+def test_the_third_command_tests_the_kit(mine, fresh, compressed):
+    subprocess.run(readme_commands()[2], cwd=mine, env=fresh, check=True, timeout=300)
+
+
+def test_the_plain_converter_needs_what_the_docs_show(mine, tmp_path):
+    environment = dict(os.environ, KERAS_BACKEND="tensorflow")
+    environment.pop("TF_USE_LEGACY_KERAS", None)
+    done = subprocess.run(
+        [sys.executable, CONVERT, "my_model.keras", "photos", tmp_path / "made.tflite"],
+        cwd=mine,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    labels = np.load(mine / "images.npz")["test_labels"]
+    original = np.load(mine / "my_model.keras.npy").argmax(axis=1)
+    said = re.search(r"original ([\d.]+)%, int8 file ([\d.]+)%", done.stdout)
+    assert float(said[1]) == pytest.approx(100 * (original == labels).mean(), abs=0.2)
+    right = predict(tmp_path / "made.tflite", np.load(mine / "images.npz")["test"])
+    right = (right.argmax(axis=1) == labels).mean()
+    assert float(said[2]) == pytest.approx(100 * right, abs=1)
 
 
 def test_the_recipe_has_nothing_left_to_do(compressed):
@@ -134,7 +189,7 @@ def test_the_recipe_has_nothing_left_to_do(compressed):
 def test_half_of_the_macs_recover_under_the_original(mine, tmp_path):
     arrays = np.load(mine / "images.npz")
     made = kdprune.compress(
-        mine / "mine.keras",
+        mine / "my_model.keras",
         (arrays["train"].astype("float32"), arrays["labels"]),
         test=(arrays["test"], arrays["test_labels"]),
         output=tmp_path / "half",

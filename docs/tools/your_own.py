@@ -1,0 +1,63 @@
+"""Prints the tables of docs/benchmarks/your-own.md, from their record.
+
+python docs/tools/your_own.py
+"""
+
+import json
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RECORD = ROOT / "results" / "your_own" / "five.json"
+CALLED = {"accuracy": "accuracy", "macro_f1": "macro F1", "auc": "AUC"}
+_NONE = "–"
+
+
+def table(models):
+    """A row for each model: the figure of each file, and what kdprune's is worth."""
+    rows = []
+    for name, found in models.items():
+        measure = found["measure"]
+        figures = [
+            f"{found['files'][label][measure]:.2f}"
+            if label in found["files"]
+            else _NONE
+            for label in ("original", "converter", "litert", "kdprune")
+        ]
+        against = [
+            _difference(found.get(f"against_{label}"))
+            for label in ("original", "converter")
+        ]
+        attempts = len(found["attempts"])
+        took = f"{found['seconds']:.0f} ({found['processor_seconds']:.0f})"
+        row = [f"`{name}`, {CALLED[measure]}", *figures, *against, str(attempts), took]
+        rows.append(f"| {' | '.join(row)} |")
+    return rows
+
+
+def steps(found):
+    """A row for each way: lines, and minutes without and with the installation."""
+    rows = []
+    for name, called in (("kdprune", "kdprune"), ("converter", "plain converter")):
+        way = found[name]
+        without = sum(way["seconds"].values())
+        both = (f"{value / 60:.1f}" for value in (without, without + way["install"]))
+        rows.append(f"| {called} | {way['lines']} | {' | '.join(both)} |")
+    return rows
+
+
+def _difference(against):
+    if against is None:
+        return _NONE
+    low, high = against["interval"]
+    return f"{against['points']:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def lines():
+    """All rows of the page."""
+    content = json.loads(RECORD.read_text())
+    return table(content["models"]) + steps(content["first_steps"])
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n".join(lines()) + "\n")
