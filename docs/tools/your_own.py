@@ -38,11 +38,11 @@ def table(models):
 def steps(found):
     """A row for each way: lines, and minutes without and with the installation."""
     rows = []
-    for name, called in (("kdprune", "kdprune"), ("converter", "plain converter")):
-        way = found[name]
+    called = {"kdprune": "kdprune", "converter": "plain converter"}
+    for name, way in found.items():
         without = sum(way["seconds"].values())
         both = (f"{value / 60:.1f}" for value in (without, without + way["install"]))
-        rows.append(f"| {called} | {way['lines']} | {' | '.join(both)} |")
+        rows.append(f"| {called[name]} | {way['lines']} | {' | '.join(both)} |")
     return rows
 
 
@@ -56,7 +56,7 @@ def _difference(against):
 def lines():
     """All rows of the page."""
     content = json.loads(RECORD.read_text())
-    return table(content["models"]) + steps(content["first_steps"])
+    return table(content["models"]) + steps(content.get("first_steps", {}))
 
 
 if __name__ == "__main__":

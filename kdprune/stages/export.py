@@ -81,10 +81,19 @@ class Export(Stage):
             meant, scores_of_bytes = tflite.meant_by_bytes(model), scores
             if meant is not model:
                 scores_of_bytes = evaluate.predict(meant, images, head=head)
+            shown: tflite.Calibration | None = None
             for dtype, arguments in parent.settings.conversions(run, parent):
                 name = f"{parent.stage}.{dtype}.tflite"
                 logger.info("writing %s", name)
-                content = tflite.convert_tflite(model, dtype, head=head, **arguments)
+                calibration = arguments.pop("calibration", None)
+                if calibration is not None and dtype in ("int8", "uint8"):
+                    # What the images show is the same for both.
+                    shown = shown or tflite.Calibration(model, calibration, head=head)
+                    content = shown.convert(dtype, **arguments)
+                else:
+                    content = tflite.convert_tflite(
+                        model, dtype, calibration, head=head, **arguments
+                    )
                 try:
                     files[name] = self._pass_gate(
                         run,
