@@ -89,8 +89,9 @@ def quantize_calibrated(
     outputs = _tensors_by_layer(content)
     return mlir_quantize(
         content,
-        # Else operators that have no integer form are left in float without a word.
-        fully_quantize=not float_layers,
+        # Else operators without an integer form stay in float, without a word; but
+        # with it the ends are always int8.
+        fully_quantize=verify or (dtype == "int8" and not float_layers),
         input_data_type=tf.dtypes.as_dtype(dtype),
         output_data_type=tf.dtypes.as_dtype(dtype),
         enable_numeric_verify=verify,
