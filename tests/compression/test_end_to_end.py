@@ -72,6 +72,8 @@ def fresh(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fresh")
     venv.create(folder / "env", with_pip=True)
     (site,) = (folder / "env").glob("lib/python*/site-packages")
+    pip = [folder / "env" / "bin" / "pip", "uninstall", "--quiet", "--yes"]
+    subprocess.run([*pip, "setuptools"], check=True)  # Python 3.11 brings an old one.
     (site / "requirements.pth").write_text(sysconfig.get_path("purelib"))
     source = folder / "source"  # Building leaves files.
     shutil.copytree(ROOT / "kdprune", source / "kdprune")
