@@ -437,7 +437,7 @@ def test_the_page_of_own_models_says_what_was_measured():
     page = (DOCS / "benchmarks" / "your-own.md").read_text()
     # Else: python docs/tools/your_own.py
     rows = tool("your_own").lines()
-    assert len(rows) > 5
+    assert rows
     assert [row for row in rows if row not in page.splitlines()] == []
 
 
