@@ -188,8 +188,7 @@ def _after_training(
     # Images are shown once for all of the above, and cost most of their time.
     if (more := _MORE_IMAGES * images) <= available:
         yield f"{_describe(options)}, {more:,} images", options, more
-    for names in _most_sensitive(layers):
-        in_float = {**options, "correct_bias": True, "float_layers": names}
+    for in_float in _some_in_float(layers):
         yield _describe(in_float), in_float, images
 
 
@@ -218,13 +217,17 @@ def _untaught(node: Node) -> Node:
     return dataclasses.replace(node, settings=settings.model_copy(update=changes))
 
 
-def _most_sensitive(layers: list[dict[str, Any]]) -> list[list[str]]:
-    """Names of the layers of the largest error, to leave in float: few first."""
+def _some_in_float(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Options that leave the layers of the largest error in float, few first."""
     weighted = {row["layer"] for row in layers if row["weight_low"] is not None}
     counts = [count for count in _IN_FLOAT if count <= len(weighted) / 2]
     # Fewer layers than that may have an error at all.
     found = {tuple(tflite.sensitive_layers(layers, count)): None for count in counts}
-    return [list(names) for names in found if names]
+    return [
+        {"range_method": "minmax", "correct_bias": True, "float_layers": list(names)}
+        for names in found
+        if names
+    ]
 
 
 def _with_float_bytes(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
