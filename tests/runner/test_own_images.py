@@ -45,7 +45,7 @@ def trees(tmp_path_factory):
 
 def test_uneven_classes_of_odd_sizes_are_read(trees, caplog):
     caplog.set_level("INFO", "kdprune")
-    with pytest.raises(ValueError, match=r"2 files .*05/1.jpg .*, Training/tree 30/4"):
+    with pytest.raises(ValueError, match=r"3 files .*05/1.jpg .*, Training/tree 30/4"):
         load_dataset("folder", path=trees, image_size=24)
     dataset = load_dataset(
         "folder",
