@@ -197,6 +197,7 @@ def test_half_of_the_macs_recover_under_the_original(mine, tmp_path):
         output=tmp_path / "half",
         ratio=0.35,
         max_drop=0.02,
+        epochs=12,
     )
     entries = {entry["name"]: entry for entry in made.metrics["models"]}
     macs = {name: entry["macs"] for name, entry in entries.items()}

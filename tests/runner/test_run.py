@@ -219,14 +219,13 @@ def test_stages_write_inside_their_own_folders(watched):
 def test_files_of_a_shared_model_are_measured_once(tmp_path):
     content = yaml.safe_load(RECIPE)
     content["data"] = {"dataset": "shapes", "train_images": 100, "test_images": 50}
-    content["matrix"] = {"seed": [1, 2], "stages.own.max_drop": [0.9, 0.8]}
+    content["matrix"] = {"seed": [1, 2], "stages.own.calibration": [10, 12]}
     stages = content["stages"]
     for name in ("soft", "student"):
         del stages[name]
     # Two cells for each seed write the teacher's file and the one of that seed.
     stages["int8"] = {"kind": "quantize", "from": "teacher"}
-    stages["own"] = {"kind": "quantize", "from": "alone"}
-    stages["own"] |= {"method": "auto", "max_drop": 0.9}
+    stages["own"] = {"kind": "quantize", "from": "alone", "calibration": 10}
     stages["files"] = {"kind": "export", "from": ["int8", "own"], "max_drop": 0.9}
     stages["files"]["max_disagreement"] = 0.9
     stages["measured"] = {"kind": "evaluate", "from": ["teacher", "alone", "files"]}
@@ -239,10 +238,10 @@ def test_files_of_a_shared_model_are_measured_once(tmp_path):
         ["teacher teacher", "alone alone--seed=1", "alone alone--seed=2"]
         + [f"int8_{dtype} int8" for dtype in ("int8", "uint8")]
         + [
-            f"own_{dtype} own--seed={seed}--max_drop={drop}"
+            f"own_{dtype} own--seed={seed}--calibration={images}"
             for dtype in ("int8", "uint8")
             for seed in (1, 2)
-            for drop in (0.9, 0.8)
+            for images in (10, 12)
         ]
     )
     assert "int8_int8" in (tmp_path / "report.md").read_text()
