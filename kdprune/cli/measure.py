@@ -21,6 +21,9 @@ EVALUATE = """Measures model files on the test images of a data set.
   kdprune evaluate model.keras model.tflite --dataset folder --data-path IMAGES
   kdprune evaluate model.tflite --dataset shapes --json figures.json --no-latency
 
+A FILE may be .tflite, .keras, .h5 or a SavedModel's folder. What is made of another
+program's Keras file is compared with what the Keras that saved it says.
+
 Prints accuracy with its 95 % interval (of several labels macro F1, mean average
 precision and the share of right labels; of a single unit AUC as well), calibration
 error, bytes, parameters, MACs and latency. Models whose inputs are raw pixels need
@@ -122,6 +125,7 @@ def evaluate_files(options: argparse.Namespace) -> None:
     test, description = _test_images(options)
     import_tensorflow_quietly()
     from kdprune import evaluate
+    from kdprune.models.taking import compare_file
 
     entries = []
     orders = _orders(options, options.files, description)
@@ -138,6 +142,11 @@ def evaluate_files(options: argparse.Namespace) -> None:
         ).entry
         entries.append(entry)
         logger.info("%s", _summary(entry))
+        if path.suffix in (".keras", ".h5", ".hdf5"):
+            compared = compare_file(path, input_range, test.images)
+            if compared is not None:
+                entry["comparison"] = compared.to_json()
+                logger.info("    %s", compared)
     if options.json:
         _write(options, {"dataset": description, "models": entries})
 

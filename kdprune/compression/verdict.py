@@ -56,6 +56,7 @@ class Compressed:
         records: The record of each stage, by its name.
         table: The original against each file, as text.
         advice: What to do with the files, a line each.
+        comparison: Whether the model that was taken says what the original does.
     """
 
     met: bool
@@ -66,6 +67,7 @@ class Compressed:
     records: Mapping[str, Mapping[str, Any]]
     table: str
     advice: tuple[str, ...]
+    comparison: str = ""
 
     @functools.cached_property
     def models(self) -> dict[str, keras.Model]:
@@ -80,7 +82,8 @@ class Compressed:
         return {name: load_model(folder / name / "model.keras") for name in names}
 
     def __str__(self) -> str:
-        return "\n".join([self.table, "", self.verdict, "", *self.advice])
+        compared = [self.comparison, ""] if self.comparison else []
+        return "\n".join([self.table, "", *compared, self.verdict, "", *self.advice])
 
 
 def read_verdict(
@@ -136,7 +139,16 @@ def read_verdict(
         records=records,
         table=_table(folder, entries),
         advice=tuple(advice),
+        comparison=_comparison(records[ORIGINAL]["results"]),
     )
+
+
+def _comparison(loaded: Mapping[str, Any]) -> str:
+    """A line on whether the model as it was taken says what the original does."""
+    from kdprune.intake.comparison import Comparison
+
+    found = loaded.get("comparison")
+    return "" if found is None else f"The model as it was taken: {Comparison(**found)}."
 
 
 def _verdict(

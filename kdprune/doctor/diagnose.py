@@ -17,9 +17,11 @@ from kdprune.doctor.findings import Obstacle
 from kdprune.doctor.layers import describe_layers
 from kdprune.doctor.loading import load
 from kdprune.doctor.report import Diagnosis
-from kdprune.intake import Taken
+from kdprune.intake import Taken, with_channel
 from kdprune.intake.pixels import Given, is_unit, read_chain
 from kdprune.intake.taking import take_model
+from kdprune.models import load_model
+from kdprune.models.original import Original
 
 _COMPARED = 2  # Images that outputs are compared and ranges taken on.
 _SHOWN = 10  # Classes that are named.
@@ -68,14 +70,14 @@ def diagnose(
         >>> print(found)  # doctest: +SKIP
         >>> [one.problem for one in found.obstacles if one.fatal]  # doctest: +SKIP
     """
-    with proof.Original() as original:
+    with Original() as original:
         return _diagnose(model, images, original, input_range, output, labels, data_dir)
 
 
 def _diagnose(
     model: Any,
     images: Any,
-    original: proof.Original,
+    original: Original,
     input_range: Given | None,
     output: str | None,
     labels: Sequence[str] | None,
@@ -87,6 +89,7 @@ def _diagnose(
     if loaded is None or any(one.fatal for one in obstacles):
         return Diagnosis(str(name), tuple(obstacles))
 
+    loaded = with_channel(loaded)
     shape = tuple(loaded.input_shape[1:])
     drawn = None
     if images is not None:
@@ -109,7 +112,11 @@ def _diagnose(
     obstacles += more
     rows, more = describe_layers(taken.model, content, refused)
     obstacles += more
-    proven, more = proof.prove(loaded, taken, few, original)
+    compared = None
+    if original.path is not None:
+        whole = loaded if output is None else load_model(original.path)
+        compared = original.compare(whole, taken.range.apply(few))
+    proven, more = proof.prove(loaded, taken, few, compared)
     obstacles += more
     seconds = file.pop("seconds", 0.0)
     total = None if drawn is None else drawn.total

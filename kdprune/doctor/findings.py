@@ -67,18 +67,3 @@ class LayerRow:
     xnnpack: bool | None
     gpu: bool | None
     micro: bool | None
-
-
-@dataclass(frozen=True)
-class Proof:
-    """How far the outputs of what is worked on are from the original's.
-
-    Attributes:
-        original: What they were compared with.
-        images: On how many images.
-        deviation: The largest difference, as a share of the largest output.
-    """
-
-    original: str
-    images: int
-    deviation: float

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +13,10 @@ import tf_keras as keras
 from kdprune._graph import is_graph_model, is_tfmot_layer, named_layers, nodes
 from kdprune._io import first_line
 from kdprune.doctor.findings import Obstacle
-from kdprune.intake import select_output
+from kdprune.intake import select_output, with_channel
 from kdprune.models import load_model
 from kdprune.models.io import find_problems
+from kdprune.models.saved_model import check_saved_model, is_saved_model
 from kdprune.models.taking import as_tf_keras
 
 _LOADING = "loading"
@@ -70,6 +70,7 @@ def _chosen(
             model = select_output(model, output)
         except ValueError as error:
             return model, [Obstacle(_LOADING, "", str(error))]
+    model = with_channel(model)
     return model, check_graph(model)
 
 
@@ -77,10 +78,10 @@ def _load_file(
     path: pathlib.Path, output: str | None, allowed: Callable[[pathlib.Path], object]
 ) -> tuple[keras.Model | None, list[Obstacle]]:
     if path.is_dir():
-        is_saved = (path / "saved_model.pb").exists()
-        kind = "a SavedModel, which has no layers" if is_saved else "a folder"
-        problem = f"it is {kind}; save the Keras model itself as .keras"
-        return None, [Obstacle(_LOADING, "", problem)]
+        if not is_saved_model(path):
+            problem = "it is a folder; save the Keras model itself as .keras"
+            return None, [Obstacle(_LOADING, "", problem)]
+        return None, _of_saved_model(path)
     if not path.is_file():
         raise FileNotFoundError(f"no model file at {path}")
     if path.suffix == ".tflite":
@@ -105,6 +106,24 @@ def _load_file(
             return None, _distinct(obstacles)
         return _chosen(model, output)
     return None, _distinct(obstacles)
+
+
+def _of_saved_model(path: pathlib.Path) -> list[Obstacle]:
+    """What a SavedModel is not taken for, and what keeps it from being scored."""
+    found = [
+        Obstacle(
+            _LOADING,
+            "",
+            "a SavedModel has no layers to prune, to train or to rewrite",
+            "save the Keras model itself as .keras; as it is, kdprune evaluate scores "
+            "it, and convert_tflite makes an int8 file of it after training",
+        )
+    ]
+    try:
+        check_saved_model(path)
+    except ValueError as error:
+        found.append(Obstacle(_LOADING, "", _without(path, error)))
+    return found
 
 
 def check_graph(model: keras.Model) -> list[Obstacle]:
@@ -295,9 +314,7 @@ def _explained(problem: str) -> Obstacle:
         name, quote, rest = problem.removeprefix("layer '").partition("'")
         if quote:
             where, text = name, rest.lstrip(": ")
-    custom = (
-        "Lambda" in text or "not a layer" in text or "not on the allow-list" in text
-    )
+    custom = "Lambda" in text or "not a layer" in text or "cannot be read" in text
     return Obstacle(_LOADING, where, text, _PLAIN_LAYERS if custom else "")
 
 
@@ -315,17 +332,3 @@ def _without(path: pathlib.Path, error: Exception) -> str:
 
 def _name(tensor: Any) -> str:
     return tensor._keras_history.layer.name
-
-
-def is_keras3(path: pathlib.Path) -> bool:
-    """Whether a `.keras` or `.h5` file was saved by Keras 3."""
-    import h5py
-
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return b'"keras_version": "3' in archive.read("metadata.json")[:4096]
-    with h5py.File(path) as file:
-        version = file.attrs.get("keras_version", "")
-    return str(version.decode() if isinstance(version, bytes) else version).startswith(
-        "3"
-    )

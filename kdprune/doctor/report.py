@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kdprune._log import align
-from kdprune.doctor.findings import LayerRow, Obstacle, Proof
+from kdprune.doctor.findings import LayerRow, Obstacle
+from kdprune.intake.comparison import Comparison
 
 OK, WARNS, FAILS = 0, 3, 4
 
@@ -48,7 +49,7 @@ class Diagnosis:
     obstacles: tuple[Obstacle, ...] = ()
     rows: tuple[LayerRow, ...] = ()
     rewrites: tuple[str, ...] = ()
-    proof: Proof | None = None
+    proof: Comparison | None = None
     facts: dict[str, str] = field(default_factory=dict)
     file: dict[str, Any] = field(default_factory=dict)
     estimate: dict[str, float] = field(default_factory=dict)

@@ -24,7 +24,7 @@ from kdprune.intake import (
     select_output,
 )
 from kdprune.intake.pixels import BYTES, SIGNED, UNIT, Given, check_channels
-from kdprune.models import load_model
+from kdprune.models.io import open_model
 from kdprune.tflite.format import read_tflite
 from kdprune.tflite.inspection import head_of_file
 from kdprune.tflite.interpreter import open_interpreter
@@ -53,7 +53,7 @@ def predict(
 
     Args:
         model_or_path: A `keras.Model`, or the path of a `.tflite`, `.keras` or
-            `.h5` file.
+            `.h5` file, or of a SavedModel's folder.
         images: uint8, or float in [0, 1], shape `(n, height, width, channels)`.
         input_range: What the model takes for black and white: `(0, 1)`, `(0, 255)`,
             `(-1, 1)`, "imagenet" and others (see `take_model`). By default what stands
@@ -144,7 +144,7 @@ def _predict(
         path = Path(model_or_path)
         if path.suffix == ".tflite":
             return _predict_tflite(path, array, given, resolver, threads, head)
-        model, name = load_model(path), str(path)
+        model, name = open_model(path), str(path)
     else:
         model = model_or_path
         name = f"model {getattr(model, 'name', type(model).__name__)!r}"

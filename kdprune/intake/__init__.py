@@ -1,4 +1,4 @@
-"""Models as their users have them: Keras 3 files rebuilt as tf_keras models.
+"""Models as their users have them: files of any Keras, rebuilt as tf_keras models.
 
 A file is data. What it describes is built from a table of known layers and functions,
 each with the settings that it may have; nothing that it names is imported, looked up or
@@ -13,14 +13,20 @@ from kdprune.intake.heads import (
     select_output,
     split_head,
 )
-from kdprune.intake.keras_config import build_keras3
+from kdprune.intake.keras_config import build_keras3, build_tf_keras
 from kdprune.intake.keras_weights import load_keras3_weights
 from kdprune.intake.pixels import (
     PixelRange,
     parse_range,
     split_pixels,
 )
-from kdprune.intake.taking import Taken, range_of, take_model, to_unit_range
+from kdprune.intake.taking import (
+    Taken,
+    range_of,
+    take_model,
+    to_unit_range,
+    with_channel,
+)
 
 __all__ = [
     "ByteInput",
@@ -28,6 +34,7 @@ __all__ = [
     "PixelRange",
     "Taken",
     "build_keras3",
+    "build_tf_keras",
     "byte_input",
     "check_head",
     "find_head",
@@ -41,4 +48,5 @@ __all__ = [
     "split_pixels",
     "take_model",
     "to_unit_range",
+    "with_channel",
 ]

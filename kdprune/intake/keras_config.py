@@ -1,8 +1,9 @@
-"""A Keras 3 configuration, rebuilt as a tf_keras model.
+"""A configuration of Keras 3 or tf_keras, rebuilt as a tf_keras model.
 
 Layers are made from the tables of `keras_layers` and called as the file says; nodes
-that are operations rather than layers (`x * 2`, what `preprocess_input` does) become
-layers that compute the same.
+of Keras 3 that are operations rather than layers (`x * 2`, what `preprocess_input`
+does) become layers that compute the same. Nothing that a configuration names is
+imported or looked up: modules and registered names in it are not read.
 """
 
 from __future__ import annotations
@@ -13,14 +14,30 @@ from typing import Any
 import tf_keras as keras
 
 from kdprune._io import first_line
-from kdprune.intake.keras_layers import LAYERS, Unsupported, check_precision, make_layer
+from kdprune.intake.keras_calls import NotYet, calls_of, read_call, tensor_of
+from kdprune.intake.keras_layers import (
+    ALIASES,
+    KERAS_3,
+    TF_KERAS,
+    Tables,
+    Unsupported,
+    check_precision,
+    find_layer,
+    make_layer,
+)
 from kdprune.intake.keras_ops import OPERATIONS, make_operation
 from kdprune.intake.keras_weights import Place, snake_case
 
 _MODELS = ("Functional", "Sequential", "Model")
+# Types of inputs that are no precision.
+_WHOLE = ("int8", "uint8", "int16", "int32", "int64", "bool")
 # Models inside models; and layers in all, at which no classifier arrives.
 _DEEPEST, _MOST_LAYERS = 8, 20_000
 _MOST_NAMED = 8  # Problems in one message.
+_NO_SHAPE = (
+    "its input shape is not known; build the model (call it, or start it with "
+    "keras.Input) before it is saved"
+)
 
 
 def build_keras3(config: dict) -> tuple[keras.Model, list[Place]]:
@@ -38,20 +55,30 @@ def build_keras3(config: dict) -> tuple[keras.Model, list[Place]]:
         ValueError: If it holds anything that is not known, naming all of it, or if
             its layers do not make a model.
     """
-    builder = _Builder()
-    builder.check(config, 0)
-    if builder.problems:
-        raise ValueError(_in_one_line(builder.problems))
-    return builder.model(config, "")
+    return _build(config, KERAS_3)
 
 
-def find_problems(config: dict) -> list[str]:
-    """What keeps a Keras 3 configuration from being rebuilt, all that it names.
+def build_tf_keras(config: dict) -> keras.Model:
+    """The same of a file that tf_keras, or Keras 2, has written.
+
+    The model has the layers of the file in their order, so that its own
+    `load_weights` reads the file's weights.
+
+    Raises:
+        ValueError: As `build_keras3`.
+    """
+    return _build(_decoded(config), TF_KERAS)[0]
+
+
+def find_problems(config: dict, third: bool) -> list[str]:
+    """What keeps a configuration from being rebuilt, all that it names.
 
     Args:
         config: As for `build_keras3`.
+        third: Whether Keras 3 has written it.
     """
-    builder = _Builder()
+    builder = _Builder(KERAS_3 if third else TF_KERAS)
+    config = config if third else _decoded(config)
     try:
         builder.check(config, 0)
     except ValueError as error:
@@ -59,8 +86,31 @@ def find_problems(config: dict) -> list[str]:
     return list(builder.problems)
 
 
+def _decoded(item: Any) -> Any:
+    """A configuration with lists in place of what tf_keras writes of tuples."""
+    if isinstance(item, list):
+        return [_decoded(one) for one in item]
+    if not isinstance(item, dict):
+        return item
+    if item.get("class_name") in ("__tuple__", "TensorShape"):
+        return [_decoded(one) for one in item.get("items") or ()]
+    return {key: _decoded(value) for key, value in item.items()}
+
+
+def _build(config: dict, tables: Tables) -> tuple[keras.Model, list[Place]]:
+    builder = _Builder(tables)
+    builder.check(config, 0)
+    if builder.problems:
+        raise ValueError(_in_one_line(builder.problems))
+    model, places = builder.model(config, "")
+    if not model.built:
+        raise ValueError(_NO_SHAPE)
+    return model, places
+
+
 class _Builder:
-    def __init__(self) -> None:
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
         self.problems: dict[str, None] = {}
         self.count = 0
 
@@ -83,13 +133,13 @@ class _Builder:
             name = _name(entry)
             if kind in _MODELS:
                 self.check(entry, depth + 1)
-            elif kind == "InputLayer" or _is_operation(entry):
+            elif kind == "InputLayer" or self._is_operation(entry):
                 continue
-            elif kind not in LAYERS:
+            elif find_layer(_alias(kind), self.tables) is None:
                 self.problems[_unknown(kind, name)] = None
             else:
                 try:
-                    make_layer(kind, settings)
+                    make_layer(kind, settings, self.tables)
                 except Unsupported as error:
                     self.problems[f"layer {name!r}: {error}"] = None
 
@@ -106,13 +156,10 @@ class _Builder:
         if entries and entries[0]["class_name"] != "InputLayer":
             if shape is None:
                 shape = _first_shape(entries[0])
-            if shape is None:
-                raise ValueError(
-                    "its input shape is not known; build the model (call it, or start "
-                    "it with keras.Input) before it is saved"
-                )
+            if not isinstance(shape, (list, tuple)) or len(shape) < 2:
+                raise ValueError(_NO_SHAPE)
             made.append(keras.Input(tuple(shape[1:]))._keras_history.layer)
-        for entry, path in zip(entries, _paths(entries, prefix), strict=True):
+        for entry, path in zip(entries, self._paths(entries, prefix), strict=True):
             layer, place = self._layer(entry, path)
             made.append(layer)
             places.append(place)
@@ -123,18 +170,19 @@ class _Builder:
         entries, config = _entries(item), item["config"]
         layers: dict[str, Any] = {}
         places: list[Place] = []
-        for entry, path in zip(entries, _paths(entries, prefix), strict=True):
+        for entry, path in zip(entries, self._paths(entries, prefix), strict=True):
             name = _name(entry)
             if name in layers:
                 raise ValueError(f"two layers are called {name!r}")
-            if _is_operation(entry):
+            if self._is_operation(entry):
                 layers[name] = entry
                 continue
             layers[name], place = self._layer(entry, path)
             places.append(place)
-        values = _call_all(entries, layers)
-        inputs = _outputs_of(values, config.get("input_layers"), "inputs")
-        outputs = _outputs_of(values, config.get("output_layers"), "outputs")
+        ends = config.get("input_layers"), config.get("output_layers")
+        values = _call_all(entries, layers, ends, self.tables.older)
+        inputs = _outputs_of(values, ends[0], "inputs")
+        outputs = _outputs_of(values, ends[1], "outputs")
         return keras.Model(inputs, outputs, name=_text(config.get("name"))), places
 
     def _layer(self, entry: dict, path: str) -> tuple[Any, Place]:
@@ -146,9 +194,29 @@ class _Builder:
                 model.trainable = False
             return model, Place(model, path, name, inner)
         if kind == "InputLayer":
-            return _input_layer(entry["config"], name), Place(None, path, name)
-        layer = make_layer(kind, {**entry["config"], "name": name})
+            layer = _input_layer(entry["config"], name, self.tables.older)
+            return layer, Place(None, path, name)
+        layer = make_layer(kind, {**entry["config"], "name": name}, self.tables)
         return layer, Place(layer, path, name)
+
+    def _is_operation(self, entry: dict) -> bool:
+        return not self.tables.older and _is_operation(entry)
+
+    def _paths(self, entries: list[dict], prefix: str) -> list[str]:
+        """Where Keras keeps each layer's weights: by class, counted up."""
+        used: collections.Counter[str] = collections.Counter()
+        found = []
+        for entry in entries:
+            if self._is_operation(entry):
+                found.append("")
+                continue
+            name = snake_case(entry["class_name"])
+            count = used[name]
+            used[name] += 1
+            found.append(
+                f"{prefix}layers/{name}_{count}" if count else f"{prefix}layers/{name}"
+            )
+        return found
 
 
 def _entries(item: dict) -> list[dict]:
@@ -194,41 +262,42 @@ def _is_operation(entry: dict) -> bool:
     )
 
 
+def _alias(kind: str) -> str:
+    return ALIASES.get(kind, kind)
+
+
+_WHY = {
+    "Lambda": "is a Lambda, which is code; replace it by plain layers",
+    "PruneLowMagnitude": "is wrapped for pruning; strip the wrappers before saving",
+    "QuantizeWrapperV2": "is quantization-aware, which has a saved form of its own",
+}
+
+
 def _unknown(kind: str, name: str) -> str:
-    if kind == "Lambda":
-        return f"layer {name!r} is a Lambda, which is code; replace it by plain layers"
+    if kind in _WHY:
+        return f"layer {name!r} {_WHY[kind]}"
     return f"layer {name!r} is of the class {kind[:60]!r}, which cannot be read"
 
 
-def _paths(entries: list[dict], prefix: str) -> list[str]:
-    """Where Keras keeps each layer's weights: by class, counted up."""
-    used: collections.Counter[str] = collections.Counter()
-    found = []
-    for entry in entries:
-        if _is_operation(entry):
-            found.append("")
-            continue
-        name = snake_case(entry["class_name"])
-        count = used[name]
-        used[name] += 1
-        found.append(
-            f"{prefix}layers/{name}_{count}" if count else f"{prefix}layers/{name}"
-        )
-    return found
-
-
-def _input_layer(config: dict, name: str) -> Any:
-    shape = config.get("batch_shape") or config.get("batch_input_shape")
+def _input_layer(config: Any, name: str, older: bool) -> Any:
+    shape = dtype = None
+    if isinstance(config, dict):
+        shape = config.get("batch_shape") or config.get("batch_input_shape")
+        dtype = config.get("dtype")
     if not isinstance(shape, (list, tuple)) or len(shape) < 2:
         raise ValueError(f"input {name!r} has no shape")
-    check_precision(config.get("dtype"))
+    if not older or dtype not in _WHOLE:
+        check_precision(dtype)
+        dtype = None
     for size in shape[1:]:
+        if older and size is None:
+            continue  # Refused where one size is needed.
         if not isinstance(size, int) or size < 1:
             raise ValueError(
                 f"input {name!r} has the shape {shape}. Expected: an image of one "
                 "size, such as (32, 32, 3); build the model for it"
             )
-    return keras.layers.InputLayer(tuple(shape[1:]), name=name)
+    return keras.layers.InputLayer(tuple(shape[1:]), dtype=dtype, name=name)
 
 
 def _first_shape(entry: dict) -> Any:
@@ -240,97 +309,84 @@ def _first_shape(entry: dict) -> Any:
     return build.get("input_shape") if isinstance(build, dict) else None
 
 
-def _call_all(entries: list[dict], layers: dict[str, Any]) -> dict[tuple, list]:
+def _call_all(
+    entries: list[dict], layers: dict[str, Any], ends: Any, older: bool
+) -> dict[tuple, list]:
     """Calls each layer on what the file says; `{(layer, call): output tensors}`."""
     values: dict[tuple, list] = {}
     waiting = []
     for entry in entries:
         name = _name(entry)
-        calls = entry.get("inbound_nodes") or []
         if entry["class_name"] == "InputLayer":
             values[name, 0] = [layers[name].output]
             continue
-        # A nested model's own call, made as it was built, is not one of the file's.
-        waiting += [(entry, name, index, call) for index, call in enumerate(calls)]
+        waiting += [(entry, name, *one) for one in calls_of(entry, name, older)]
+    if older:
+        waiting = _counted_as_named(waiting, ends)
+    first = {name: index for _, name, index, _ in reversed(waiting)}
     while waiting:
         left = []
         for entry, name, index, call in waiting:
-            if index and (name, index - 1) not in values:
+            if index > first[name] and (name, index - 1) not in values:
                 left.append((entry, name, index, call))
                 continue
             try:
-                args, kwargs = _arguments(call, values, name)
-            except _NotYet:
+                args, kwargs = read_call(call, values, name, older)
+            except NotYet:
                 left.append((entry, name, index, call))
                 continue
-            values[name, index] = _call(entry, layers[name], name, args, kwargs)
+            made = _call(entry, layers[name], name, args, kwargs, older)
+            values[name, index] = made
         if len(left) == len(waiting):
             raise ValueError(f"layer {left[0][1]!r} is called on what is never made")
         waiting = left
     return values
 
 
-class _NotYet(Exception):
-    """A tensor whose layer has not been called."""
+def _counted_as_named(waiting: list[tuple], ends: Any) -> list[tuple]:
+    """The calls of nested models counted from 1 where the file does so.
+
+    Their first call was made as they were built, and is in none of the nodes; older
+    versions of Keras 2 did not count it.
+    """
+    from_zero: set[str] = set()
+    pending: list[Any] = [ends, [call for *_, call in waiting]]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            pending.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            if len(item) >= 3 and isinstance(item[0], str) and item[1] == 0:
+                from_zero.add(item[0])
+            pending.extend(item)
+    return [
+        (entry, name, index + 1, call)
+        if entry["class_name"] in _MODELS and name not in from_zero
+        else (entry, name, index, call)
+        for entry, name, index, call in waiting
+    ]
 
 
-def _arguments(call: Any, values: dict, name: str) -> tuple[list, dict]:
-    if not isinstance(call, dict):
-        raise ValueError(f"layer {name!r} is called in a form that is not known")
-    args, kwargs = call.get("args", []), call.get("kwargs", {})
-    if not isinstance(args, list) or not isinstance(kwargs, dict):
-        raise ValueError(f"layer {name!r} is called in a form that is not known")
-    made = [_value(item, values, 0) for item in args]
-    named = {key: _value(item, values, 0) for key, item in kwargs.items()}
-    return made, named
-
-
-def _value(item: Any, values: dict, depth: int) -> Any:
-    """An argument of a call: a tensor of the graph, a plain value, a list of them."""
-    if depth > _DEEPEST:
-        raise ValueError("a layer's arguments are nested too deeply")
-    if isinstance(item, list):
-        return [_value(one, values, depth + 1) for one in item]
-    if not isinstance(item, dict):
-        return item
-    if item.get("class_name") == "__keras_tensor__":
-        config = item.get("config")
-        history = config.get("keras_history") if isinstance(config, dict) else None
-        return _tensor(history, values)
-    if item.get("class_name") in ("__numpy__", "__tensor__"):
-        config = item.get("config")
-        return config.get("value") if isinstance(config, dict) else None
-    if item.get("class_name") == "__ellipsis__":
-        return Ellipsis
-    if item.get("class_name") == "slice":  # Of an operation, which checks it.
-        return item
-    raise ValueError(
-        f"a layer is called on {str(item.get('class_name'))[:60]!r}, which is not known"
-    )
-
-
-def _tensor(history: Any, values: dict) -> Any:
-    if (
-        not isinstance(history, list)
-        or len(history) != 3
-        or not isinstance(history[0], str)
-        or not all(isinstance(number, int) for number in history[1:])
-    ):
-        raise ValueError("a tensor of the graph is named in a form that is not known")
-    name, call, index = history
-    if (name, call) not in values:
-        raise _NotYet
-    outputs = values[name, call]
-    if not 0 <= index < len(outputs):
-        raise ValueError(f"layer {name!r} has no output {index}")
-    return outputs[index]
-
-
-def _call(entry: dict, layer: Any, name: str, args: list, kwargs: dict) -> list:
+def _call(
+    entry: dict, layer: Any, name: str, args: list, kwargs: dict, older: bool
+) -> list:
     if isinstance(layer, dict):
         return [
             make_operation(entry["class_name"], name, args, kwargs, entry["config"])
         ]
+    if not older:
+        kwargs = _checked_arguments(layer, name, args, kwargs)
+    try:
+        made = layer(*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"layer {name!r} cannot be called: {first_line(error)}"
+        ) from error
+    return list(made) if isinstance(made, (list, tuple)) else [made]
+
+
+def _checked_arguments(layer: Any, name: str, args: list, kwargs: dict) -> dict:
+    """The named arguments of a call in a Keras 3 file, without what changes nothing."""
     # What Keras fills in by itself.
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
     plain = [item for item in args[1:] if item is not None]
@@ -346,24 +402,18 @@ def _call(entry: dict, layer: Any, name: str, args: list, kwargs: dict) -> list:
             f"layer {name!r} is called with {', '.join(sorted(kwargs))[:80]}, which is "
             "not supported"
         )
-    try:
-        made = layer(*args, **kwargs)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"layer {name!r} cannot be called: {first_line(error)}"
-        ) from error
-    return list(made) if isinstance(made, (list, tuple)) else [made]
+    return kwargs
 
 
 def _outputs_of(values: dict, named: Any, what: str) -> Any:
     """The tensors that `input_layers` or `output_layers` name; one stands alone."""
     try:
         if isinstance(named, list) and len(named) == 3 and isinstance(named[0], str):
-            return _tensor(named, values)
+            return tensor_of(named, values)
         if isinstance(named, list) and named:
-            found = [_tensor(one, values) for one in named]
+            found = [tensor_of(one, values) for one in named]
             return found[0] if len(found) == 1 else found
-    except _NotYet:
+    except NotYet:
         pass
     raise ValueError(f"the model's {what} are not tensors of its layers")
 

@@ -1,24 +1,32 @@
-"""The table of what a Keras 3 configuration may hold, and what each entry becomes.
+"""The tables of what a model's configuration may hold, and what each entry becomes.
 
-The same name is not always the same function in both Keras: `hard_sigmoid` differs by
-up to 0.083, and several settings have other names. Each entry here was compared with
-the original's outputs in tests.
+There is one of Keras 3 and one of tf_keras (Keras 2). The same name is not always the
+same function in both: `hard_sigmoid` differs by up to 0.083, and several settings have
+other names. Each entry of the former was compared with the original's outputs in tests.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, reduce
 from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
+from tf_keras.src.applications.convnext import LayerScale
+from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
+from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 
 from kdprune._io import first_line
 from kdprune._registry import nearest
 
 layers = keras.layers
+
+
+# The package name that kdprune's own layers are registered under.
+_OWN = "kdprune>"
 
 
 class Unsupported(ValueError):
@@ -78,9 +86,69 @@ _RANDOM = """
 """.split()
 LAYERS: dict[str, type] = {name: getattr(layers, name) for name in _PLAIN_LAYERS}
 LAYERS |= {name: getattr(layers, name) for name in _RANDOM}
+# Layers that only tf_keras files may have: of text and sequences, or no longer there.
+_OLDER = """
+    CenterCrop Cropping1D Dot Embedding MultiHeadAttention RepeatVector ThresholdedReLU
+""".split()
+# TensorFlow's functions that a TFOpLambda or SlicingOpLambda of a file may call.
+_FUNCTIONS = """
+    __operators__.add __operators__.getitem __operators__.sub __operators__.truediv
+    cast clip_by_value concat convert_to_tensor expand_dims identity
+    image.resize math.abs math.add math.divide math.divide_no_nan math.exp
+    math.l2_normalize math.log math.maximum math.minimum math.multiply
+    math.negative math.pow math.reciprocal math.reduce_max math.reduce_mean
+    math.reduce_min math.reduce_sum math.rsqrt math.scalar_mul math.sigmoid
+    math.sqrt math.square math.subtract math.tanh math.truediv linalg.matmul
+    nn.avg_pool2d nn.elu nn.gelu nn.l2_normalize nn.leaky_relu nn.max_pool2d
+    nn.relu nn.relu6 nn.selu nn.sigmoid nn.silu nn.softmax nn.softplus nn.swish
+    nn.tanh pad reshape split square squeeze stack strided_slice tile transpose
+    unstack
+""".split()
+_CALLING: dict[str, type] = {
+    "TFOpLambda": TFOpLambda,
+    "SlicingOpLambda": SlicingOpLambda,
+}
+
+
+def own_name(function: Callable) -> str:
+    """What Keras writes of an activation of ours."""
+    return f"{_OWN}{function.__name__}"
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What the files of one Keras may hold.
+
+    Attributes:
+        layers: The layers by the names of their classes.
+        activations: The activations by their names; None stands for Keras's own.
+        older: Whether it is tf_keras, whose settings need no translation.
+    """
+
+    layers: Mapping[str, type]
+    activations: Mapping[str, Callable | None]
+    older: bool = False
+
+
+KERAS_3 = Tables(LAYERS, ACTIVATIONS)
+TF_KERAS = Tables(
+    {
+        **LAYERS,
+        **{name: getattr(layers, name) for name in _OLDER},
+        **_CALLING,
+        "LayerScale": LayerScale,
+        "CustomScaleLayer": CustomScaleLayer,
+        "Custom>CustomScaleLayer": CustomScaleLayer,
+    },
+    {
+        **dict.fromkeys(ACTIVATIONS.keys() - {"hard_silu", "hard_swish"}),
+        **{own_name(one): one for one in (hard_sigmoid, hard_silu)},
+    },
+    older=True,
+)
 
 # Former or shorter names of the same layers.
-_ALIASES = {
+ALIASES = {
     "Convolution2D": "Conv2D",
     "MaxPool2D": "MaxPooling2D",
     "AvgPool2D": "AveragePooling2D",
@@ -109,6 +177,11 @@ _OBJECTS = (
     ("_regularizer", _REGULARIZERS),
     ("_constraint", _CONSTRAINTS),
 )
+_BASES = {
+    "initializer": keras.initializers.Initializer,
+    "regularizer": keras.regularizers.Regularizer,
+    "constraint": keras.constraints.Constraint,
+}
 # Settings under another name in tf_keras.
 _RENAMED = {("LeakyReLU", "negative_slope"): "alpha"}
 # Settings that tf_keras has not and that change nothing at these values. Random layers
@@ -131,7 +204,10 @@ _NEUTRAL: dict[str, tuple] = {
     "rms_scaling": (False,),
     "synchronized": (False,),
 }
-_IGNORED = ("fill_mode", "fill_value")
+# What says how a layer was built, which the graph says as well.
+_BUILT = frozenset(
+    {"batch_input_shape", "batch_shape", "query_shape", "key_shape", "value_shape"}
+)
 _PRECISIONS = (
     "float16",
     "bfloat16",
@@ -142,34 +218,39 @@ _PRECISIONS = (
 _MOST_VALUES = 100_000  # In one setting: a mean of each pixel of an image, say.
 
 
-def make_layer(class_name: str, config: dict) -> keras.layers.Layer:
-    """Makes a layer of the table from the configuration that Keras 3 wrote.
+def make_layer(
+    class_name: str, config: dict, tables: Tables = KERAS_3
+) -> keras.layers.Layer:
+    """Makes a layer of the table from the configuration that Keras wrote.
 
     Args:
         class_name: As in the file.
         config: Its settings, as parsed from JSON.
+        tables: What the file may hold.
 
     Raises:
         Unsupported: If the layer or a setting is not known, or has a value that
             tf_keras cannot reproduce.
     """
-    class_name = _ALIASES.get(class_name, class_name)
-    if class_name not in LAYERS:
+    class_name = ALIASES.get(class_name, class_name)
+    kind = find_layer(class_name, tables)
+    if kind is None:
         raise Unsupported(
             f"{class_name[:60]!r} is not a layer that can be read"
-            f"{nearest(class_name, LAYERS)}"
+            f"{nearest(class_name, tables.layers)}"
         )
-    kind = LAYERS[class_name]
-    settings = {}
+    settings: dict[str, Any] = {}
     for key, value in config.items():
         key = _RENAMED.get((class_name, key), key)
         if key == "dtype":
             check_precision(value)
         elif key in ("name", "trainable"):
             settings[key] = _plain(key, value)
+        elif key == "function" and class_name in _CALLING:
+            settings[key] = _function(value)
         elif key in parameters(kind):
-            settings[key] = setting(key, value)
-        elif class_name not in _RANDOM and value not in _NEUTRAL.get(key, ()):
+            settings[key] = setting(key, value, tables)
+        elif class_name not in _RANDOM and not _means_nothing(key, value, tables):
             raise Unsupported(
                 f"{class_name} with {key[:40]}={str(value)[:40]} has no equivalent in "
                 "tf_keras"
@@ -187,17 +268,25 @@ def make_layer(class_name: str, config: dict) -> keras.layers.Layer:
         ) from error
 
 
-def setting(key: str, value: Any) -> Any:
+def find_layer(class_name: str, tables: Tables) -> type | None:
+    """The class of a layer of the table, or one registered as ours; None if neither."""
+    if class_name in tables.layers:
+        return tables.layers[class_name]
+    found = _own_class(class_name) if tables.older else None
+    return found if found and issubclass(found, keras.layers.Layer) else None
+
+
+def setting(key: str, value: Any, tables: Tables = KERAS_3) -> Any:
     """The value of one setting: plain, or an object of the tables."""
     if key == "activation":
-        return activation(value)
+        return activation(value, tables)
     for ending, table in _OBJECTS:
         if key.endswith(ending):
             return _object(key, value, table)
     return _plain(key, value)
 
 
-def activation(value: Any) -> Any:
+def activation(value: Any, tables: Tables = KERAS_3) -> Any:
     """The function that an activation names, in text or as a serialized object."""
     if value is None:
         return None
@@ -206,14 +295,50 @@ def activation(value: Any) -> Any:
         if kind == "function":
             value = config  # Only its name counts, not the module beside it.
         elif kind in ("ReLU", "LeakyReLU", "ELU", "PReLU", "Softmax"):
-            return make_layer(kind, config if isinstance(config, dict) else {})
-    if not isinstance(value, str) or value not in ACTIVATIONS:
+            config = config if isinstance(config, dict) else {}
+            return make_layer(kind, config, tables)
+    if not isinstance(value, str) or value not in tables.activations:
         raise Unsupported(
             f"{str(value)[:60]!r} is not an activation that can be read"
-            f"{nearest(value, ACTIVATIONS)}"
+            f"{nearest(value, tables.activations)}"
         )
-    found = ACTIVATIONS[value]
+    found = tables.activations[value]
     return value if found is None else found
+
+
+def known_names() -> frozenset[str]:
+    """The names of all classes that a file may have, but for models."""
+    tables = (*(table for _, table in _OBJECTS), TF_KERAS.layers, ALIASES)
+    return frozenset(name for table in tables for name in table) | {"InputLayer"}
+
+
+def known_functions() -> frozenset[str]:
+    """The names of all functions that a file may have."""
+    return frozenset({*ACTIVATIONS, *TF_KERAS.activations, *_FUNCTIONS})
+
+
+def _function(name: Any) -> Callable:
+    """TensorFlow's function of that name, if it is one of the table."""
+    if not isinstance(name, str) or name not in _FUNCTIONS:
+        raise Unsupported(
+            f"calls {str(name)[:60]!r}, which is not among the functions that are known"
+        )
+    return reduce(getattr, name.split("."), tf)
+
+
+def _own_class(name: Any) -> type | None:
+    """The class that is registered as ours under a name, or None."""
+    if not isinstance(name, str):
+        return None
+    found = keras.saving.get_registered_object(_OWN + name.removeprefix(_OWN))
+    return found if isinstance(found, type) else None
+
+
+def _means_nothing(key: str, value: Any, tables: Tables) -> bool:
+    """Whether a setting that tf_keras has not changes nothing."""
+    if key in _BUILT:
+        return True
+    return any(value is one or value == one for one in _NEUTRAL.get(key, ()))
 
 
 def check_precision(value: Any) -> None:
@@ -249,10 +374,13 @@ def _object(key: str, value: Any, table: dict[str, type]) -> Any:
     if isinstance(value, str):  # As Keras 1 wrote them: "glorot_uniform".
         by_text = {_snake(name): name for name in table}
         value = {"class_name": by_text.get(value, value), "config": {}}
-    if not isinstance(value, dict) or value.get("class_name") not in table:
-        named = value.get("class_name") if isinstance(value, dict) else value
+    named = value.get("class_name") if isinstance(value, dict) else value
+    kind = table.get(named) if isinstance(named, str) else None
+    own = None if kind else _own_class(named)
+    if own is not None and issubclass(own, _BASES[key.rpartition("_")[2]]):
+        return _own_object(key, own, value.get("config") or {})
+    if kind is None:
         raise Unsupported(f"{str(named)[:60]!r} is not a {key} that can be read")
-    kind = table[value["class_name"]]
     config = value.get("config") or {}
     if not isinstance(config, dict):
         raise Unsupported(f"the {key} has settings that are not named")
@@ -265,6 +393,16 @@ def _object(key: str, value: Any, table: dict[str, type]) -> Any:
         elif item not in _NEUTRAL.get(name, ()):
             raise Unsupported(f"the {key} has the unknown setting {name[:40]!r}")
     return kind(**settings)
+
+
+def _own_object(key: str, kind: Any, config: Any) -> Any:
+    if not isinstance(config, dict):
+        raise Unsupported(f"the {key} has settings that are not named")
+    settings = {name: _plain(name, item) for name, item in config.items()}
+    try:
+        return kind.from_config(settings)
+    except (TypeError, ValueError, LookupError) as error:
+        raise Unsupported(f"the {key} cannot be made: {first_line(error)}") from error
 
 
 def _plain(key: str, value: Any) -> Any:

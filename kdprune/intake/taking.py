@@ -17,6 +17,7 @@ from kdprune._graph import (
 )
 from kdprune.images import check
 from kdprune.intake import pixels
+from kdprune.intake.comparison import Comparison
 from kdprune.intake.heads import Head, select_output, split_head
 from kdprune.intake.inline import TRAINING_ONLY, inline
 
@@ -36,6 +37,8 @@ class Taken:
         found: How it did in each range, where labelled images were there to tell.
         augmentation: The random layers that were left out, in their order.
         notes: A line for each thing that was done.
+        comparison: How far the outputs of the model as it was loaded are from those
+            of the original, where they were compared.
     """
 
     model: keras.Model
@@ -44,6 +47,7 @@ class Taken:
     found: pixels.Found | None
     augmentation: tuple[keras.layers.Layer, ...]
     notes: tuple[str, ...]
+    comparison: Comparison | None = None
 
 
 def take_model(
@@ -92,6 +96,10 @@ def take_model(
     if output is not None:
         model = select_output(model, output)
         notes.append(f"output {output!r} is the one that counts")
+    flat = with_channel(model)
+    if flat is not model:
+        notes.append("its images, of height and width alone, get an axis of 1 channel")
+    model = flat
     random = tuple(
         layer
         for _, layer in named_layers(model)
@@ -120,6 +128,28 @@ def take_model(
     return Taken(
         _in_unit_range(flat, chain, range_), head, range_, found, random, tuple(notes)
     )
+
+
+def with_channel(model: keras.Model) -> keras.Model:
+    """A model of grey images, `(batch, height, width, 1)`, of one without channels.
+
+    What gives them that axis at the model's front, a `Reshape`, is left out.
+
+    Returns:
+        The same model, if it takes anything else.
+    """
+    if not is_graph_model(model) or len(model.inputs) != 1:
+        return model
+    shape = tuple(model.inputs[0].shape[1:])
+    if len(shape) != 2 or None in shape:
+        return model
+    call = pixels.only_user(model, model.inputs[0])
+    if call is not None and isinstance(call.layer, keras.layers.Reshape):
+        if tuple(call.outputs.shape[1:]) == (*shape, 1):
+            return keras.Model(call.outputs, model.outputs, name=model.name)
+    image = keras.Input((*shape, 1))
+    flat = keras.layers.Reshape(shape, name="without_channel")(image)
+    return keras.Model(image, model(flat), name=model.name)
 
 
 def to_unit_range(

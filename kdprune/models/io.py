@@ -1,14 +1,12 @@
 """Saving and loading Keras models, where a model file is data and never code.
 
 Keras itself imports whatever module a `.keras` file names and runs the Lambda
-layers of an `.h5` file. Here the configuration is read first, held against an
-allow-list (`kdprune.models.allowed`), and only that checked text reaches Keras;
-the weights are read as plain numbers.
+layers of an `.h5` file. Here models are built from tables of known layers and
+functions (`kdprune.intake`), and the weights are read as plain numbers.
 """
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import os
@@ -17,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,20 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kdprune._io import first_line, write_file
-from kdprune.intake import build_keras3, load_keras3_weights, select_output
-from kdprune.intake.keras_config import find_problems as find_keras3_problems
-from kdprune.models.allowed import check_config
-from kdprune.models.allowed import find_problems as find_others
+from kdprune.intake import (
+    build_keras3,
+    build_tf_keras,
+    keras_config,
+    load_keras3_weights,
+    select_output,
+    with_channel,
+)
+from kdprune.models.saved_model import (
+    SavedGraph,
+    is_saved_model,
+    load_saved_model,
+    refuse_saved_model,
+)
 
 # A thousand layers take a megabyte, in some 20,000 objects and lists 12 deep.
 MAX_CONFIG_BYTES = 32 * 2**20
@@ -86,7 +95,10 @@ def save_model(model: keras.Model, path: str | os.PathLike, half: bool = False) 
             "save_model takes a built Functional or Sequential tf_keras model. "
             f"Received: {type(model).__name__}"
         )
-    plain = _build(_config(model), "this model cannot be saved")
+    if any(isinstance(layer, SavedGraph) for layer in model.layers):
+        raise ValueError("a SavedModel has no layers, and cannot be saved as .keras")
+    config = json.loads(json.dumps(_config(model)))
+    plain = _build(config, "this model cannot be saved")
     plain.set_weights([np.asarray(w, np.float32) for w in model.get_weights()])
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="kdprune-") as folder:
@@ -131,6 +143,7 @@ def load_model(path: str | os.PathLike, output: str | None = None) -> keras.Mode
             not on the allow-list, or has no such output.
     """
     path = Path(path)
+    refuse_saved_model(path)
     if not path.is_file():
         raise FileNotFoundError(f"no model file at {path}")
     readers = {".keras": _load_keras, ".h5": _load_h5, ".hdf5": _load_h5}
@@ -148,16 +161,39 @@ def load_model(path: str | os.PathLike, output: str | None = None) -> keras.Mode
         raise ValueError(f"{path}: {error}") from error
 
 
-def find_problems(path: str | os.PathLike) -> tuple[dict[str, Any], list[str]]:
-    """What keeps a model file from being loaded: all of it, not the first.
+def open_model(path: str | os.PathLike) -> keras.Model:
+    """A model to score or to convert: of a file, or of a SavedModel's folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: As `load_model`, or `load_saved_model`.
+    """
+    if is_saved_model(path):
+        return load_saved_model(path)
+    return with_channel(load_model(path))
+
+
+@dataclass(frozen=True)
+class KerasFile:
+    """What a model file says of itself.
+
+    Attributes:
+        config: The model's configuration as parsed from JSON; empty where there is
+            none, in a file of weights.
+        third: Whether Keras 3 has written it.
+        ours: Whether `save_model` has.
+    """
+
+    config: dict[str, Any]
+    third: bool
+    ours: bool
+
+
+def read_config(path: str | os.PathLike) -> KerasFile:
+    """Reads what a model file says of itself; no layer is made of it.
 
     Args:
         path: A `.keras` or `.h5` file.
-
-    Returns:
-        `(config, problems)`: the model's configuration as parsed from JSON (empty
-        where there is none), and a line for each thing in it that is not known or not
-        allowed. No layer is made of it.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -171,56 +207,68 @@ def find_problems(path: str | os.PathLike) -> tuple[dict[str, Any], list[str]]:
             with zipfile.ZipFile(path) as archive:
                 metadata = _parse(_member(archive, _METADATA, MAX_CONFIG_BYTES))
                 config = _parse(_member(archive, _CONFIG, MAX_CONFIG_BYTES))
-            version = metadata.get("keras_version")
-    else:
-        with _explained(path, "is not a complete .h5 file"), h5py.File(path) as file:
-            version = _text(file.attrs.get("keras_version"))
-            text = _text(file.attrs.get("model_config"))
-            if text is None or len(text) > MAX_CONFIG_BYTES:
-                return {}, []
-            config = _parse(text)
-    config = _without_compilation(config)
-    third = _is_keras_3(version)
-    return config, find_keras3_problems(config) if third else [*find_others(config)]
+        third = _is_keras_3(metadata.get("keras_version"))
+        return KerasFile(config, third, not third and "date_saved" not in metadata)
+    with _explained(path, "is not a complete .h5 file"), h5py.File(path) as file:
+        third = _is_keras_3(_text(file.attrs.get("keras_version")))
+        text = _text(file.attrs.get("model_config"))
+        if text is None:
+            return KerasFile({}, third, False)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise ValueError("its configuration is unreasonably large")
+        return KerasFile(_parse(text), third, False)
+
+
+def find_problems(path: str | os.PathLike) -> tuple[dict[str, Any], list[str]]:
+    """What keeps a model file from being loaded: all of it, not the first.
+
+    Args:
+        path: A `.keras` or `.h5` file.
+
+    Returns:
+        `(config, problems)`: the model's configuration, and a line for each thing in
+        it that is not known.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no model file, or is damaged.
+    """
+    file = read_config(path)
+    if not file.config:
+        return {}, []
+    return file.config, keras_config.find_problems(file.config, file.third)
 
 
 def _load_keras(path: Path) -> keras.Model:
+    file = read_config(path)
     with tempfile.TemporaryDirectory(prefix="kdprune-") as folder:
         weights = Path(folder) / "model.weights.h5"
         with _explained(path, "is not a complete .keras file"):
             with zipfile.ZipFile(path) as archive:
-                metadata = _parse(_member(archive, _METADATA, MAX_CONFIG_BYTES))
-                text = _member(archive, _CONFIG, MAX_CONFIG_BYTES)
                 limit = MAX_EXPANSION * path.stat().st_size
                 weights.write_bytes(_member(archive, _WEIGHTS, limit))
-        with _explained(path, "is not a complete .keras file"):
-            config = _parse(text)
-        if _is_keras_3(metadata.get("keras_version")):
-            return _rebuild_keras_3(config, weights, path)
-        return _assemble(config, weights, path)
+        return _rebuild(file, weights, path)
 
 
 def _load_h5(path: Path) -> keras.Model:
-    with _explained(path, "is not a complete .h5 file"), h5py.File(path) as file:
-        version = _text(file.attrs.get("keras_version"))
-        text = _text(file.attrs.get("model_config"))
-    if text is None:
+    file = read_config(path)
+    if not file.config:
         raise ValueError(
             f"{path}: holds no model, perhaps only weights; save the whole model"
         )
-    with _explained(path, "is not a complete .h5 file"):
-        if len(text) > MAX_CONFIG_BYTES:
-            raise ValueError("its configuration is unreasonably large")
-        config = _parse(text)
-    if _is_keras_3(version):
-        return _rebuild_keras_3(config, path, path)
-    return _assemble(config, path, path)
+    return _rebuild(file, path, path)
+
+
+def _rebuild(file: KerasFile, weights: Path, path: Path) -> keras.Model:
+    if file.third:
+        return _rebuild_keras_3(file.config, weights, path)
+    return _assemble(file.config, weights, path)
 
 
 def _rebuild_keras_3(config: dict[str, Any], weights: Path, path: Path) -> keras.Model:
     """The tf_keras model that computes what a Keras 3 file describes."""
     with _explained(path, "its weights cannot be read"):
-        numbers = _count_numbers(weights)
+        numbers = count_numbers(weights)
     with _explained(path, "saved by Keras 3, it cannot be rebuilt", whole=True):
         with _at_most(numbers):
             model, places = build_keras3(config)
@@ -231,7 +279,7 @@ def _rebuild_keras_3(config: dict[str, Any], weights: Path, path: Path) -> keras
 def _assemble(config: dict[str, Any], weights: Path, path: Path) -> keras.Model:
     """Builds the model of a parsed `config` and fills it from `weights`."""
     with _explained(path, "its weights cannot be read"):
-        numbers = _count_numbers(weights)
+        numbers = count_numbers(weights)
     model = _build(config, path, numbers)
     with _explained(path, "its weights do not fit its layers"):
         model.load_weights(str(weights))
@@ -241,7 +289,7 @@ def _assemble(config: dict[str, Any], weights: Path, path: Path) -> keras.Model:
 def _build(
     config: dict[str, Any], source: object, numbers: int | None = None
 ) -> keras.Model:
-    """Builds a model from its configuration once that has been checked.
+    """Builds the model that a configuration of tf_keras describes.
 
     Args:
         config: The configuration as parsed from JSON.
@@ -249,17 +297,8 @@ def _build(
         numbers: How many numbers the weights file holds. A configuration that
             asks for more is stopped before the memory is taken.
     """
-    config = _without_compilation(config)
-    check_config(config, source)
-    config = _float32(config)
-    with _explained(source, "its layers do not make a model"), _at_most(numbers):
-        if "module" in config:
-            model = keras.saving.deserialize_keras_object(config)
-        else:  # .h5: JSON with its own way of writing tuples
-            model = keras.models.model_from_json(json.dumps(config))
-        if not isinstance(model, keras.Model) or not model.built:
-            raise ValueError(f"it describes a {type(model).__name__}")
-    return model
+    with _explained(source, "it cannot be read", whole=True), _at_most(numbers):
+        return build_tf_keras(config)
 
 
 def _numbered(config: Any, numbers: dict[int, int]) -> Any:
@@ -273,19 +312,6 @@ def _numbered(config: Any, numbers: dict[int, int]) -> Any:
         return found
     if isinstance(config, list):
         return [_numbered(value, numbers) for value in config]
-    return config
-
-
-def _without_compilation(config: Any) -> Any:
-    """Drops losses, metrics and optimizers, of nested models too."""
-    if isinstance(config, dict):
-        return {
-            key: _without_compilation(value)
-            for key, value in config.items()
-            if key != "compile_config"
-        }
-    if isinstance(config, (list, tuple)):
-        return [_without_compilation(value) for value in config]
     return config
 
 
@@ -308,7 +334,7 @@ def _at_most(numbers: int | None) -> Iterator[None]:
         yield
 
 
-def _count_numbers(path: Path) -> int:
+def count_numbers(path: Path) -> int:
     """Counts the numbers in an HDF5 file; refuses links out of it and bombs."""
     count = size = 0
 
@@ -332,27 +358,6 @@ def _count_numbers(path: Path) -> int:
     if size > MAX_EXPANSION * path.stat().st_size:
         raise ValueError(f"it claims to unpack to {size:,} bytes")
     return count
-
-
-def _float32(config: dict[str, Any]) -> dict[str, Any]:
-    """The same configuration with every layer computing in float32."""
-    config = copy.deepcopy(config)
-    pending = [config]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, dict):
-            if isinstance(item.get("dtype"), dict) or item.get("dtype") in (
-                "bfloat16",
-                "float16",
-                "float64",
-                "mixed_bfloat16",
-                "mixed_float16",
-            ):
-                item["dtype"] = "float32"
-            pending.extend(item.values())
-        elif isinstance(item, (list, tuple)):
-            pending.extend(item)
-    return config
 
 
 def _reproducible(source: Path, half: bool) -> bytes:

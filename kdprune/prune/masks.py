@@ -195,6 +195,8 @@ class MaskConstraint(keras.constraints.Constraint):
         shape = config["shape"]
         bits = np.frombuffer(base64.b64decode(config["bits"]), np.uint8)
         count = int(np.prod(shape, dtype=np.int64))
+        if not 0 <= count <= 8 * bits.size:
+            raise ValueError(f"a mask of shape {shape} has {8 * bits.size} bits")
         return cls(np.unpackbits(bits, count=count).reshape(shape))
 
 

@@ -201,7 +201,7 @@ class Stage(Settings):
         from kdprune.models import load_model
 
         for path in self.files():
-            if not pathlib.Path(path).is_file():
+            if not pathlib.Path(path).exists():
                 raise FileNotFoundError(f"stages.{node.stage}: model not found: {path}")
             # Whether it fits the images is checked once they are there.
             if run.first_time(f"load {path}"):

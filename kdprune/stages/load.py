@@ -62,7 +62,7 @@ class Load(Stage):
         from kdprune.intake import order
         from kdprune.stages import fitting, loading
 
-        model = loading.load_in_range(
+        model, comparison = loading.load_in_range(
             self.file, run.dataset, self.input_range, self.labels, self.output
         )
         validation = run.dataset.validation
@@ -85,5 +85,9 @@ class Load(Stage):
                 100 * chance,
                 ", ".join(map(str, run.dataset.classes[:3])),
             )
-        figures = {"val_accuracy": accuracy, "chance": chance}
+        figures = {
+            "val_accuracy": accuracy,
+            "chance": chance,
+            "comparison": comparison.to_json(),
+        }
         return fitting.save_outputs(model, folder, figures)

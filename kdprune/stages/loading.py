@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING
 
 from kdprune import data
 from kdprune._log import logger
-from kdprune.intake import check_head, select_output, split_head, take_model
+from kdprune.intake import (
+    check_head,
+    select_output,
+    split_head,
+    take_model,
+    with_channel,
+)
+from kdprune.intake.comparison import Comparison
 from kdprune.intake.labels import find_order, reorder_outputs
 from kdprune.intake.pixels import Given
 from kdprune.models import load_model
+from kdprune.models.original import Original
+from kdprune.models.taking import values_for
 
 if TYPE_CHECKING:
     import tf_keras as keras
@@ -25,6 +34,7 @@ def load_fitting(
     dataset: data.Dataset,
     labels: Labels = None,
     output: str | None = None,
+    loaded: keras.Model | None = None,
 ) -> keras.Model:
     """Loads a model file and checks that it takes these images to these classes.
 
@@ -37,13 +47,14 @@ def load_fitting(
         labels: The classes in the order of its outputs, or a file with them; by
             default what the file's record tells, else the order of the data.
         output: Of a model of several outputs, the name of the one to take.
+        loaded: What is in the file, if that is known.
 
     Raises:
         ValueError: If its images differ, or its outputs are not those of the labels.
     """
-    model = load_model(path)
+    model = load_model(path) if loaded is None else loaded
     try:
-        model, head = split_head(select_output(model, output))
+        model, head = split_head(with_channel(select_output(model, output)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     check_head(head, dataset.task, dataset.classes, str(path))
@@ -63,7 +74,7 @@ def load_in_range(
     input_range: Given | None = None,
     labels: Labels = None,
     output: str | None = None,
-) -> keras.Model:
+) -> tuple[keras.Model, Comparison]:
     """Loads a model file as the other stages take it: flat, of pixels in [0, 1].
 
     Args:
@@ -73,11 +84,17 @@ def load_in_range(
         input_range: The range as the recipe gives it.
         labels: As of `load_fitting`.
 
+    Returns:
+        `(model, comparison)`: the model, and how far the outputs of what was loaded
+        are from those that the file's own Keras computes.
+
     Raises:
         ValueError: As `load_fitting`, or if the pixel range can't be told or is not
-            the given one.
+            the given one, or if outputs differ from the original's.
     """
-    model = load_fitting(path, dataset, labels, output)
+    loaded = load_model(path)
+    model = load_fitting(path, dataset, labels, output, loaded)
+    original = Original(path)  # Starts while the images are scored.
     if find_order(path, dataset.classes, labels):
         logger.info("%s: its outputs are put into the order of the classes", path)
     validation = dataset.validation
@@ -89,10 +106,15 @@ def load_in_range(
             labels=validation.labels,
         )
     except ValueError as error:
+        original.close()
         raise ValueError(f"{path}: {error}") from error
     for note in taken.notes:
         logger.info("%s: %s", path, note)
-    return taken.model
+    values = values_for(loaded, taken.range, validation.images)
+    comparison = original.compare(loaded, values)
+    logger.info("%s: %s", path, comparison)
+    comparison.check(path)
+    return taken.model, comparison
 
 
 def load_layers(

@@ -120,7 +120,7 @@ class Started(Trains):
             return reset_weights(fitting.load_node(run, copied))
         if self.model.file:
             range_ = self.model.input_range
-            return loading.load_in_range(self.model.file, run.dataset, range_)
+            return loading.load_in_range(self.model.file, run.dataset, range_)[0]
         return self.untrained_model(run, node)
 
     def untrained_model(self, run: Run, node: Node) -> keras.Model:

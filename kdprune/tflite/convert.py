@@ -33,6 +33,7 @@ from kdprune.intake import (
 )
 from kdprune.intake.file_input import UNIT_INPUT, for_floats, stated_range
 from kdprune.intake.pixels import Given, read_chain
+from kdprune.models.io import open_model
 from kdprune.tflite.calibration import (
     RANGE_METHODS,
     check_float_layers,
@@ -54,7 +55,7 @@ _COMPARED = 50  # Images by which layers are compared: thousands of values each.
 
 @former_arguments(ranges="range_method")
 def convert_tflite(
-    model: keras.Model,
+    model: keras.Model | str | os.PathLike,
     dtype: str = "float32",
     calibration: ArrayLike | None = None,
     *,
@@ -86,7 +87,8 @@ def convert_tflite(
 
     Args:
         model: A float32 `tf_keras` model, images in [0, 1] in, logits or
-            probabilities out; or what `quantize_model` returned.
+            probabilities out; or what `quantize_model` returned; or the path of a
+            `.keras` or `.h5` file or a SavedModel's folder.
         dtype: One of `DTYPES`.
         calibration: Images for post-training quantization, uint8 or float in
             [0, 1], shape `(n, height, width, channels)`: needed for a float model
@@ -118,6 +120,8 @@ def convert_tflite(
         ValueError: If the arguments don't fit together, or the model does not
             convert: then with what the converter said.
     """
+    if isinstance(model, str | os.PathLike):
+        model = open_model(model)
     aware = is_quantization_aware(model)
     _check_model(model, dtype)
     head = head_of(model, f"model {model.name!r}", head)

@@ -21,6 +21,7 @@ from kdprune.models.counts import (
     kernels,
     model_weights,
 )
+from kdprune.models.saved_model import is_saved_model, load_saved_model
 from kdprune.tflite.format import Graph, Op, Tensor, read_tflite
 from kdprune.tflite.inspection import CONVERSIONS, computes_on_floats
 from kdprune.tflite.names import layer_of_weights
@@ -70,6 +71,8 @@ def describe_file(file: str | os.PathLike | keras.Model) -> dict[str, Any]:
         sizes = dict.fromkeys(("bytes", "bytes_gzip"))
         return {"format": "keras", **sizes, **_describe_keras(file)}
     path = Path(file)
+    if is_saved_model(path):
+        return {"format": "saved_model", **_describe_folder(path)}
     if path.suffix == ".tflite":
         description = _describe_tflite(path)
     else:
@@ -80,6 +83,18 @@ def describe_file(file: str | os.PathLike | keras.Model) -> dict[str, Any]:
         "bytes": len(content),
         "bytes_gzip": len(gzip.compress(content, 9, mtime=0)),
         **description,
+    }
+
+
+def _describe_folder(path: Path) -> dict[str, Any]:
+    """A SavedModel: its files' bytes and its variables; it has no layers to count."""
+    contents = [one.read_bytes() for one in sorted(path.rglob("*")) if one.is_file()]
+    description = _describe_keras(load_saved_model(path))
+    return {
+        "bytes": sum(map(len, contents)),
+        "bytes_gzip": sum(len(gzip.compress(one, 9, mtime=0)) for one in contents),
+        **description,
+        "macs": None,
     }
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tf_keras as keras
 
-from kdprune.evaluate.prediction import to_probabilities
+from kdprune.evaluate.prediction import predict, to_probabilities
 from kdprune.intake.pixels import (
     BYTES,
     CAFFE,
@@ -236,3 +236,35 @@ def test_a_layer_that_says_something_else_each_time_is_refused_by_name():
     x = layers.Flatten()(normal(source, training=True))
     with pytest.raises(ValueError, match="'by_batch' .*training=True"):
         take_model(keras.Model(source, layers.Dense(2)(x)))
+
+
+# --- Images without an axis of channels ---
+
+
+def without_channels(reshape):
+    image = keras.Input((12, 10))
+    if reshape:
+        x = layers.Rescaling(1 / 255)(layers.Reshape((12, 10, 1))(image))
+        x = layers.Conv2D(4, 3, activation="relu")(x)
+        x = layers.GlobalAveragePooling2D()(x)
+    else:
+        x = layers.Conv1D(4, 3, activation="relu")(image)
+        x = layers.GlobalAveragePooling1D()(x)
+    return keras.Model(image, layers.Dense(1, "sigmoid")(x))
+
+
+@pytest.mark.parametrize("reshape", [True, False])
+def test_images_of_height_and_width_alone_get_a_channel(reshape, tmp_path):
+    model = without_channels(reshape)
+    model.save(tmp_path / "grey.keras")
+    taken = take_model(tmp_path / "grey.keras", compare=True)
+    assert taken.model.input_shape == (None, 12, 10, 1)
+    assert any("an axis of 1 channel" in note for note in taken.notes)
+    assert taken.range.name == (BYTES if reshape else UNIT).name
+    assert taken.comparison.agrees and taken.comparison.deviation is not None
+    grey = np.random.default_rng(0).integers(0, 256, (3, 12, 10, 1)).astype(np.uint8)
+    logits = taken.model(UNIT.apply(grey)).numpy()
+    expected = model(taken.range.apply(grey)[..., 0]).numpy()
+    np.testing.assert_allclose(1 / (1 + np.exp(-logits)), expected, atol=1e-6)
+    second = predict(tmp_path / "grey.keras", grey)[:, 1:]
+    np.testing.assert_allclose(second, expected, atol=1e-6)
