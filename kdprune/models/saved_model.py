@@ -187,7 +187,6 @@ class SavedGraph(keras.layers.Layer):
             "name": self.name,
         }
 
-    @tf.autograph.experimental.do_not_convert
     def call(self, images: tf.Tensor) -> tf.Tensor:
         """Scores of images `(batch, …)`, `(batch, units)`."""
         return self.scores_of(**{self._source: images})[self._key]
