@@ -31,6 +31,8 @@ import tensorflow as tf
 import kdprune
 from kdprune import _io, kit, records
 from kdprune.data import load_dataset
+from kdprune.evaluate import predict
+from kdprune.tflite import describe_file
 
 CALIBRATION, SCORED = 100, 200
 
@@ -213,7 +215,7 @@ def measure(stranger, work, images):
     shown = resized(images, taken.model.input_shape[1:])
     scored, calibration = shown[:SCORED], shown[SCORED:]
     head = "sigmoid" if taken.head.activation == "sigmoid" else None
-    expected = kdprune.predict(path, scored, input_range=stranger.range, head=head)
+    expected = predict(path, scored, input_range=stranger.range, head=head)
     for dtype in ("float32", "int8"):
         content = kdprune.convert_tflite(
             path,
@@ -225,7 +227,7 @@ def measure(stranger, work, images):
         file = work / f"{path.stem}_{dtype}.tflite"
         file.write_bytes(content)
         given = stranger.range if dtype == "float32" else None
-        scores = kdprune.predict(file, scored, input_range=given, head=head)
+        scores = predict(file, scored, input_range=given, head=head)
         entry[dtype] = compared(expected, scores) | {"bytes": len(content)}
     needs = kit.find_needs(file)
     entry["micro"] = {"arena_bytes": needs.arena, "missing": list(needs.missing)}
@@ -248,7 +250,7 @@ def compared(expected, scores):
 def of_file(path):
     """What a `.tflite` file holds, and whether it is taken."""
     try:
-        description = kdprune.describe_file(path)
+        description = describe_file(path)
         needs = kit.find_needs(path)
     except ValueError as error:
         return {"obstacles": [str(error).replace(str(path.parent), "")]}

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import kdprune
+from kdprune.evaluate import predict
+from kdprune.tflite import describe_file
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_strangers.py"
 TWO = ("emotion", "speech_music")
@@ -65,7 +67,7 @@ def test_a_strangers_model_is_that_of_its_keras_and_becomes_int8(name, files, tm
     images = coarse[:, :height, :width].astype(np.uint8)
     content = kdprune.convert_tflite(files[name], "int8", images, input_range=given)
     (tmp_path / "model.tflite").write_bytes(content)
-    expected = kdprune.predict(files[name], images, input_range=given)
-    found = kdprune.predict(tmp_path / "model.tflite", images)
+    expected = predict(files[name], images, input_range=given)
+    found = predict(tmp_path / "model.tflite", images)
     assert np.abs(found - expected).mean() < 0.05
-    assert kdprune.describe_file(tmp_path / "model.tflite")["float_ops"] == {}
+    assert describe_file(tmp_path / "model.tflite")["float_ops"] == {}

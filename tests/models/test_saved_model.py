@@ -8,6 +8,7 @@ import tf_keras as keras
 import kdprune
 from kdprune.evaluate import evaluate_model, predict
 from kdprune.models.saved_model import check_saved_model, load_saved_model
+from kdprune.tflite import describe_file
 
 layers = keras.layers
 BYTES = (0, 255)
@@ -61,7 +62,7 @@ def test_it_becomes_an_int8_file_that_agrees(folder, images, tmp_path):
     found = predict(tmp_path / "model.tflite", images)
     expected = predict(folder, images, input_range=BYTES)
     assert np.abs(found - expected).max() < 0.05
-    description = kdprune.describe_file(tmp_path / "model.tflite")
+    description = describe_file(tmp_path / "model.tflite")
     assert description["float_ops"] == {} and description["ops"]["SOFTMAX"] == 1
 
 
@@ -73,7 +74,7 @@ def test_its_head_is_what_its_graph_ends_in(end, op, images, tmp_path):
     assert activation == end
     content = kdprune.convert_tflite(model, "int8", images[:8], input_range=BYTES)
     (tmp_path / "model.tflite").write_bytes(content)
-    assert kdprune.describe_file(tmp_path / "model.tflite")["ops"][op] == 1
+    assert describe_file(tmp_path / "model.tflite")["ops"][op] == 1
 
 
 def test_what_needs_layers_refuses_it_in_one_line(folder):
