@@ -44,17 +44,22 @@ def export(
     figures = inspect_tflite(content)
     in_float = [op for op in figures["float_ops"] if op["op"] not in CONVERSIONS]
     layers = list(dict.fromkeys(op["layer"] or op["tensor"] for op in in_float))
+    obstacles, leaves = [], []
+    try:
+        leaves = xnnpack_leaves(content)
+    except ValueError as error:
+        remedy = "a file with ranges of real images may; the export gate tells"
+        obstacles.append(Obstacle(_INT8, "", f"as it is, {error}", remedy, fatal=False))
     facts = {
         "bytes": len(content),
         "ops": figures["ops"],
         "float_layers": layers,
         "peak_activation_bytes": figures["peak_activation_bytes"],
-        "xnnpack_leaves": xnnpack_leaves(content),
+        "xnnpack_leaves": leaves,
         "not_on_gpu": _not(figures, "gpu"),
         "not_on_micro": _not(figures, "micro"),
         "seconds": time.process_time() - started,
     }
-    obstacles = []
     for layer in layers:
         ops = [op["op"] for op in in_float if (op["layer"] or op["tensor"]) == layer]
         obstacles.append(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tf_keras as keras
@@ -76,12 +77,17 @@ def describe_layers(
                 weights=prunable.get(layer.name, 0),
                 int8="" if content is None else _form(ops),
                 qat=layer.name not in refused_by_qat,
-                xnnpack=all(op["xnnpack"] for op in ops) if ops else None,
+                xnnpack=_all(op["xnnpack"] for op in ops),
                 gpu=all(op["gpu"] for op in ops) if ops else None,
                 micro=all(op["micro"] for op in ops) if ops else None,
             )
         )
     return rows, obstacles
+
+
+def _all(known: Iterable[bool | None]) -> bool | None:
+    found = list(known)
+    return None if not found or None in found else all(found)
 
 
 def _kind(layer: Any) -> str:
@@ -131,7 +137,9 @@ def _prunable_weights(model: keras.Model) -> dict[str, int]:
 def _runs(content: bytes) -> dict[str, list[dict[str, Any]]]:
     """The operators of each layer, and who runs them; conversions left out."""
     graph = read_tflite(content)
-    left = {number for number, _ in xnnpack_left(content)}
+    left: set[int] | None = None
+    with contextlib.suppress(ValueError):  # XNNPACK does not run it at all.
+        left = {number for number, _ in xnnpack_left(content)}
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for number, op in enumerate(graph.ops):
         if not op.outputs or op.name in CONVERSIONS:
@@ -139,7 +147,7 @@ def _runs(content: bytes) -> dict[str, list[dict[str, Any]]]:
         kind = type_of(graph, op)
         row = {
             "float": computes_on_floats(graph, op),
-            "xnnpack": number not in left,
+            "xnnpack": None if left is None else number not in left,
             "gpu": gpu_runs(op.name, kind),
             "micro": micro_runs(op.name, kind),
         }

@@ -249,6 +249,17 @@ def test_what_stays_in_float_fails():
     assert row(found, "elu").int8 == "float" and row(found, "conv").int8 == "int8"
 
 
+def test_a_draft_that_xnnpack_does_not_run_is_a_warning(monkeypatch):
+    def refuse(_):
+        raise ValueError("the runtime (xnnpack) cannot run it")
+
+    for module in ("export.xnnpack_leaves", "layers.xnnpack_left"):
+        monkeypatch.setattr(f"kdprune.doctor.{module}", refuse)
+    found = diagnose(small(), input_range=(0, 1))
+    assert found.status == 3 and "cannot run it" in problems(found)[0]
+    assert row(found, "conv").xnnpack is None and row(found, "conv").gpu is True
+
+
 def test_weights_that_are_no_numbers_fail():
     model = small()
     model.get_layer("dense").bias.assign([np.nan] * 4)
