@@ -212,6 +212,7 @@ _PRECISIONS = (
     "float16",
     "bfloat16",
     "float32",
+    "float64",
     "mixed_float16",
     "mixed_bfloat16",
 )

@@ -123,7 +123,7 @@ _FUNCTION = {"class_name": "function", "config": "act", "module": "canary_module
         (configure("Conv2D", filters={"class_name": "function"}), "more than numbers"),
         (configure("Conv2D", data_format="channels_first"), "channels first"),
         (configure("Conv2D", lora_rank=4), "lora_rank=4"),
-        (configure("Conv2D", dtype="float64"), "computing in 'float64'"),
+        (configure("Conv2D", dtype="int8"), "computing in 'int8'"),
         (
             configure("Dense", dtype={"class_name": "QuantizedDTypePolicy"}),
             "QuantizedDTypePolicy.*before it is quantized",

@@ -311,7 +311,6 @@ def test_arguments_that_do_not_fit_are_refused(model, aware, data):
             (model, "int8", np.where(images > 150, np.nan, 0.5)),
             r"nan at \(0, 0, 0, 0\)",
         ),
-        (("model.keras",), "Received: the path .model.keras."),
     ):
         with pytest.raises(ValueError, match=message):
             convert_tflite(*arguments)

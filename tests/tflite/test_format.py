@@ -73,8 +73,8 @@ def test_a_keras_model_is_no_file(tiny, read):
         read(tiny)
 
 
-def test_a_path_is_no_model():
-    with pytest.raises(ValueError, match="by kdprune.load_model. Received: the path"):
+def test_a_model_is_named_that_is_not_there():
+    with pytest.raises(FileNotFoundError, match="no model file at student.keras"):
         convert_tflite("student.keras")
 
 
