@@ -67,7 +67,7 @@ class Network:
 NETWORKS = {
     "tutorial": Network("tutorial:32", BYTES, 12, 3000, 0.003),
     "bottlenecks": Network("bottlenecks:32:8", UNIT, 8, 2000, 0.004),
-    "squeeze_excite": Network("squeeze_excite:32", BYTES, 10, 2000, 0.004),
+    "squeeze_excite": Network("squeeze_excite:32", BYTES, 16, 3000, 0.004),
     "MobileNetV3Small": Network("mobilenetv3:64:0.5", BYTES, 12, 2000, 0.003),
     "MobileNetV2": Network("mobilenetv2:64:0.35", BYTES, 10, 2000, 0.003),
     "EfficientNetB0": Network("efficientnet:64", BYTES, 5, 1500, 0.002),

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECORD = ROOT / "results" / "your_own" / "families.json"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_every_file_of_a_family_says_what_its_model_does(tmp_path):
     out = tmp_path / "families.json"
     script = ROOT / "scripts" / "bench_families.py"

@@ -24,6 +24,7 @@ MLPERF = {
     "pretrainedResnet_large_float": (0.9128, 1_929_208, 76_473_920, 480_330),
     "pretrainedResnet_large_int8": (0.9131, 512_024, 76_473_920, 480_330),
 }
+LONG = ("pretrainedResnet_large_float",)
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +109,13 @@ def test_the_reference_models_score_alike_on_2000_images(mlperf_dir, cifar10_tes
     assert 0.01 < compare_predictions(*scores, labels)["disagreement"] < 0.04
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MLPERF)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.soak if name in LONG else pytest.mark.slow)
+        for name in MLPERF
+    ],
+)
 def test_the_reference_models_reach_their_accuracy(mlperf_dir, cifar10_test, name):
     path = mlperf_dir / f"{name}.tflite"
     result = evaluate_model(

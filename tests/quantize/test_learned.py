@@ -10,15 +10,18 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-TRAINED_HERE = ("tutorial", "bottlenecks", "squeeze_excite")
+TRAINED_HERE = ("tutorial", "squeeze_excite", "bottlenecks")
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """A folder with networks as plain Keras 3 saves them."""
-    folder = tmp_path_factory.mktemp("networks")
-    bench.make_networks(folder, TRAINED_HERE)
-    return folder
+@pytest.fixture
+def file_of(tmp_path):
+    """Gives the file of a network as plain Keras 3 saves it."""
+
+    def make(name):
+        bench.make_networks(tmp_path, [name])
+        return bench.NETWORKS[name].file_in(tmp_path)
+
+    return make
 
 
 def load_script():
@@ -40,11 +43,18 @@ def check(figures):
     assert (figures["float_ops"], figures["float_layers"]) == ([], [])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TRAINED_HERE)
-def test_a_network_that_learned_and_its_file_agree(name, files, record_property):
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=pytest.mark.soak if name == "bottlenecks" else pytest.mark.slow
+        )
+        for name in TRAINED_HERE
+    ],
+)
+def test_a_network_that_learned_and_its_file_agree(name, file_of, record_property):
     network = bench.NETWORKS[name]
-    figures = bench.compare(network, network.file_in(files), *bench.images_for(network))
+    figures = bench.compare(network, file_of(name), *bench.images_for(network))
     for key in ("float", "aware", "file", "steps", "agreement", "spread"):
         record_property(key, figures[key])
     check(figures)

@@ -72,9 +72,19 @@ stages:
   page: {kind: report, from: [measured, spare]}
 """
 STAGES = stage_order(parse_recipe(yaml.safe_load(RECIPE)))
-# Like `files` and `measured` these do all again, and `short` goes on as `teacher` does:
-# they are killed at random moments below, since each process takes its time to begin.
-ALIKE = ("short", "spare", "int8", "kit", "page")
+# One of each way to go on is killed: these train as another does, or do all again. They
+# are killed at random moments below, since each process takes its time to begin.
+ALIKE = (
+    "teacher",
+    "short",
+    "spare",
+    "grouped",
+    "int8",
+    "files",
+    "measured",
+    "kit",
+    "page",
+)
 ARTIFACTS = ("model.keras", "weights.h5", "base.keras")
 
 
