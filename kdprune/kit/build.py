@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kdprune import __version__
 from kdprune._io import first_line
+from kdprune._log import logger
 from kdprune.images import as_uint8
 from kdprune.kit import selftest
 from kdprune.kit.c_source import c_source
@@ -108,7 +109,13 @@ def write_kit(
     shape = _check_ends(ends, classes, input_range)
     pixels = _gather_images(shape, images)
     scores, apart = _score(models, pixels)
-    kept = _steady(apart, len(golden_images(shape)))
+    kept = _steady(apart)
+    if not kept.all():
+        logger.info(
+            "%d of %d golden images are left out: a rounding decides on them",
+            np.sum(~kept),
+            len(kept),
+        )
     pixels, scores = pixels[kept], scores[kept]
     deviation = int(apart[kept].max())
     limit = _kernel_limit(deviation)
@@ -305,16 +312,15 @@ def _gather_images(shape: tuple[int, ...], images: ArrayLike | None) -> NDArray:
     return np.concatenate([golden, as_uint8(images, shape)])
 
 
-def _steady(apart: NDArray, generated: int) -> NDArray[np.bool_]:
-    """Which golden images to keep, of which the first ones are generated.
+def _steady(apart: NDArray) -> NDArray[np.bool_]:
+    """Which golden images to keep, of those whose scores are `apart` on two kernels.
 
-    Those are like nothing that a model has learned from: on some of them a deep one
-    is so undecided that a rounding changes its answer, which tells nothing of the
-    kernels. They are left out, unless that is so of most of them.
+    Generated ones are like nothing that a model has learned from: on some of them a
+    deep one is so undecided that a rounding changes its answer, which tells nothing of
+    the kernels. They are left out, unless that is so of most of them.
     """
     kept = apart <= _MOST_KERNEL_LIMIT // 2
-    kept[generated:] = True
-    return kept if 2 * kept[:generated].sum() >= generated else np.ones_like(kept)
+    return kept if 2 * kept.sum() >= len(kept) else np.ones_like(kept)
 
 
 def _score(models: dict[str, bytes], images: NDArray) -> tuple[NDArray, NDArray]:
