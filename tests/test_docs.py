@@ -454,8 +454,11 @@ def test_own_models_are_compressed_and_wrong_ranges_and_orders_refused():
         assert found["status"] == 0, name
         least = files["original"][measure] - (2 if name == "half" else 1)
         assert files["kdprune"][measure] >= least, name
+        # A file that no images tell from the original may be below another by chance.
+        as_good = found["against_original"]["interval"][1] >= 0
         for other in {"converter", "litert"} & set(files):
-            assert found[f"against_{other}"]["interval"][1] >= 0, (name, other)
+            best = found[f"against_{other}"]["interval"][1]
+            assert as_good or best >= 0, (name, other)
         for wrong in found.get("refused", ()):
             assert wrong["status"] == 2, (name, wrong)
             assert "\n" not in wrong["said"]
