@@ -29,8 +29,7 @@ import tf_keras as keras
 import kdprune
 from kdprune import _io, doctor, records
 from kdprune.evaluate import predict
-from kdprune.prune.channels.surgery import KeptChannels
-from kdprune.prune.inference import run_layers
+from kdprune.prune.channels.surgery import with_zeros
 
 RATIO = 0.3
 
@@ -92,7 +91,7 @@ def bench(family, work):
     plan = kdprune.plan_channels(model, RATIO, scope="local")
     pruned = plan.apply()
     unit = arrays["images"].astype(np.float32) / np.float32(255)
-    masked = with_zeros(plan, unit[:20])
+    masked = np.asarray(with_zeros(plan.graph, plan.removed, [unit[:20]])[0])
     spread = float(masked.std(axis=0).max())
     deviation = np.abs(pruned.predict(unit[:20], verbose=0) - masked).max() / spread
     figures["pruned"] = {
@@ -119,24 +118,6 @@ def bench(family, work):
         files[name] = compare(predict(file, arrays["images"]), expected)
         files[name] |= {"bytes": len(content), "float_layers": len(kept)}
     return {**figures, "files": files}
-
-
-def with_zeros(plan, images):
-    """The original's logits, removed channels at zero wherever they are used."""
-    kept = KeptChannels(plan.graph, plan.removed)
-    users = {
-        key: record
-        for key, record in plan.graph.records.items()
-        if any(weight.uses is not None for weight in record.result.weights)
-    }
-
-    def call_layer(layer, args, kwargs):
-        if id(layer) not in users:
-            return layer(*args, **kwargs)
-        mask = kept(users[id(layer)].inputs[0]).astype(np.float32)
-        return layer(args[0] * mask, *args[1:], **kwargs)
-
-    return np.asarray(run_layers(plan.graph.model, [images], call_layer)[0])
 
 
 def compare(scores, expected):

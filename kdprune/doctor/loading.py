@@ -314,7 +314,8 @@ def _explained(problem: str) -> Obstacle:
         name, quote, rest = problem.removeprefix("layer '").partition("'")
         if quote:
             where, text = name, rest.lstrip(": ")
-    custom = "Lambda" in text or "not a layer" in text or "cannot be read" in text
+    # What is known better says itself what to do.
+    custom = ";" not in text and ("not a layer" in text or "cannot be read" in text)
     return Obstacle(_LOADING, where, text, _PLAIN_LAYERS if custom else "")
 
 

@@ -11,6 +11,10 @@ import numpy as np
 _DEEPEST = 8
 # What stands in a tf_keras file for a first argument that is no tensor of the graph.
 _CONSTANT = "_CONSTANT_VALUE"
+# What constants may be of: text and objects have no place in a network.
+_NUMBERS = """
+    bool float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64
+""".split()
 # Layers whose first argument stays a list, of one tensor as well.
 _KEEP_LISTS = ("TFOpLambda", "SlicingOpLambda")
 
@@ -149,7 +153,9 @@ def _older_value(item: Any, values: Values, depth: int) -> Any:
     if kind is None:
         return {key: _older_value(one, values, depth + 1) for key, one in item.items()}
     if kind in ("__numpy__", "__tensor__") and isinstance(config, dict):
-        return np.asarray(config.get("value"), str(config.get("dtype")))
+        if (dtype := config.get("dtype")) not in _NUMBERS:
+            raise ValueError(f"a constant of type {str(dtype)[:40]!r} is not known")
+        return np.asarray(config.get("value"), dtype)
     if kind == "__ellipsis__":
         return Ellipsis
     raise ValueError(f"a layer is called on {str(kind)[:60]!r}, which is not known")

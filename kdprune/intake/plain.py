@@ -42,12 +42,15 @@ def plain_config(item: Any) -> Any:
     if not isinstance(item, dict):
         return item
     if "class_name" not in item:
+        called = item.get("function", "identity")
+        if not isinstance(called, str) or called not in known_functions():
+            raise ValueError(f"it calls {str(called)[:60]!r}")
         return {
             key: "float32"
             if key == "dtype" and _is_half(value)
             else plain_config(value)
             for key, value in item.items()
-            if key != "compile_config" and _is_known(key, value)
+            if key != "compile_config"
         }
     kind, module = item["class_name"], item.get("module")
     registered, inner = item.get("registered_name"), item.get("config")
@@ -72,11 +75,3 @@ def plain_config(item: Any) -> Any:
 
 def _is_half(value: Any) -> bool:
     return isinstance(value, str) and value in _HALF
-
-
-def _is_known(key: str, value: Any) -> bool:
-    """Whether a key that names a function by text names a known one."""
-    known = isinstance(value, str) and value in known_functions()
-    if key == "function" and not known:
-        raise ValueError(f"it calls {str(value)[:60]!r}")
-    return True

@@ -42,7 +42,7 @@ def take_model(
 
     Models inside it become part of its graph; dropout, noise and random augmentation
     are left out; a final softmax or sigmoid is split off; and arithmetic in front, of
-    one layer at most, makes it take pixels in [0, 1] whatever it was made for.
+    two layers at most, makes it take pixels in [0, 1] whatever it was made for.
 
     The pixel range is the given one; else the one that stands out on labelled images;
     else what the arithmetic at the front of the model is for: bytes, if it makes a few

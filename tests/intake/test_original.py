@@ -105,6 +105,8 @@ def test_a_plain_configuration_is_copied_and_computes_in_float32():
             "registered as 'theirs>relu'",
         ),
         ({"function": "io.write_file"}, "calls 'io.write_file'"),
+        ({"function": {"class_name": "function"}}, "calls {'class_name"),
+        ({"function": None}, "calls 'None'"),
     ],
 )
 def test_what_keras_would_look_up_is_known_or_nothing_is_compared(change, message):

@@ -330,6 +330,23 @@ def test_where_a_class_is_said_to_live_is_not_read(
     assert not trace.exists() and "another_canary" not in sys.modules
 
 
+@pytest.mark.parametrize("dtype", ["U400000000", "O", "(9,)f4", 3, None])
+def test_constants_of_a_file_are_numbers(saved, dtype):
+    constant = {"class_name": "__tensor__", "config": {"dtype": dtype, "value": [1]}}
+
+    def change(config):
+        added = next(
+            one
+            for one in config["config"]["layers"]
+            if one["class_name"] == "TFOpLambda"
+        )
+        added["inbound_nodes"][0][3]["y"] = constant
+
+    rewrite_config(saved, change)
+    with pytest.raises(ValueError, match="a constant of type .* is not known"):
+        load_model(saved)
+
+
 def test_foreign_losses_and_optimizers_are_ignored(saved):
     def compile_it(config):
         config["compile_config"] = {"loss": _EVIL, "optimizer": _EVIL}

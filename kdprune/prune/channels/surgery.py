@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tf_keras as keras
 
 from kdprune._graph import rebuild
 from kdprune.prune.channels.graph import ChannelGraph, Ids, LayerRecord, WeightAxes
+from kdprune.prune.inference import run_layers
 
 # The settings that initialize weights, where not `{weight}_initializer`.
 _INITIALIZERS = {
@@ -98,3 +100,33 @@ def _initializers(record: LayerRecord, kept: KeptChannels) -> dict[str, object]:
                     left = keras.initializers.Constant(kept.values(weight, constant))
                     changes[setting] = left
     return changes
+
+
+def with_zeros(
+    graph: ChannelGraph, removed: Sequence[int] | Ids, images: Sequence[Any]
+) -> list[Any]:
+    """What a smaller model has to compute: the original, removed channels at zero.
+
+    Args:
+        graph: The channels of the original.
+        removed: The roots of the channels to remove.
+        images: An array `(n, …)` for each of its inputs.
+
+    Returns:
+        Its outputs, with removed channels zeroed wherever a layer with weights takes
+        them; no smaller model is made for that.
+    """
+    kept = KeptChannels(graph, removed)
+    users = {
+        key: record
+        for key, record in graph.records.items()
+        if any(weight.uses is not None for weight in record.result.weights)
+    }
+
+    def call_layer(layer, args, kwargs):
+        if id(layer) not in users:
+            return layer(*args, **kwargs)
+        mask = kept(users[id(layer)].inputs[0]).astype(np.float32)
+        return layer(args[0] * mask, *args[1:], **kwargs)
+
+    return run_layers(graph.model, images, call_layer)
