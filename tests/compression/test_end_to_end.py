@@ -155,6 +155,7 @@ def test_the_third_command_tests_the_kit(mine, fresh, compressed):
     subprocess.run(readme_commands()[2], cwd=mine, env=fresh, check=True, timeout=300)
 
 
+@pytest.mark.soak
 def test_the_plain_converter_needs_what_the_docs_show(mine, tmp_path):
     environment = dict(os.environ, KERAS_BACKEND="tensorflow")
     environment.pop("TF_USE_LEGACY_KERAS", None)

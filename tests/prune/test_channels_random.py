@@ -199,7 +199,7 @@ def test_any_graph_computes_the_original_with_zeros(model, ratio, check_invarian
     check_local(model, ratio, check_invariant)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @settings(max_examples=60, **SETTINGS)
 @EXAMPLES
 def test_many_graphs_compute_the_original_with_zeros(model, ratio, check_invariant):

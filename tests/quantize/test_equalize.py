@@ -195,7 +195,7 @@ def test_any_graph_computes_what_it_did(model):
     assert_equal(model, kdprune.equalize_channels(model, IMAGES))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @settings(max_examples=15, **SETTINGS)
 @given(model=graphs())
 def test_many_graphs_compute_what_they_did(model):

@@ -47,7 +47,7 @@ def check(figures):
     "name",
     [
         pytest.param(
-            name, marks=pytest.mark.soak if name == "bottlenecks" else pytest.mark.slow
+            name, marks=pytest.mark.slow if name == "tutorial" else pytest.mark.soak
         )
         for name in TRAINED_HERE
     ],
