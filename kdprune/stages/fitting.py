@@ -292,6 +292,10 @@ class _Fitting:
 
     def _compile(self, model: keras.Model, steps: int) -> keras.Model:
         settings = self.stage.training
+        # Callbacks are called between groups of steps only.
+        together = (
+            1 if self.callbacks else training.steps_together(model, settings.batch_size)
+        )
         optimizer = training.build_optimizer(
             settings.optimizer,
             settings.learning_rate,
@@ -317,6 +321,7 @@ class _Fitting:
                 steps=steps,
                 label_smoothing=settings.label_smoothing,
                 class_weights=self.class_weights,
+                steps_per_execution=together,
             )
             return distiller
         head = head_of(model, f"model {model.name!r}", self.head)
@@ -325,7 +330,12 @@ class _Fitting:
             label_smoothing=settings.label_smoothing,
         )
         metrics = [training.accuracy_metric(head)]
-        model.compile(optimizer, loss=lambda y, z: loss(y, z), metrics=metrics)
+        model.compile(
+            optimizer,
+            loss=lambda y, z: loss(y, z),
+            metrics=metrics,
+            steps_per_execution=together,
+        )
         return model
 
 

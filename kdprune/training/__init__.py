@@ -9,7 +9,12 @@ from kdprune.training.losses import (
     cross_entropy,
 )
 from kdprune.training.optimizers import OneCycle, build_optimizer
-from kdprune.training.setup import resolve_precision, seed_everything, strategy
+from kdprune.training.setup import (
+    resolve_precision,
+    seed_everything,
+    steps_together,
+    strategy,
+)
 
 __all__ = [
     "HARD_LOSSES",
@@ -23,6 +28,7 @@ __all__ = [
     "fit",
     "resolve_precision",
     "seed_everything",
+    "steps_together",
     "strategy",
     "weight_classes",
 ]

@@ -132,13 +132,15 @@ class _Progress(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._started = time.perf_counter()
+        self._shown = 0
         if sys.stdout.isatty():
             what = f"epoch {epoch + 1} of {self._epochs}"
             self._bar = _stepwise(self._steps, what)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._ended = time.perf_counter()
-        if self._bar is not None:
+        while self._bar is not None and self._shown <= batch:
+            self._shown += 1  # Several steps may have been computed in one go.
             next(self._bar, None)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -167,7 +169,11 @@ def _stepwise(steps: int, what: str) -> Generator:
 
 
 class _StopOnNaN(keras.callbacks.Callback):
-    """Stops at the first step whose loss is not finite, before it is saved."""
+    """Stops once a step's loss is not finite, before it is saved.
+
+    Where several steps are computed in one go, their last shows it: "loss" is a mean
+    over the epoch so far.
+    """
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if math.isfinite(logs["loss"]):
@@ -287,7 +293,7 @@ def write_history(path: Path, history: Sequence[dict[str, float]]) -> None:
 def _diverged(what: str, value: Any, optimizer: Any) -> TrainingDiverged:
     step = _steps_done(optimizer)
     return TrainingDiverged(
-        f"the {what} became {value} at step {step} with learning rate "
+        f"the {what} became {value} by step {step}, with learning rate "
         f"{_learning_rate(optimizer, step - 1):.3g}. The last good checkpoint is kept; "
         "lower the learning rate or lengthen the warm-up."
     )

@@ -8,7 +8,12 @@ import pathlib
 import tensorflow as tf
 import tf_keras as keras
 
+from kdprune.models.counts import count_macs
 from kdprune.models.precision import fits_bfloat16
+
+# A group takes some seconds at most, since Ctrl-C is heard between groups only.
+_GROUP_MACS = 10e9
+_LARGEST_GROUP = 32
 
 
 def seed_everything(seed: int) -> None:
@@ -46,6 +51,23 @@ def resolve_precision(precision: str = "auto", model: keras.Model | None = None)
     native = "amx_bf16" in flags or "avx512_bf16" in flags
     fits = model is None or fits_bfloat16(model)
     return "mixed_bfloat16" if native and fits else "float32"
+
+
+def steps_together(model: keras.Model, batch_size: int) -> int:
+    """How many training steps to compute in one go: `steps_per_execution`.
+
+    What Python does between two steps, one to three milliseconds, is as long as half
+    of a step of the smallest networks.
+
+    Args:
+        model: A `keras.Model` whose multiply-accumulates can be counted.
+        batch_size: Images in a step.
+
+    Returns:
+        A number from 1 (large networks) to 32.
+    """
+    macs = count_macs(model) * batch_size
+    return int(min(max(_GROUP_MACS / max(macs, 1), 1), _LARGEST_GROUP))
 
 
 def strategy() -> tf.distribute.Strategy:

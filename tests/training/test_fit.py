@@ -109,6 +109,35 @@ def assert_same(first, second):
         np.testing.assert_array_equal(one, two)
 
 
+def test_steps_computed_in_one_go_give_the_weights_of_single_ones(tmp_path):
+    runs = {}
+    for together in (1, 3):  # An epoch has four: a group, and one that is left.
+        seed_everything(0)
+        distiller = Distiller(small_model(dropout=0.2), small_model(6))
+        distiller.compile(sgd(), steps_per_execution=together)
+        folder = tmp_path / str(together)
+        train(distiller, epochs=1, folder=folder)
+        history = train(distiller, epochs=2, folder=folder)
+        runs[together] = distiller.student.get_weights(), without_seconds(history)
+    assert_same(runs[1][0], runs[3][0])
+    assert runs[1][1] == runs[3][1]
+
+
+def test_a_group_of_steps_that_diverges_is_not_saved(tmp_path):
+    seed_everything(0)
+    model = small_model()
+    accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
+    model.compile(
+        rates(5, 0.01, 1e30),
+        loss=lambda y, z: cross_entropy(y, z),
+        metrics=[accuracy],
+        steps_per_execution=4,
+    )
+    with pytest.raises(TrainingDiverged, match=r"^the loss became nan by step 8"):
+        train(model, folder=tmp_path)
+    assert checkpoints(tmp_path) == ["epoch-1"]
+
+
 @pytest.mark.parametrize("distilled", [False, True], ids=["plain", "distiller"])
 def test_a_step_is_traced_once(distilled, monkeypatch):
     model = compiled(small_model(), sgd())
@@ -276,7 +305,7 @@ def test_a_loss_that_is_not_finite_names_step_and_rate_and_keeps_the_checkpoint(
     seed_everything(0)
     # The 6th step ruins the weights; the 7th, inside the second epoch, shows it.
     model = compiled(small_model(), rates(5, 0.01, 1e30))
-    with pytest.raises(TrainingDiverged, match=r"^the loss became nan at step 7") as e:
+    with pytest.raises(TrainingDiverged, match=r"^the loss became nan by step 7") as e:
         train(model, folder=tmp_path)
     assert "learning rate 1e+30" in str(e.value) and "\n" not in str(e.value)
     assert checkpoints(tmp_path) == ["epoch-1"]
@@ -290,7 +319,7 @@ def test_weights_ruined_by_the_last_step_of_an_epoch_do_not_replace_the_checkpoi
 ):
     seed_everything(0)
     model = compiled(small_model(), rates(2 * STEPS - 1, 0.01, 1e30))
-    with pytest.raises(TrainingDiverged, match="validation loss became .* at step 8"):
+    with pytest.raises(TrainingDiverged, match="validation loss became .* by step 8"):
         train(model, folder=tmp_path)
     assert checkpoints(tmp_path) == ["epoch-1"]
 
@@ -307,7 +336,7 @@ def test_without_validation_images_training_is_watched_all_the_same(tmp_path):
         with pytest.raises(ValueError, match="need validation images"):
             train_unseen(compiled(small_model(), sgd()), **choice)
     ruined = compiled(small_model(), rates(2 * STEPS - 1, 0.01, float("inf")))
-    with pytest.raises(TrainingDiverged, match="the weight .* at step 8"):
+    with pytest.raises(TrainingDiverged, match="the weight .* by step 8"):
         train_unseen(ruined, folder=tmp_path)
     assert checkpoints(tmp_path) == ["epoch-1"]
 
