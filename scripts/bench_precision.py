@@ -2,7 +2,8 @@
 
 They are timed interleaved on one batch. A processor's bfloat16 kernels take 16
 channels at a time: nets of other widths, such as channel pruning leaves, can be slower
-in bfloat16 than in float32, and `precision: auto` leaves them in float32. Depthwise
+in bfloat16 than in float32. `precision: auto` times both once for a network, and goes by
+the widths where they are equals. Depthwise
 convolutions with strides stay in float32 within a bfloat16 net; "everywhere" is the
 net without that exception.
 
@@ -68,7 +69,7 @@ def main():
     for label, (name, arguments) in nets.items():
         model = kdprune.build_model(name, (32, 32, 3), 10, **arguments)
         times = _measure(model, options.batch, options.steps)
-        chosen = training.resolve_precision("auto", model)
+        chosen = training.resolve_precision("auto", model, options.batch)
         ratio = times["mixed_bfloat16"] / times["float32"]
         results[label] = {**times, "ratio": ratio, "auto": chosen}
         milliseconds = " ".join(f"{1e3 * times[key]:7.1f}" for key in PRECISIONS)

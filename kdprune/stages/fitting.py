@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # Multiply-accumulates a second for one core, forward and backward, as measured on
 # small convolutional nets; the estimate is for planning an evening, no more.
 _SPEED = {"float32": 25e9, "mixed_bfloat16": 50e9}
+# Trainings of more than about so many seconds are worth measuring a step beforehand.
+_WORTH_MEASURING = 120.0
 
 
 def fit_stage(
@@ -252,12 +254,17 @@ class _Fitting:
         steps = batches.steps_per_epoch(split, settings.batch_size)
         training.seed_everything(self.stage.own_seed)
         with training.strategy().scope():
-            model = self.make_model(epochs * steps)
-            if settings.bn_l1:
-                model = prune.add_bn_l1(model, settings.bn_l1)
+            model = self._model(epochs * steps)
             policy = "float32"
             if self.cast:
                 policy = training.resolve_precision(settings.precision, model)
+                if self._is_worth_measuring(model, epochs * steps, policy):
+                    policy = training.resolve_precision(
+                        settings.precision, model, settings.batch_size
+                    )
+                    # Measuring drew random numbers; the model starts from its seed.
+                    training.seed_everything(self.stage.own_seed)
+                    model = self._model(epochs * steps)
             if policy != "float32":
                 model = cast_model(model, policy)
             compiled = self._compile(model, epochs * steps)
@@ -289,6 +296,21 @@ class _Fitting:
         if settings.bn_l1:
             model = prune.strip_bn_l1(model)
         return model, history, policy
+
+    def _model(self, steps: int) -> keras.Model:
+        model = self.make_model(steps)
+        bn_l1 = self.stage.training.bn_l1
+        return prune.add_bn_l1(model, bn_l1) if bn_l1 else model
+
+    def _is_worth_measuring(
+        self, model: keras.Model, steps: int, precision: str
+    ) -> bool:
+        settings = self.stage.training
+        work = count_macs(model) * settings.batch_size * steps * self.stage.passes
+        return (
+            settings.precision == "auto"
+            and seconds_for(work, precision) > _WORTH_MEASURING
+        )
 
     def _compile(self, model: keras.Model, steps: int) -> keras.Model:
         settings = self.stage.training

@@ -10,6 +10,7 @@ import tf_keras as keras
 
 from kdprune.models.counts import count_macs
 from kdprune.models.precision import fits_bfloat16
+from kdprune.training.speed import measured_precision
 
 # A group takes some seconds at most, since Ctrl-C is heard between groups only.
 _GROUP_MACS = 10e9
@@ -29,12 +30,19 @@ def seed_everything(seed: int) -> None:
     keras.utils.set_random_seed(seed)
 
 
-def resolve_precision(precision: str = "auto", model: keras.Model | None = None) -> str:
+def resolve_precision(
+    precision: str = "auto",
+    model: keras.Model | None = None,
+    batch_size: int | None = None,
+) -> str:
     """Turns "auto" into the precision policy that is quickest on this machine.
 
     Args:
         precision: "auto", or a policy.
         model: What is to be computed; any model if None.
+        batch_size: Images of a training step, to time the model by
+            (`speed.measured_precision`) where the processor has bfloat16; None to go
+            by its widths alone.
 
     Returns:
         "mixed_bfloat16" where a GPU is present, or the processor multiplies bfloat16
@@ -46,11 +54,19 @@ def resolve_precision(precision: str = "auto", model: keras.Model | None = None)
         return precision
     if tf.config.list_physical_devices("GPU"):
         return "mixed_bfloat16"
+    if not _has_bfloat16():
+        return "float32"
+    fits = model is None or fits_bfloat16(model)
+    likely = "mixed_bfloat16" if fits else "float32"
+    if model is None or batch_size is None:
+        return likely
+    return measured_precision(model, batch_size, likely)
+
+
+def _has_bfloat16() -> bool:
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    native = "amx_bf16" in flags or "avx512_bf16" in flags
-    fits = model is None or fits_bfloat16(model)
-    return "mixed_bfloat16" if native and fits else "float32"
+    return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
 def steps_together(model: keras.Model, batch_size: int) -> int:
