@@ -2,10 +2,9 @@
 
 They are timed interleaved on one batch. A processor's bfloat16 kernels take 16
 channels at a time: nets of other widths, such as channel pruning leaves, can be slower
-in bfloat16 than in float32. `precision: auto` times both once for a network, and goes by
-the widths where they are equals. Depthwise
-convolutions with strides stay in float32 within a bfloat16 net; "everywhere" is the
-net without that exception.
+in bfloat16 than in float32. `precision: auto` times both once for a network, and goes
+by the widths where they are equals. Depthwise convolutions with strides stay in float32
+within a bfloat16 net; "everywhere" is the net without that exception.
 
 Usage:
     python scripts/bench_precision.py [--filters 16,32,64 12,24,48]
