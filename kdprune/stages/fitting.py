@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # Multiply-accumulates a second for one core, forward and backward, as measured on
 # small convolutional nets; the estimate is for planning an evening, no more.
 _SPEED = {"float32": 25e9, "mixed_bfloat16": 50e9}
+# A measured step is one forward pass and one backward, which counts as two.
+_MEASURED_PASSES = 3
 # Trainings of more than about so many seconds are worth measuring a step beforehand.
 _WORTH_MEASURING = 120.0
 
@@ -161,14 +163,24 @@ def augment_of(settings: Any) -> dict[str, Any] | None:
 
 
 def estimate_training(run: Run, node: Node) -> float:
-    """Guesses how many seconds a node trains, from MACs, images and epochs."""
+    """Guesses how many seconds a node trains.
+
+    By what a step took here when it was measured, if it was, else from MACs.
+    """
     stage: Any = node.settings
     images = images_of(run, node) * stage.training.epochs
-    work = macs_of(run, node) * images * stage.passes
-    work += sum(macs_of(run, one) for one in node.parents_of("teacher")) * images
-    return seconds_for(
-        work, "float32" if stage.in_float32 else stage.training.precision
-    )
+    teaching = sum(macs_of(run, one) for one in node.parents_of("teacher")) * images
+    precision = "float32" if stage.in_float32 else stage.training.precision
+    batch_size = stage.training.batch_size
+    seconds = 0.0
+    for network in _networks_of(run, node):
+        work = count_macs(network) * images * stage.passes
+        if measured := training.known_seconds(network, batch_size):
+            step = measured["float32"] if stage.in_float32 else min(measured.values())
+            seconds += images / batch_size * step * stage.passes / _MEASURED_PASSES
+        else:
+            seconds += seconds_for(work, precision)
+    return seconds + seconds_for(teaching, precision)
 
 
 def images_of(run: Run, node: Node) -> int:
@@ -187,15 +199,20 @@ def seconds_for(work: float, precision: str) -> float:
 
 def macs_of(run: Run, node: Node) -> int:
     """Multiply-accumulates of a node's model, or of those that it asks."""
+    return sum(count_macs(network) for network in _networks_of(run, node))
+
+
+def _networks_of(run: Run, node: Node) -> list[keras.Model]:
+    """A node's network, or those that it asks, with any weights."""
     settings = node.settings
     if settings.origin() is not None:
         files = settings.files()
-        model = load_model(files[0]) if files else settings.untrained_model(run, node)
-        return count_macs(model)
+        return [load_model(files[0]) if files else settings.untrained_model(run, node)]
     for key in ("model.architecture_of", "from", "teacher"):
         if settings.references(key):
-            return sum(macs_of(run, parent) for parent in node.parents_of(key))
-    return 0
+            parents = node.parents_of(key)
+            return [model for one in parents for model in _networks_of(run, one)]
+    return []
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from kdprune.training.setup import (
     steps_together,
     strategy,
 )
+from kdprune.training.speed import known_seconds
 
 __all__ = [
     "HARD_LOSSES",
@@ -26,6 +27,7 @@ __all__ = [
     "build_optimizer",
     "cross_entropy",
     "fit",
+    "known_seconds",
     "resolve_precision",
     "seed_everything",
     "steps_together",

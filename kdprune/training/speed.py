@@ -49,6 +49,16 @@ def measured_precision(model: keras.Model, batch_size: int, likely: str) -> str:
     return other if seconds[likely] > _MARGIN * seconds[other] else likely
 
 
+def known_seconds(model: keras.Model, batch_size: int) -> dict[str, float] | None:
+    """What a training step of a network took here, by precision; None if not measured.
+
+    Args:
+        model: As for `measured_precision`.
+        batch_size: Images in a step.
+    """
+    return _read().get(_key(model, batch_size))
+
+
 def _key(model: keras.Model, batch_size: int) -> str:
     parts = [one for one in model._flatten_layers() if not isinstance(one, keras.Model)]
     layers = [layer.get_config() for layer in parts]

@@ -7,7 +7,7 @@ import pytest
 import tf_keras as keras
 
 from kdprune.config import parse_recipe
-from kdprune.models import load_model
+from kdprune.models import build_model, load_model
 from kdprune.runner import run as runner
 from kdprune.stages import fitting
 from kdprune.training import resolve_precision, setup, speed
@@ -118,3 +118,14 @@ def test_a_stage_that_measured_ends_with_the_weights_of_one_that_knew(
 def test_a_short_training_is_not_worth_measuring(cache, measured, tmp_path):
     runner.run(parse_recipe(RECIPE), tmp_path / "run")
     assert not measured and not cache.exists()
+
+
+def test_a_plan_tells_how_long_by_what_was_measured(cache, tmp_path):
+    recipe = parse_recipe(RECIPE)
+    assert "(train): to do, about 1 s" in runner.preview(recipe, tmp_path / "run")
+    resolve_precision("auto", build_model("article_student"), 8)
+    (key,) = json.loads(cache.read_text())
+    seconds = {"float32": 60.0, "mixed_bfloat16": 48.0}
+    cache.write_text(json.dumps({key: seconds}))
+    # 30 images, in batches of 8.
+    assert "(train): to do, about 3 min" in runner.preview(recipe, tmp_path / "run")
