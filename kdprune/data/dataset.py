@@ -172,7 +172,6 @@ class Dataset:
             missing = np.full((len(self.unlabelled), len(self.classes)), -1)
             self.unlabelled = Split(self.unlabelled.images, missing)
         self._source = source
-        self._test_is_checked = False
         self.description = self._describe(source, seed)
 
     @property
@@ -198,21 +197,6 @@ class Dataset:
     @cached_property
     def test(self) -> Split:
         """The test set, read at the first access and kept from then on."""
-        return self._read_test()
-
-    def check_test(self) -> None:
-        """Decodes the test images, and lets go of them.
-
-        What is wrong with them is known before anything is trained; nothing of what
-        they show is.
-
-        Raises:
-            ValueError: If some can't be used, or do not fit the training images.
-        """
-        if not self._test_is_checked:
-            self._read_test()
-
-    def _read_test(self) -> Split:
         test = self._source.read_test()
         check_split(test, "test", self.image_shape, self.classes)
         skipped = self.description["sizes"]["test"] - len(test)
@@ -224,8 +208,15 @@ class Dataset:
                 skipped,
                 shorten(list(self._source.skipped)[-skipped:]),
             )
-        self._test_is_checked = True
         return test
+
+    def check_test(self) -> None:
+        """Reads the test images, for what is wrong with them to be known in time.
+
+        Raises:
+            ValueError: If some can't be used, or do not fit the training images.
+        """
+        _ = self.test
 
     @property
     def summary(self) -> str:
