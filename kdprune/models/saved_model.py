@@ -3,13 +3,16 @@
 A SavedModel has no layers, so that nothing in it can be pruned, trained or rewritten;
 it can be scored and converted as a whole. Its graph is a program: TensorFlow has
 operations that read and write files or call Python. Each one in the folder is held
-against an allow-list before TensorFlow loads it.
+against an allow-list before TensorFlow loads it. A few bytes may ask for tensors of any
+size: what they take is known, by the shapes that follow from an image's, before one is
+computed.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,9 @@ import tensorflow as tf
 import tf_keras as keras
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.python.framework.convert_to_constants import (
+    convert_variables_to_constants_v2,
+)
 
 from kdprune._io import first_line
 
@@ -59,6 +65,9 @@ _OBJECTS = (
     "captured_tensor",
 )
 _MOST_BYTES = 2**30
+# Of all that is computed for one image. VGG16 takes a tenth of it.
+_MOST_COMPUTED = 2**31
+_STRING_BYTES = 24
 _SIGNATURE = "serving_default"
 _ENDS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 _PASSING = ("Identity", "Reshape")
@@ -92,8 +101,8 @@ def check_saved_model(path: str | os.PathLike) -> Any:
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If it is damaged, holds an operation or object that is not on the
-            allow-list (all are named), or has no signature of one image and one row
-            of scores.
+            allow-list (all are named), has constants or variables larger than its
+            files, or no signature of one image and one row of scores.
     """
     return _check(path)[0]
 
@@ -118,6 +127,7 @@ def _check(path: str | os.PathLike) -> tuple[Any, str]:
         raise ValueError(f"{path}: it holds {named}, which is not on the allow-list")
     if any(one.saveable_objects or one.registered_saver for one in objects):
         raise ValueError(f"{path}: it restores its variables by functions of its own")
+    _check_stored(path, graph)
     signature = _signature(path, graph.signature_def)
     if scoring not in functions:
         raise ValueError(f"{path}: the function of its signature is not in it")
@@ -136,7 +146,8 @@ def load_saved_model(path: str | os.PathLike) -> keras.Model:
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: As `check_saved_model`.
+        ValueError: As `check_saved_model`, or if it computes tensors that are
+            unreasonably large, or of a size that depends on the pixels.
     """
     signature, last = _check(path)
     (name, source), (key, _) = (
@@ -148,6 +159,7 @@ def load_saved_model(path: str | os.PathLike) -> keras.Model:
         function = loaded.signatures[_SIGNATURE]
     except (ValueError, KeyError, OSError, tf.errors.OpError) as error:
         raise ValueError(f"{path}: cannot be loaded ({first_line(error)})") from error
+    _check_computed(path, function, sizes[1:])
     layer = SavedGraph(loaded, function, name, key, _ENDS.get(last))
     image = keras.Input(sizes[1:])
     return keras.Model(image, layer(image), name="saved_model")
@@ -256,6 +268,78 @@ def _refuse(path: Any, operations: set[str]) -> None:
             f"{path}: its graph has the operations {named}, which are not among those "
             "that only compute; it is not loaded"
         )
+
+
+def _check_stored(path: str | os.PathLike, graph: Any) -> None:
+    """Refuses constants and variables that claim to be larger than what is stored."""
+    functions = graph.graph_def.library.function
+    nodes = [*graph.graph_def.node, *(n for one in functions for n in one.node_def)]
+    constants = (
+        _bytes_of([dim.size for dim in value.tensor_shape.dim], value.dtype)
+        for node in nodes
+        for value in _tensors(node)
+    )
+    _refuse_size(path, "constants", sum(constants), _MOST_BYTES)
+    variables = Path(path) / "variables"
+    if not variables.is_dir():
+        return
+    stored = sum(one.stat().st_size for one in variables.iterdir())
+    try:
+        reader = tf.train.load_checkpoint(str(variables / "variables"))
+    except (ValueError, tf.errors.OpError) as error:
+        raise ValueError(f"{path}: its variables are damaged") from error
+    kinds = reader.get_variable_to_dtype_map()
+    shapes = reader.get_variable_to_shape_map()
+    claimed = sum(_bytes_of(shapes[name], kinds[name]) for name in shapes)
+    _refuse_size(path, "variables", claimed, stored)
+
+
+def _check_computed(path: Any, function: Any, sizes: list[int]) -> None:
+    """Refuses a graph that computes too much for one image; nothing of it is run."""
+    flat = convert_variables_to_constants_v2(function)
+    (image,) = flat.inputs
+    with tf.Graph().as_default() as graph:
+        one = tf.compat.v1.placeholder(image.dtype, [1, *sizes])
+        # Shapes are inferred anew, of one image.
+        tf.import_graph_def(flat.graph.as_graph_def(), {image.op.name: one}, name="")
+    # Of a normalization those that only training reads are empty.
+    tensors = [
+        tensor
+        for op in graph.get_operations()
+        for tensor in op.outputs[: 1 if op.type.startswith("FusedBatchNorm") else None]
+        if op.name != image.op.name  # The former input, which nothing reads now.
+    ]
+    unknown = {t.op.type for t in tensors if not t.shape.is_fully_defined()}
+    if unknown:
+        raise ValueError(
+            f"{path}: what its operations {', '.join(sorted(unknown)[:8])} give is of "
+            "a size that only the pixels tell; a graph is run if its memory is known"
+        )
+    computed = sum(_bytes_of(t.shape, t.dtype.as_datatype_enum) for t in tensors)
+    _refuse_size(path, "tensors for one image", computed, _MOST_COMPUTED)
+
+
+def _refuse_size(path: Any, what: str, found: int, most: int) -> None:
+    if found > most:
+        raise ValueError(
+            f"{path}: its {what} take {found:,} bytes. Expected: at most {most:,}; it "
+            "is not run"
+        )
+
+
+def _tensors(node: Any) -> Iterator[Any]:
+    """The constants in a node."""
+    for value in node.attr.values():
+        if value.WhichOneof("value") == "tensor":
+            yield value.tensor
+        elif value.WhichOneof("value") == "list":
+            yield from value.list.tensor
+
+
+def _bytes_of(shape: Iterable[int], dtype: Any) -> int:
+    """How many bytes a tensor takes, of strings without what they say."""
+    one = tf.as_dtype(dtype).size or _STRING_BYTES
+    return math.prod(max(0, size) for size in shape) * one
 
 
 def _signature(path: Any, signatures: Any) -> Any:

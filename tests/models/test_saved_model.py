@@ -1,9 +1,12 @@
 """SavedModel folders are scored and converted; a graph that does more is not loaded."""
 
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
+from tensorflow.core.protobuf import saved_model_pb2
 
 import kdprune
 from kdprune.evaluate import evaluate_model, predict
@@ -155,6 +158,54 @@ def test_a_graph_that_does_more_than_compute_is_not_loaded(act, named, tmp_path)
         load_saved_model(tmp_path / "evil")
     assert "\n" not in str(e.value)
     assert not list(tmp_path.glob("written*"))
+
+
+def fill(x):
+    return tf.reduce_mean(tf.fill([1 << 16, 1 << 16], x[0, 0, 0, 0]))
+
+
+def mask(x):
+    return tf.reduce_mean(tf.boolean_mask(x, x > 0.5))
+
+
+@pytest.mark.parametrize(
+    "act, message",
+    [
+        (fill, "its tensors for one image take 17,.* bytes.*; it is not run"),
+        (mask, "operations .*Where.* of a size that only the pixels tell"),
+    ],
+)
+def test_a_graph_whose_memory_has_no_bound_is_not_run(act, message, tmp_path):
+    @tf.function(input_signature=[tf.TensorSpec((None, 4, 4, 3), tf.float32, "x")])
+    def score(x):
+        return {"scores": tf.reduce_mean(x, (1, 2)) + act(x)}
+
+    module = tf.Module()
+    module.score = score
+    signatures = {"serving_default": score}
+    tf.saved_model.save(module, str(tmp_path / "large"), signatures=signatures)
+    with pytest.raises(ValueError, match=message) as e:
+        load_saved_model(tmp_path / "large")
+    assert "\n" not in str(e.value)
+
+
+def test_constants_and_variables_larger_than_their_files_are_refused(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    for data in (copy / "variables").glob("*.data*"):
+        data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(ValueError, match="its variables take .* it is not run"):
+        load_saved_model(copy)
+    content = saved_model_pb2.SavedModel()
+    content.ParseFromString((folder / "saved_model.pb").read_bytes())
+    nodes = content.meta_graphs[0].graph_def.node
+    constant = next(node for node in nodes if node.op == "Const")
+    sizes = constant.attr["value"].tensor.tensor_shape.dim
+    del sizes[:]
+    for _ in range(3):
+        sizes.add().size = 1 << 14
+    (copy / "saved_model.pb").write_bytes(content.SerializeToString())
+    with pytest.raises(ValueError, match="its constants take .* it is not run"):
+        load_saved_model(copy)
 
 
 def test_a_graph_with_a_file_of_words_is_not_loaded(tmp_path):
