@@ -53,7 +53,8 @@ def predict(
 
     Args:
         model_or_path: A `keras.Model`, or the path of a `.tflite`, `.keras` or
-            `.h5` file, or of a SavedModel's folder.
+            `.h5` file, or of a SavedModel's folder. A Keras file's model is not
+            compared here with the original, see `take_model(path, compare=True)`.
         images: uint8, or float in [0, 1], shape `(n, height, width, channels)`.
         input_range: What the model takes for black and white: `(0, 1)`, `(0, 255)`,
             `(-1, 1)`, "imagenet" and others (see `take_model`). By default what stands

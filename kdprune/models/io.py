@@ -51,6 +51,7 @@ MAX_EXPANSION = 100
 UNSAVED_NUMBERS = 4096
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+_SAVED_BY, _US = "saved_by", "kdprune"  # In the metadata.
 # What Keras, h5py and zipfile raise on damaged or inconsistent content.
 _DAMAGE = (
     ValueError,
@@ -181,7 +182,7 @@ class KerasFile:
         config: The model's configuration as parsed from JSON; empty where there is
             none, in a file of weights.
         third: Whether Keras 3 has written it.
-        ours: Whether `save_model` has.
+        ours: Whether `save_model` has, which leaves its name in the file.
     """
 
     config: dict[str, Any]
@@ -208,7 +209,7 @@ def read_config(path: str | os.PathLike) -> KerasFile:
                 metadata = _parse(_member(archive, _METADATA, MAX_CONFIG_BYTES))
                 config = _parse(_member(archive, _CONFIG, MAX_CONFIG_BYTES))
         third = _is_keras_3(metadata.get("keras_version"))
-        return KerasFile(config, third, not third and "date_saved" not in metadata)
+        return KerasFile(config, third, metadata.get(_SAVED_BY) == _US)
     with _explained(path, "is not a complete .h5 file"), h5py.File(path) as file:
         third = _is_keras_3(_text(file.attrs.get("keras_version")))
         text = _text(file.attrs.get("model_config"))
@@ -366,6 +367,7 @@ def _reproducible(source: Path, half: bool) -> bytes:
         members = {name: archive.read(name) for name in archive.namelist()}
     metadata = json.loads(members[_METADATA])
     metadata.pop("date_saved", None)
+    metadata[_SAVED_BY] = _US
     members[_CONFIG] = json.dumps(_numbered(json.loads(members[_CONFIG]), {})).encode()
     members[_METADATA] = json.dumps(metadata).encode()
     if half:

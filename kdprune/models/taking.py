@@ -61,7 +61,8 @@ def take_model(
         output: The name of the layer whose output counts, of a model with several.
         compare: Whether a file's outputs are compared with those that the Keras that
             saved it computes, on noise and on `images`: a few seconds, in a process of
-            its own. A model of Keras 3 in memory always is.
+            its own; else the last note says that they are not. A model of Keras 3 in
+            memory always is.
 
     Returns:
         A `Taken`: the `model`, its `head` and `range`, the `augmentation` that was
@@ -102,7 +103,12 @@ def take_model(
             raise
         raise ValueError(f"{os.fspath(model)}: {error}") from error
     if original is None:
-        return taken
+        file = read_config(model)
+        if file.ours:
+            return taken
+        why_not = "it was not asked for, take_model(path, compare=True) does"
+        found = Comparison("Keras 3" if file.third else "tf_keras", why_not=why_not)
+        return replace(taken, comparison=found, notes=(*taken.notes, str(found)))
     comparison = original.compare(loaded, values_for(loaded, taken.range, images))
     comparison.check(model)
     return replace(taken, comparison=comparison, notes=(*taken.notes, str(comparison)))

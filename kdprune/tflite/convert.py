@@ -88,7 +88,8 @@ def convert_tflite(
     Args:
         model: A float32 `tf_keras` model, images in [0, 1] in, logits or
             probabilities out; or what `quantize_model` returned; or the path of a
-            `.keras` or `.h5` file or a SavedModel's folder.
+            `.keras` or `.h5` file or a SavedModel's folder. A Keras file's model is
+            not compared here with the original, see `take_model(path, compare=True)`.
         dtype: One of `DTYPES`.
         calibration: Images for post-training quantization, uint8 or float in
             [0, 1], shape `(n, height, width, channels)`: needed for a float model

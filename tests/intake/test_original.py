@@ -142,7 +142,24 @@ def test_a_tf_keras_file_is_compared_with_tf_keras_unless_it_is_ours(tmp_path):
     assert "within" in taken.notes[-1] and "of those of tf_keras" in taken.notes[-1]
     taken = take_model(tmp_path / "ours.keras", compare=True)
     assert taken.comparison.why_not == "it was saved by kdprune"
-    assert take_model(tmp_path / "theirs.keras").comparison is None
+    assert take_model(tmp_path / "ours.keras").comparison is None
+
+
+def test_a_file_is_ours_if_it_says_so_not_if_it_has_no_date(tmp_path):
+    network().save(tmp_path / "theirs.keras")
+    with (
+        zipfile.ZipFile(tmp_path / "theirs.keras") as source,
+        zipfile.ZipFile(tmp_path / "dateless.keras", "w") as target,
+    ):
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "metadata.json":
+                content = json.dumps({"keras_version": "2.21.0"})
+            target.writestr(name, content)
+    assert not read_config(tmp_path / "dateless.keras").ours
+    taken = take_model(tmp_path / "dateless.keras")
+    assert taken.comparison.original == "tf_keras"
+    assert "not compared with tf_keras: it was not asked for" in taken.notes[-1]
 
 
 def test_a_rebuilt_model_that_says_something_else_is_refused(tmp_path):
@@ -191,3 +208,13 @@ def test_a_file_that_its_keras_does_not_run_is_said_not_to_be_compared(tmp_path)
     found = Original(path).compare(model, values_for(model))
     assert found.deviation is None and "does not run the file" in found.why_not
     assert "were not compared with tf_keras" in str(found) and "\n" not in str(found)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_inception_resnet_which_has_a_layer_of_its_own_is_rebuilt(suffix, tmp_path):
+    factory = keras.applications.InceptionResNetV2
+    model = factory(input_shape=(75, 75, 3), weights=None, classes=4)
+    model.save(tmp_path / f"theirs{suffix}")
+    found = take_model(tmp_path / f"theirs{suffix}", compare=True).comparison
+    assert found.original == "tf_keras" and found.deviation <= LIMIT, found
