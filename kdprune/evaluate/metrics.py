@@ -31,7 +31,7 @@ def score(scores: ArrayLike, labels: ArrayLike, binary: bool = False) -> dict[st
     Returns:
         A dictionary of plain Python values:
         `accuracy`: share of images whose largest score is the true class; of labels
-        the share of all labels of all images that are answered rightly.
+        the share of all labels of all images that are right.
         `accuracy_ci`: its Wilson 95 % interval `[low, high]`, of labels by images.
         `per_class`: accuracy on each class, `None` where it has no images; of labels
         each one's accuracy over all images.

@@ -25,7 +25,7 @@ _COSTS = ("bytes", "gzip", "MACs", "p50 / p90 ms")
 _NOTES = {
     "binary": "AUC: area under the receiver operating characteristic. ",
     "labels": "Macro F1: mean of the labels' F1 scores at one half. mAP: mean of their "
-    "average precisions. Accuracy: share of all labels answered rightly. ",
+    "average precisions. Accuracy: share of all labels that are right. ",
 }
 _USES = {
     "model_uint8.tflite": "the model for Android and for Python: bytes in, bytes out",

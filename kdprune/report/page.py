@@ -88,10 +88,10 @@ BALANCED_NOTE = (
     "uneven sizes here, so that a model may be right often by knowing the large ones."
 )
 TASK_NOTES = {
-    "labels": "Several labels may apply to an image: accuracy is the share of all "
-    "labels of all images that are answered rightly, its interval that of as many "
-    "images; macro F1 the mean of the labels' F1 scores at one half; mAP the mean of "
-    "their average precisions.",
+    "labels": "Several labels may apply to an image: label accuracy is the share of "
+    "all labels of all images that are right (1 − Hamming loss), its interval that of "
+    "as many images; macro F1 the mean of the labels' F1 scores at one half; mAP the "
+    "mean of their average precisions.",
     "binary": "AUC: the area under the receiver operating characteristic of a single "
     "unit's score.",
 }
@@ -238,7 +238,9 @@ def models_table(run: Run) -> Table:
         row = _model_row(model, run, baseline)
         figures = [percent(model.mean(key)) for _, key in more]
         rows.append([*row[:at], *figures, *row[at:]])
-    return Table((*MODEL_COLUMNS[:at], *titles, *MODEL_COLUMNS[at:]), rows)
+    columns = (*MODEL_COLUMNS[:at], *titles, *MODEL_COLUMNS[at:])
+    named = {"accuracy %": f"{run.measure} %"}
+    return Table(tuple(named.get(name, name) for name in columns), rows)
 
 
 def _known(run: Run, key: str) -> bool:

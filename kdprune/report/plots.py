@@ -117,7 +117,7 @@ def plot_accuracy(run: Run) -> Plot | None:
     axes.set_ylim(len(models) - 0.4, -0.6)
     axes.grid(False, axis="y")
     axes.set_xlabel(f"{run.measure} on the test images (%)")
-    head_columns(axes, COLUMNS, (f"{run.measure.split()[-1]} %", "difference"))
+    head_columns(axes, COLUMNS, (f"{run.measure} %", "difference"))
     if baseline in models:
         at = 100 * baseline.known("accuracy")
         axes.axvline(at, color="black", linestyle=(0, (5, 3)), linewidth=1, zorder=1)

@@ -239,8 +239,8 @@ class Run:
 
     @property
     def measure(self) -> str:
-        """What `accuracy` is: of several labels, the share of all their answers."""
-        return "labels answered rightly" if self.task == "labels" else "accuracy"
+        """What `accuracy` is: of several labels, the share of them that are right."""
+        return "label accuracy" if self.task == "labels" else "accuracy"
 
     @property
     def task(self) -> str:

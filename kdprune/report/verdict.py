@@ -75,7 +75,7 @@ def find_verdict(run: Run) -> Verdict:
 
 
 def _describe(flagship: Model, baseline: Model | None) -> Inline:
-    of = " of labels" if flagship.get("task") == "labels" else ""
+    of = " label accuracy" if flagship.get("task") == "labels" else ""
     text = f": {accuracy_text(flagship)} %{of} in {count(flagship.mean('bytes'))} bytes"
     change = difference_text(flagship, baseline)
     if baseline and baseline is not flagship and change != MISSING:
@@ -124,7 +124,7 @@ def _accuracy(flagship: Model, baseline: Model | None) -> Card:
         else:
             change += ", within the " + ("spread" if found[1] else "interval")
     several = flagship.get("task") == "labels"
-    title = "Labels answered rightly" if several else "Accuracy"
+    title = "Label accuracy" if several else "Accuracy"
     return Card(title, percent(value), "%", detail, change, better)
 
 
