@@ -110,20 +110,17 @@ def _load_file(
 
 def _of_saved_model(path: pathlib.Path) -> list[Obstacle]:
     """What a SavedModel is not taken for, and what keeps it from being scored."""
-    found = [
-        Obstacle(
-            _LOADING,
-            "",
-            "a SavedModel has no layers to prune, to train or to rewrite",
-            "save the Keras model itself as .keras; as it is, kdprune evaluate scores "
-            "it, and convert_tflite makes an int8 file of it after training",
-        )
-    ]
+    remedy, more = "save the Keras model itself as .keras", []
     try:
         check_saved_model(path)
+        remedy += (
+            "; as it is, kdprune evaluate scores it, and convert_tflite makes an int8 "
+            "file of it after training"
+        )
     except ValueError as error:
-        found.append(Obstacle(_LOADING, "", _without(path, error)))
-    return found
+        more.append(Obstacle(_LOADING, "", _without(path, error)))
+    what = "a SavedModel has no layers to prune, to train or to rewrite"
+    return [Obstacle(_LOADING, "", what, remedy), *more]
 
 
 def check_graph(model: keras.Model) -> list[Obstacle]:
