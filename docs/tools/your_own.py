@@ -1,4 +1,4 @@
-"""Prints the tables of docs/benchmarks/your-own.md, from their record.
+"""Prints the tables of docs/benchmarks/your-own.md, from their records.
 
 python docs/tools/your_own.py
 """
@@ -9,6 +9,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECORD = ROOT / "results" / "your_own" / "five.json"
+STRANGERS = RECORD.with_name("strangers.json")
 CALLED = {"accuracy": "accuracy", "macro_f1": "macro F1", "auc": "AUC"}
 _NONE = "–"
 
@@ -46,6 +47,43 @@ def steps(found):
     return rows
 
 
+def strangers(models):
+    """A row for each model of others: how its files agree, or why it is not taken."""
+    rows = []
+    for name, found in models.items():
+        row = [f"`{name}`, {found['package']}", found["form"]]
+        if "int8" in found:
+            taken, small = found["proof"], found["int8"]
+            images, _, units = found["facts"]["input"].partition(" pixels, ")
+            row += [
+                f"{images.removeprefix('images of ')} x {units.partition(' ')[0]}, "
+                f"{found['facts']['output'].replace('one of ', '')}",
+                f"{found['macs'] / 1e6:.1f} M",
+                f"{taken['deviation']:.0e}",
+                f"{found['float32']['largest_deviation']:.0e}",
+                f"{100 * small['same_class']:.1f}",
+                f"{small['mean_deviation']:.4f}",
+                f"{small['bytes']:,}",
+                _arena(found["micro"]),
+            ]
+        elif "obstacles" in found:
+            row.append(f"refused: {_short(found['obstacles'][-1])}")
+            row += [_NONE] * 7
+        else:
+            row += ["read: what it holds and needs", f"{found['macs'] / 1e6:.1f} M"]
+            row += [_NONE] * 4 + [f"{found['bytes']:,}", _arena(found["micro"])]
+        rows.append(f"| {' | '.join(row)} |")
+    return rows
+
+
+def _arena(micro):
+    return "lacks operators" if micro["missing"] else f"{micro['arena_bytes']:,}"
+
+
+def _short(obstacle):
+    return obstacle.removeprefix("loading: ").partition(";")[0]
+
+
 def _difference(against):
     if against is None:
         return _NONE
@@ -56,7 +94,12 @@ def _difference(against):
 def lines():
     """All rows of the page."""
     content = json.loads(RECORD.read_text())
-    return table(content["models"]) + steps(content.get("first_steps", {}))
+    others = json.loads(STRANGERS.read_text())
+    return [
+        *table(content["models"]),
+        *steps(content.get("first_steps", {})),
+        *strangers(others["models"]),
+    ]
 
 
 if __name__ == "__main__":
