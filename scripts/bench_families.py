@@ -4,8 +4,9 @@ Each learns ten kinds of images for a few steps and is saved by plain Keras 3 in
 process of its own (`plain_keras_families.py`), which leaves what it says of 200 other
 images. Then kdprune takes the file as any other: the diagnosis; float32 and int8 files
 after training; three channels in ten removed, which must equal the original with these
-channels at zero; and an int8 file of that, its last layer fitted again. Every file's
-scores are compared with those of Keras 3, or of the pruned model it was made from.
+channels at zero; and an int8 file of that, once it has learned for as many steps as the
+original. Every file's scores are compared with those of Keras 3, or of the pruned model
+it was made from.
 
 Usage:
     python scripts/bench_families.py [--work DIR] [--json OUT] [FAMILY ...]
@@ -99,10 +100,12 @@ def bench(family, work):
         "parameters": plan.parameters[1],
         "deviation_from_masked": float(deviation),
     }
-    # Without statistics and scores of what is left all images look the same.
-    kdprune.recalibrate_batch_norm(pruned, arrays["calibration"])
+    # What is left has to learn again: without, a rounding decides what it says.
     learned = arrays["learned"].astype(np.float32) / np.float32(255)
-    plain.fit_last(keras, pruned, learned, np.arange(len(learned)) % plain.CLASSES)
+    labels = np.arange(len(learned)) % plain.CLASSES
+    plain.train(keras, pruned, learned, labels, gives_logits=True)
+    kdprune.recalibrate_batch_norm(pruned, arrays["learned"])
+    plain.fit_last(keras, pruned, learned, labels)
     scores = predict(pruned, arrays["images"])
     right = scores.argmax(axis=1) == arrays["labels"]
     figures["pruned"]["accuracy"] = float(right.mean())

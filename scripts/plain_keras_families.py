@@ -84,13 +84,10 @@ def draw(count, size):
     return images.clip(0, 255).astype(np.uint8), labels
 
 
-def train(keras, model, pixels, labels):
+def train(keras, model, pixels, labels, gives_logits=False):
     """A few steps, on other images each."""
-    model.compile(
-        keras.optimizers.Adam(1e-3),
-        "sparse_categorical_crossentropy",
-        jit_compile=False,
-    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=gives_logits)
+    model.compile(keras.optimizers.Adam(1e-3), loss, jit_compile=False)
     random = np.random.default_rng(1)
     for _ in range(STEPS):
         chosen = random.choice(len(pixels), BATCH, replace=False)
