@@ -5,6 +5,8 @@ its own (`plain_keras_networks.py`), with their own input layers, trained on gen
 shapes until they have learned (an untrained network proves nothing about int8), their
 statistics recalibrated, trained quantization-aware and converted. On 500 images that
 none was trained on, the logits of the file are held against the fake-quantized ones.
+Where they differ, is an operator at fault, or have roundings grown? Each operator is
+given the integers of the fake-quantized model, on ten images, as well.
 
 Usage:
     python scripts/bench_qat_networks.py [NETWORK…] [--json OUT]
@@ -28,6 +30,7 @@ import tf_keras as keras
 from kdprune import _io, records, tflite
 from kdprune._graph import rebuild
 from kdprune.data import shapes, to_float
+from kdprune.evaluate.operators import compare_operators
 from kdprune.intake import take_model
 from kdprune.models import load_model
 from kdprune.prune import recalibrate_batch_norm
@@ -136,8 +139,10 @@ def compare(network, file, train, validation, aware_images=1000):
         Dict of `float`, `aware` and `file` accuracy; `steps` (99 % of the file's logits
         are within so many steps of the fake-quantized model's) and `most_steps`;
         `agreement` of the best class; `spread` of the logits (standard deviation, in
-        steps); `float_ops` and `float_layers`, those that do not compute in integers;
-        `changes`, what was rewritten; `parameters`.
+        steps); `operators`, how far they are from their layers by themselves (see
+        `compare_operators`), in the order of execution; `float_ops` and `float_layers`,
+        those that do not compute in integers; `changes`, what was rewritten;
+        `parameters`.
     """
     model = take_model(load_model(file), input_range=network.input_range).model
     model = rebuild(model, config=following)
@@ -161,6 +166,7 @@ def compare(network, file, train, validation, aware_images=1000):
         "most_steps": float(steps.max()),
         "agreement": accuracy(logits, expected.argmax(axis=1)),
         "spread": float(expected.std() / scale),
+        "operators": compare_operators(content, aware, validation.images[:10]),
         "float_ops": [r["op"] for r in figures["float_ops"] if r["op"] not in kinds],
         "float_layers": list(aware.quantized_from.float_layers),
         "changes": len(aware.quantized_from.changes),
