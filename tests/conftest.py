@@ -1,5 +1,6 @@
 """Data and small files that tests share, and the tally of soak tests."""
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -80,6 +81,29 @@ def pytest_sessionfinish(session, exitstatus):
             "tests": tests,
         }
         Path(option.soak_tally).write_text(json.dumps(tally, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def eager_functions():
+    """Nothing is traced meanwhile: that takes far longer than a few small steps.
+
+    For tests of what is computed or kept. What a graph may break, such as shapes that
+    are not known, needs a test that traces.
+    """
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
+def eagerly():
+    """A test in which nothing is traced: see `eager_functions`."""
+    with eager_functions():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -116,7 +116,9 @@ def test_the_files_stay_on_the_phone_until_every_turn_is_run(
         "rm /data/local/tmp/int8.tflite",
         "rm /data/local/tmp/float32.tflite",
     ]
-    assert "three times in turns" in pushing and "kdprune bench --import" in removing
+    assert (
+        "three times, interleaved" in pushing and "kdprune bench --import" in removing
+    )
     (tmp_path / "int8.tflite").write_bytes(tflites["int8"].read_bytes())
     line = refused(capsys, "--adb", tflites["int8"], tmp_path / "int8.tflite")
     assert "need different names" in line

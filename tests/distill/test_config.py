@@ -11,6 +11,7 @@ from kdprune.distill import Distiller, SoftLoss
 from kdprune.training import build_optimizer
 
 layers = keras.layers
+pytestmark = pytest.mark.usefixtures("eagerly")
 
 
 def network(width=4, seed=0, nested=False):
@@ -51,19 +52,19 @@ def again_of(made):
             {
                 "temperature": [(0, 8), (1, 2)],
                 "soft_weight": [(0, 1), (0.5, 1), (0.5, 0), (1, 0)],
-                "steps": 8,
+                "steps": 4,
             },
         ),
     ],
 )
 def test_what_a_config_makes_trains_alike(data, losses, schedules, nested):
     made = Distiller(network(nested=nested), network(6, 1, nested), losses)
-    made.compile(build_optimizer("sgd", 0.1, steps=8, weight_decay=1e-3), **schedules)
+    made.compile(build_optimizer("sgd", 0.1, steps=4, weight_decay=1e-3), **schedules)
     again = again_of(made)
     assert again.get_config() == made.get_config()
     assert again.get_compile_config() == made.get_compile_config()
     for model in (made, again):
-        model.fit(*data, batch_size=16, epochs=2, shuffle=False, verbose=0)
+        model.fit(*data, batch_size=32, epochs=2, shuffle=False, verbose=0)
     for old, new in zip(
         made.student.get_weights(), again.student.get_weights(), strict=True
     ):

@@ -136,6 +136,7 @@ def test_the_reduction_of_a_keras_loss_changes_nothing():
     np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_students_learn_alike_by_a_keras_loss_and_by_its_name(data):
     images, labels = data
     losses = []
@@ -151,12 +152,11 @@ def test_students_learn_alike_by_a_keras_loss_and_by_its_name(data):
 # ------------------------------------------------------------------ functions
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_a_function_teaches_and_is_weighted(data):
     images, labels = data
     student, teacher = network(), network(6, seed=1)
-    expected = 3.0 * np.mean(
-        (teacher.predict(images, verbose=0) - student.predict(images, verbose=0)) ** 2
-    )
+    expected = 3.0 * np.mean((teacher(images).numpy() - student(images).numpy()) ** 2)
     weighted = SoftLoss(loss=squared, weight=2.0, arguments={"scale": 3})
     made = Distiller(student, teacher, ["kl", weighted])
     made.compile("sgd")
@@ -221,6 +221,7 @@ def test_a_loss_is_called_what_it_calls_itself(loss, name):
     assert as_soft_losses([loss])[0].name == name
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_one_loss_can_be_used_twice_by_two_names(data):
     made = Distiller(
         network(),
@@ -322,6 +323,7 @@ def test_losses_are_a_list(losses):
 # --------------------------------------------------------------- registration
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_registered_losses_go_by_name(data, registries):
     assert register_loss("squared_logits", squared) is squared
 

@@ -120,7 +120,7 @@ def trained(model, images, labels, rate, epochs=1):
 
 
 def right(model, images, labels):
-    scores = model.predict(images / np.float32(255), verbose=0)
+    scores = model(images / np.float32(255)).numpy()
     return float((scores.argmax(axis=1) == labels).mean())
 
 
@@ -163,7 +163,7 @@ def test_quantization_aware_training_keeps_what_was_learned(raw, float_layers):
         interpreter.set_tensor(source, image[None])
         interpreter.invoke()
         scores.append(interpreter.get_tensor(target)[0])
-    logits = aware.predict(images[:50] / np.float32(255), verbose=0)
+    logits = aware(images[:50] / np.float32(255)).numpy()
     off = np.abs(np.array(scores) / 256 - special.softmax(logits, axis=1))
     assert off.max() < 4 / 256
 

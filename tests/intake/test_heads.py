@@ -75,8 +75,8 @@ def test_what_is_split_off_was_the_head(model, activation):
     split, head = split_head(model)
     assert head == Head(activation, model.output_shape[1])
     said, logits = (
-        model.predict(images(), verbose=0),
-        split.predict(images(), verbose=0),
+        model(images()).numpy(),
+        split(images()).numpy(),
     )
     expected = inverse(said.astype(np.float64), activation)
     if activation == "softmax":
@@ -251,8 +251,8 @@ def test_of_several_outputs_one_is_chosen_by_its_name(tmp_path):
     model.save(tmp_path / "two.keras")
     colour = load_model(tmp_path / "two.keras", output="colour")
     assert split_head(colour)[1] == Head("sigmoid", 3)
-    expected = model.predict(images(), verbose=0)[1]
-    found = colour.predict(images(), verbose=0)
+    expected = model(images())[1]
+    found = colour(images())
     np.testing.assert_allclose(found, expected, atol=1e-6)
     with pytest.raises(ValueError, match="two.keras: .* one of kind, colour. Received"):
         load_model(tmp_path / "two.keras", output="size")

@@ -32,7 +32,7 @@ def assert_the_same(model, saved, tolerance=1e-5):
     with np.load(saved) as arrays:
         x, y = arrays["x"], arrays["y"]
     np.testing.assert_allclose(
-        model.predict(x, verbose=0), y, atol=tolerance * np.abs(y).max(), rtol=0
+        model(x, training=False), y, atol=tolerance * np.abs(y).max(), rtol=0
     )
 
 

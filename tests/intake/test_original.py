@@ -117,7 +117,14 @@ def test_what_keras_would_look_up_is_known_or_nothing_is_compared(change, messag
 # --- The originals ---
 
 
-@pytest.mark.parametrize("name", ["tutorial.keras", "nested.keras", "tutorial.h5"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("nested.keras", "tutorial.h5"),
+        # Each takes a process: of a format above, or written in float32 as above.
+        pytest.param("tutorial.keras", marks=pytest.mark.slow),
+    ],
+)
 def test_a_keras_3_file_is_compared_with_keras_3(keras3_files, name):
     path = keras3_files / name
     model = load_model(path)
@@ -126,6 +133,7 @@ def test_a_keras_3_file_is_compared_with_keras_3(keras3_files, name):
     assert found.deviation <= LIMIT
 
 
+@pytest.mark.slow
 def test_half_precision_is_compared_in_float32(keras3_files):
     model = load_model(keras3_files / "half.keras")
     found = Original(keras3_files / "half.keras").compare(model, values_for(model))

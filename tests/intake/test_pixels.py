@@ -21,35 +21,6 @@ from kdprune.intake.pixels import (
 layers = keras.layers
 
 
-def levels(count, seed):
-    """Images as red as their class, 0 to 3, says; the other colors are noise."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % 4
-    images = rng.integers(0, 256, (count, 8, 8, 3))
-    red = 40 + 55 * labels[:, None, None] + rng.integers(-30, 31, (count, 8, 8))
-    images[..., 0] = np.clip(red, 0, 255)
-    return images.astype(np.uint8), labels
-
-
-@pytest.fixture(scope="module")
-def learned():
-    """A small model that tells levels apart, on pixels in [0, 1]; other images."""
-    keras.utils.set_random_seed(0)
-    images, labels = levels(800, seed=0)
-    model = keras.Sequential(
-        [
-            keras.Input((8, 8, 3)),
-            layers.GlobalAveragePooling2D(),
-            layers.Dense(32, activation="tanh"),
-            layers.Dense(4),
-        ]
-    )
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(0.01), loss)
-    model.fit(UNIT.apply(images), labels, batch_size=32, epochs=40, verbose=0)
-    return model, levels(400, seed=1)
-
-
 def predictor(model, range_):
     """The same knowledge in a model that takes pixels of another range."""
 
@@ -57,7 +28,7 @@ def predictor(model, range_):
         bytes_ = (values - np.float32(range_.offset)) / np.float32(range_.scale)
         if range_.reverse:
             bytes_ = bytes_[..., ::-1]
-        return model.predict(bytes_ / 255, verbose=0)
+        return model(bytes_ / 255).numpy()
 
     return predict
 
@@ -128,7 +99,7 @@ def test_a_tie_is_one_line_that_asks(learned):
     def predict(values):
         low = values.min(axis=(1, 2, 3), keepdims=True)
         high = values.max(axis=(1, 2, 3), keepdims=True)
-        return model.predict((values - low) / (high - low), verbose=0)
+        return model((values - low) / (high - low)).numpy()
 
     with pytest.raises(
         ValueError, match="can't be told from these images: .*more image"
@@ -203,8 +174,8 @@ def test_a_rescaling_in_front_moves_into_the_range(first, outer, inner):
     assert found == inner
     image = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
     np.testing.assert_allclose(
-        split.predict(found.apply(image), verbose=0),
-        model.predict(outer.apply(image), verbose=0),
+        split(found.apply(image)).numpy(),
+        model(outer.apply(image)).numpy(),
         rtol=1e-4,
         atol=1e-4,
     )
@@ -220,8 +191,8 @@ def test_a_normalization_per_channel_is_read_off_as_it_is():
     assert not found.uniform
     image = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
     np.testing.assert_allclose(
-        split.predict(found.apply(image), verbose=0),
-        model.predict(BYTES.apply(image), verbose=0),
+        split(found.apply(image)).numpy(),
+        model(BYTES.apply(image)).numpy(),
         atol=1e-5,
     )
 
@@ -250,6 +221,6 @@ def test_images_sorted_by_class_tell_as_much_as_others(learned):
     order = np.argsort(labels, kind="stable")
     assert len(set(labels[order][:MOST_IMAGES])) < len(set(labels))
     found = find_range(
-        lambda pixels: model.predict(pixels, verbose=0), images[order], labels[order]
+        lambda pixels: model(pixels).numpy(), images[order], labels[order]
     )
     assert found.range == UNIT

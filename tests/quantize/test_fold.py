@@ -95,14 +95,14 @@ def sequential():
 )
 def test_the_folded_model_scores_alike_and_can_be_quantized(make, tmp_path):
     model = make() if make is sequential else built(make)
-    expected = model.predict(IMAGES, verbose=0)
+    expected = model(IMAGES).numpy()
     before = model.get_weights()
     folded = fold_batch_norm(model)
     left = [
         layer.name for layer in folded.layers if "norm" in type(layer).__name__.lower()
     ]
     assert left == (["right"] if make is chain else [])
-    scores = folded.predict(IMAGES, verbose=0)
+    scores = folded(IMAGES).numpy()
     np.testing.assert_allclose(scores, expected, atol=1e-5 * np.ptp(expected))
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -110,7 +110,7 @@ def test_the_folded_model_scores_alike_and_can_be_quantized(make, tmp_path):
     quantize_model(folded, calibration=IMAGES)
     save_model(folded, tmp_path / "folded.keras")
     loaded = load_model(tmp_path / "folded.keras")
-    np.testing.assert_array_equal(loaded.predict(IMAGES, verbose=0), scores)
+    np.testing.assert_array_equal(loaded(IMAGES).numpy(), scores)
 
 
 def padded(x):
@@ -129,8 +129,8 @@ def test_padding_is_in_the_way_of_a_shift_and_not_of_a_scale():
     bn = model.get_layer("bn")
     gamma, beta, mean, variance = bn.get_weights()
     bn.set_weights([gamma, 0 * beta, 0 * mean, variance])
-    expected = model.predict(IMAGES, verbose=0)
-    scores = fold_batch_norm(model).predict(IMAGES, verbose=0)
+    expected = model(IMAGES).numpy()
+    scores = fold_batch_norm(model)(IMAGES).numpy()
     np.testing.assert_allclose(scores, expected, atol=1e-5 * np.ptp(expected))
 
 
@@ -183,9 +183,7 @@ def test_what_is_in_the_way_is_named(connect, reason):
 def test_a_model_without_any_is_copied_and_one_without_a_graph_refused():
     model = built(lambda x: layers.Dense(4)(layers.Flatten()(x)))
     folded = kdprune.fold_batch_norm(model)
-    np.testing.assert_array_equal(
-        folded.predict(IMAGES, verbose=0), model.predict(IMAGES, verbose=0)
-    )
+    np.testing.assert_array_equal(folded(IMAGES).numpy(), model(IMAGES).numpy())
 
     class Subclassed(keras.Model):
         pass

@@ -79,6 +79,7 @@ def ranges(model):
     }
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_the_float_model_is_left_as_it_was(data, images):
     model = residual_model()
     before = model.get_weights()
@@ -90,9 +91,10 @@ def test_the_float_model_is_left_as_it_was(data, images):
     assert not any("quant" in layer.name for layer in model.layers)
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_images_outside_the_range_do_not_move_the_input_range(data, images):
     model = train(quantize_model(residual_model()), images * 1.5 - 0.2, data[1])
-    inside = model.predict(images[:8].clip(0, 1), verbose=0)
+    inside = model(images[:8].clip(0, 1)).numpy()
     # The quantized input is the byte grid itself, so bytes pass without any loss.
     quantize = keras.Model(model.inputs, model.layers[1].output)
     np.testing.assert_allclose(quantize(images), images, atol=1e-7)
@@ -117,9 +119,9 @@ def test_ranges_and_statistics_move_in_training_only(data, images):
 def test_calibration_starts_the_ranges_at_the_float_models_activations(data, images):
     base = train(residual_model(), images, data[1], epochs=10)
     plain, calibrated = quantize_model(base), quantize_model(base, calibration=data[0])
-    expected = base.predict(images, verbose=0)
+    expected = base(images).numpy()
     coarse, fine = (
-        np.abs(model.predict(images, verbose=0) - expected).mean() / np.ptp(expected)
+        np.abs(model(images).numpy() - expected).mean() / np.ptp(expected)
         for model in (plain, calibrated)
     )
     assert fine < 0.3 * coarse
@@ -165,6 +167,7 @@ def test_images_that_are_not_in_the_range_of_the_input_are_refused(data, images,
 
 
 @pytest.mark.parametrize("preserve_sparsity", [False, True])
+@pytest.mark.usefixtures("eagerly")
 def test_zeros_stay_zero_when_asked_to(data, images, preserve_sparsity):
     model = quantize_model(pruned_model(), preserve_sparsity, calibration=data[0])
     zeros = {w.name: w.numpy() == 0 for w in model.weights if "kernel:0" in w.name}
@@ -235,9 +238,8 @@ def test_it_learns_as_a_student_with_averaged_weights(data, images):
     calibrate_ranges(student, data[0])
     assert losses.history["loss"][-1] < 0.5 * losses.history["loss"][0]
     assert any(np.any(start[name] != value) for name, value in ranges(student).items())
-    agree = student.predict(images, verbose=0).argmax(1) == teacher.predict(
-        images, verbose=0
-    ).argmax(1)
+    answers = [model(images).numpy().argmax(1) for model in (student, teacher)]
+    agree = answers[0] == answers[1]
     assert agree.mean() > 0.95
 
 
@@ -250,9 +252,7 @@ def test_a_reloaded_model_is_bit_equal_and_trains_on(tmp_path, data, images):
     assert plan["method"] == "qat"
     assert plan["preserve_sparsity"] is True
     loaded = load_quantized(tmp_path / "model")
-    np.testing.assert_array_equal(
-        loaded.predict(images, verbose=0), model.predict(images, verbose=0)
-    )
+    np.testing.assert_array_equal(loaded(images).numpy(), model(images).numpy())
     for one in (model, loaded):
         train(one, images, data[1])
     for old, new in zip(model.get_weights(), loaded.get_weights(), strict=True):
@@ -267,8 +267,8 @@ def test_the_packages_own_students_reload_bit_equal(tmp_path, name):
     train(model, images, np.arange(8) % 10)
     save_quantized(model, tmp_path)
     np.testing.assert_array_equal(
-        load_quantized(tmp_path).predict(images, verbose=0),
-        model.predict(images, verbose=0),
+        load_quantized(tmp_path)(images).numpy(),
+        model(images).numpy(),
     )
 
 
@@ -305,8 +305,8 @@ def test_a_post_training_artifact_is_the_float_model_and_its_plan(tmp_path, imag
     plan = read_plan(tmp_path)
     assert (plan["method"], plan["calibration"]) == ("ptq", {"images": 500, "seed": 7})
     np.testing.assert_array_equal(
-        load_quantized(tmp_path).predict(images, verbose=0),
-        model.predict(images, verbose=0),
+        load_quantized(tmp_path)(images).numpy(),
+        model(images).numpy(),
     )
 
 

@@ -103,7 +103,7 @@ def scores_of(content, images):
 
 
 def steps_of(aware, images):
-    scores = aware.predict(images.astype("float32") / np.float32(255), verbose=0)
+    scores = aware(images.astype("float32") / np.float32(255)).numpy()
     return keras.activations.softmax(keras.backend.constant(scores)).numpy() * 256
 
 
@@ -113,9 +113,9 @@ def test_what_is_rewritten_computes_the_same(model, images):
     kinds = {type(layer).__name__ for layer in found.model.layers}
     assert not kinds & {"Sequential", "TFOpLambda", "Rescaling", "Average"}
     pixels = images / np.float32(255)
-    expected = model.predict(pixels, verbose=0)
+    expected = model(pixels).numpy()
     np.testing.assert_allclose(
-        found.model.predict(pixels, verbose=0),
+        found.model(pixels).numpy(),
         expected,
         atol=1e-5 * np.abs(expected).max(),
     )
@@ -143,8 +143,8 @@ def test_it_trains_is_saved_and_reloads_bit_equal(model, images, tmp_path):
     save_quantized(one, tmp_path)
     pixels = images / np.float32(255)
     np.testing.assert_array_equal(
-        load_quantized(tmp_path).predict(pixels, verbose=0),
-        one.predict(pixels, verbose=0),
+        load_quantized(tmp_path)(pixels).numpy(),
+        one(pixels).numpy(),
     )
 
 
@@ -213,6 +213,7 @@ def test_layers_stay_in_float_as_chosen(images, tmp_path):
         tflite.convert_tflite(model, "int8", float_layers=["int8"])
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_frozen_layers_stay_frozen_and_others_move(images):
     model = small(layers.BatchNormalization(name="norm"))
     for name in ("conv", "norm"):
@@ -243,8 +244,8 @@ def test_an_artifact_of_an_earlier_version_has_the_form_it_had(images, tmp_path)
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     pixels = images[:, :8, :8] / np.float32(255)
     np.testing.assert_array_equal(
-        load_quantized(tmp_path).predict(pixels, verbose=0),
-        earlier.predict(pixels, verbose=0),
+        load_quantized(tmp_path)(pixels).numpy(),
+        earlier(pixels).numpy(),
     )
 
 

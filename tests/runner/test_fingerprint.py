@@ -97,6 +97,7 @@ def loading(path, **more):
     return parse_recipe({"name": "loading", "data": DATA, "stages": stages})
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_a_model_file_replaced_by_another_is_loaded_again(models, tmp_path, states):
     path, folder = tmp_path / "given.keras", tmp_path / "run"
     path.write_bytes(models[0].read_bytes())

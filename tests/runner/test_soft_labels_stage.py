@@ -10,6 +10,7 @@ import yaml
 from kdprune import _io
 from kdprune.config import parse_recipe
 from kdprune.runner import run as runner
+from tests.conftest import eager_functions
 
 RECIPE = """
 name: stored
@@ -31,7 +32,8 @@ stages:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stored")
-    runner.run(parse_recipe(yaml.safe_load(RECIPE)), folder)
+    with eager_functions():
+        runner.run(parse_recipe(yaml.safe_load(RECIPE)), folder)
     return folder
 
 

@@ -54,10 +54,10 @@ def small_model():
     return keras.Model(inputs, layers.Dense(4, name="logits")(x))
 
 
-def train(model, data, epochs):
+def train(model, data, epochs, **options):
     images, labels = data
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(0.003), loss)
+    model.compile(keras.optimizers.Adam(0.003), loss, **options)
     model.fit(to_float(images), labels, batch_size=50, epochs=epochs, verbose=0)
     return model
 
@@ -78,7 +78,8 @@ def aware(model, data):
         small = np.abs(kernel) < np.median(np.abs(kernel))
         kernel.assign(np.where(small, 0, kernel))
     quantized = quantize_model(pruned, preserve_sparsity=True, calibration=data[0])
-    return train(quantized, data, epochs=3)
+    # Tracing all that is wrapped would take far longer than twelve steps.
+    return train(quantized, data, epochs=3, run_eagerly=True)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def softmax(logits):
 
 
 def test_a_float_file_gives_the_models_probabilities(files, model, data):
-    expected = softmax(model.predict(to_float(data[0]), verbose=0))
+    expected = softmax(model(to_float(data[0])).numpy())
     np.testing.assert_allclose(run(files["float"], data[0]), expected, atol=1e-5)
 
 
@@ -195,7 +196,7 @@ def test_zeros_reach_the_file_in_convolutions_and_dense_layers(files, aware):
 def test_conversion_keeps_the_predictions(files, model, aware, data):
     images, labels = data
     for kind, source in (("ptq", model), ("qat", aware)):
-        logits = source.predict(to_float(images), verbose=0)
+        logits = source(to_float(images)).numpy()
         scores = run(files[f"{kind} uint8"], images)
         figures = check_tflite(files[f"{kind} uint8"], logits, scores, labels)
         assert figures["images"] == 200
@@ -239,7 +240,7 @@ def test_softmax_is_applied_once(name, dtype):
         model = quantize_model(model, calibration=images)
     content = convert_tflite(model, dtype)
     assert inspect_tflite(content)["ops"]["SOFTMAX"] == 1
-    expected = model.predict(to_float(images), verbose=0)
+    expected = model(to_float(images)).numpy()
     expected = softmax(expected) if name == "logits" else expected
     scores = run(content, images).astype(float)
     scores = (scores + 128) / 256 if dtype == "int8" else scores
@@ -412,7 +413,7 @@ def test_a_file_of_16_bits_is_held_to_integers_as_well(data):
 def test_the_gate_refuses_a_file_of_another_model(files, data):
     images, labels = data
     keras.utils.set_random_seed(5)
-    other = small_model().predict(to_float(images), verbose=0)
+    other = small_model()(to_float(images)).numpy()
     scores = run(files["ptq uint8"], images)
     with pytest.raises(ValueError, match=r"disagree on \d+\.\d% of 200 images"):
         check_tflite(files["ptq uint8"], other, scores, labels)
@@ -423,7 +424,7 @@ def test_the_gate_refuses_a_file_that_lost_accuracy(model, files, data):
     damaged = keras.models.clone_model(model)
     damaged.set_weights(model.get_weights())
     bias = damaged.get_layer("logits").bias
-    logits = model.predict(to_float(images), verbose=0)
+    logits = model(to_float(images)).numpy()
     margin = np.sort(logits - logits[:, :1], axis=1)[:, -1]
     bias.assign_add([float(np.median(margin[margin > 0])), 0, 0, 0])
     content = convert_tflite(damaged, "uint8", images)

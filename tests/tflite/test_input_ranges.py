@@ -24,7 +24,7 @@ from kdprune.tflite import (
     meant_by_bytes,
 )
 from kdprune.tflite.interpreter import open_interpreter
-from tests.intake.test_pixels import levels
+from tests.intake.conftest import levels
 
 pytestmark = pytest.mark.slow
 
@@ -185,7 +185,7 @@ def test_bytes_go_into_a_quantization_aware_file_as_they_are(learned, case, tmp_
     _, _, model, scale, zero, labels = taken(learned, case)
     quantized = quantize_model(model, calibration=images)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    quantized.compile(keras.optimizers.Adam(1e-4), loss)
+    quantized.compile(keras.optimizers.Adam(1e-4), loss, run_eagerly=True)
     quantized.fit(UNIT.apply(images), labels, epochs=1, verbose=0)
     save_quantized(quantized, tmp_path)
     loaded = load_quantized(tmp_path)

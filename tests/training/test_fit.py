@@ -53,10 +53,20 @@ def small_model(width=4, dropout=0.0, batch_norm=True):
     return keras.Model(image, layers.Dense(4, name="logits")(x))
 
 
-def compiled(model, optimizer):
+def compiled(model, optimizer, eager=False):
+    """A model to train; eager where tracing would take longer than all its steps."""
     accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
-    model.compile(optimizer, loss=lambda y, z: cross_entropy(y, z), metrics=[accuracy])
+    model.compile(
+        optimizer,
+        loss=lambda y, z: cross_entropy(y, z),
+        metrics=[accuracy],
+        run_eagerly=eager,
+    )
     return model
+
+
+def quick(model, optimizer):
+    return compiled(model, optimizer, eager=True)
 
 
 def sgd(rate=0.1, **arguments):
@@ -184,7 +194,7 @@ def test_the_averaged_weights_are_validated_and_left_in_the_model():
 
 def test_history_has_a_row_for_each_epoch_here_and_in_the_file(tmp_path):
     seed_everything(0)
-    history = train(compiled(small_model(), sgd()), 3, folder=tmp_path)
+    history = train(quick(small_model(), sgd()), 3, folder=tmp_path)
     assert [row["epoch"] for row in history] == [1, 2, 3]
     # One cycle over 16 steps, at the last step of each epoch, counted from 0: the
     # first is still on the rise.
@@ -205,7 +215,7 @@ def test_patience_stops_and_a_stopped_run_does_not_go_on(tmp_path, caplog):
 
     def still():  # Nothing is learnt: the first of equal epochs is the best.
         optimizer = sgd(1e-12, schedule="constant")
-        return compiled(small_model(batch_norm=False), optimizer)
+        return quick(small_model(batch_norm=False), optimizer)
 
     model = still()
     history = train(model, 6, folder=tmp_path, patience=2)
@@ -254,9 +264,9 @@ def pruned_distiller():
 @pytest.mark.parametrize(
     "make, select",
     [
-        (plain, "last"),
         (averaged_best, "best"),
         (with_dropout, "last"),
+        pytest.param(plain, "last", marks=pytest.mark.slow),
         pytest.param(adam, "last", marks=pytest.mark.slow),
         pytest.param(bfloat16, "last", marks=pytest.mark.slow),
         pytest.param(pruned_distiller, "last", marks=pytest.mark.slow),
@@ -304,12 +314,12 @@ def test_a_loss_that_is_not_finite_names_step_and_rate_and_keeps_the_checkpoint(
 ):
     seed_everything(0)
     # The 6th step ruins the weights; the 7th, inside the second epoch, shows it.
-    model = compiled(small_model(), rates(5, 0.01, 1e30))
+    model = quick(small_model(), rates(5, 0.01, 1e30))
     with pytest.raises(TrainingDiverged, match=r"^the loss became nan by step 7") as e:
         train(model, folder=tmp_path)
     assert "learning rate 1e+30" in str(e.value) and "\n" not in str(e.value)
     assert checkpoints(tmp_path) == ["epoch-1"]
-    history = train(compiled(small_model(), rates(5, 0.01, 0.01)), 2, folder=tmp_path)
+    history = train(quick(small_model(), rates(5, 0.01, 0.01)), 2, folder=tmp_path)
     assert [row["epoch"] for row in history] == [1, 2]
     assert np.isfinite([row["val_loss"] for row in history]).all()
 
@@ -318,7 +328,7 @@ def test_weights_ruined_by_the_last_step_of_an_epoch_do_not_replace_the_checkpoi
     tmp_path,
 ):
     seed_everything(0)
-    model = compiled(small_model(), rates(2 * STEPS - 1, 0.01, 1e30))
+    model = quick(small_model(), rates(2 * STEPS - 1, 0.01, 1e30))
     with pytest.raises(TrainingDiverged, match="validation loss became .* by step 8"):
         train(model, folder=tmp_path)
     assert checkpoints(tmp_path) == ["epoch-1"]
@@ -330,23 +340,23 @@ def test_without_validation_images_training_is_watched_all_the_same(tmp_path):
     def train_unseen(model, **arguments):
         return fit(model, stream, None, epochs=2, steps=STEPS, **arguments)
 
-    history = train_unseen(compiled(small_model(), sgd()))
+    history = train_unseen(quick(small_model(), sgd()))
     assert len(history) == 2 and not any("val_" in name for name in history[0])
     for choice in ({"select": "best"}, {"patience": 1}):
         with pytest.raises(ValueError, match="need validation images"):
-            train_unseen(compiled(small_model(), sgd()), **choice)
-    ruined = compiled(small_model(), rates(2 * STEPS - 1, 0.01, float("inf")))
+            train_unseen(quick(small_model(), sgd()), **choice)
+    ruined = quick(small_model(), rates(2 * STEPS - 1, 0.01, float("inf")))
     with pytest.raises(TrainingDiverged, match="the weight .* by step 8"):
         train_unseen(ruined, folder=tmp_path)
     assert checkpoints(tmp_path) == ["epoch-1"]
 
 
 def test_a_checkpoint_of_another_model_or_optimizer_is_refused_in_one_line(tmp_path):
-    train(compiled(small_model(), sgd()), 1, folder=tmp_path)
+    train(quick(small_model(), sgd()), 1, folder=tmp_path)
     others = {
-        "shape": compiled(small_model(width=5), sgd()),
+        "shape": quick(small_model(width=5), sgd()),
         "optimizer": adam(),
-        "average": compiled(small_model(), sgd(ema=0.9)),
+        "average": quick(small_model(), sgd(ema=0.9)),
     }
     for model in others.values():
         with pytest.raises(ValueError, match="is not of this model and optim") as error:
@@ -384,11 +394,11 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
     tmp_path, limit, size, file
 ):
     width = 16
-    train(compiled(small_model(width), sgd()), 1, folder=tmp_path)
+    train(quick(small_model(width), sgd()), 1, folder=tmp_path)
     before = (tmp_path / "history.csv").read_bytes()
     full = [FullDisk(size)]
     with pytest.raises(OSError, match="free some space") as e:
-        train(compiled(small_model(width), sgd()), 2, folder=tmp_path, callbacks=full)
+        train(quick(small_model(width), sgd()), 2, folder=tmp_path, callbacks=full)
     resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert str(tmp_path / file) in str(e.value)
     assert "File too large" in str(e.value) and "{{" not in str(e.value)
@@ -396,7 +406,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
     if file == "history.csv":
         assert (tmp_path / file).read_bytes() == before
     assert not list(tmp_path.glob("*.partial"))
-    resumed = train(compiled(small_model(width), sgd()), 2, folder=tmp_path)
+    resumed = train(quick(small_model(width), sgd()), 2, folder=tmp_path)
     assert [row["epoch"] for row in resumed] == [1, 2]
 
 
@@ -494,7 +504,7 @@ def test_two_devices_train_to_what_one_device_does(tmp_path):
 def test_each_epoch_is_told_in_a_line(tmp_path, caplog, capfd):
     caplog.set_level("INFO", "kdprune")
     seed_everything(0)
-    history = train(compiled(small_model(), sgd(0.1)), 2, folder=tmp_path)
+    history = train(quick(small_model(), sgd(0.1)), 2, folder=tmp_path)
     assert len(caplog.messages) == 2
     for row, line in zip(history, caplog.messages, strict=True):
         assert line.startswith(f"epoch {row['epoch']:.0f} of 2 - ")
@@ -502,7 +512,7 @@ def test_each_epoch_is_told_in_a_line(tmp_path, caplog, capfd):
             assert f" - {name}: {row[name]:.4f}" in line
         assert "ms/step" in line
     caplog.clear()
-    train(compiled(small_model(), sgd(0.1)), 3, folder=tmp_path, verbose=False)
+    train(quick(small_model(), sgd(0.1)), 3, folder=tmp_path, verbose=False)
     assert caplog.messages == []
     assert capfd.readouterr().out == ""
 
@@ -523,7 +533,7 @@ def test_a_terminal_sees_a_bar(monkeypatch, caplog):
     monkeypatch.setattr(sys.modules[fit.__module__], "progress", bar)
     monkeypatch.setattr(sys, "stdout", Terminal())
     seed_everything(0)
-    train(compiled(small_model(), sgd(0.1)), 2)
+    train(quick(small_model(), sgd(0.1)), 2)
     assert shown == ["epoch 1 of 2", "epoch 2 of 2"]
 
 
