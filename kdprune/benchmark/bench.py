@@ -54,7 +54,7 @@ def measure_here(
     busy = _warn_if_busy(before, BUSY, say)
     entries = latency.measure_latencies(files, resolvers, threads=threads, runs=runs)
     load = {"before": before, "after": _load()}
-    say(f"turns A B A B; {entries[0]['method']}; load after: {load['after']:.2f}")
+    say(f"interleaved; {entries[0]['method']}; load after: {load['after']:.2f}")
     say(f"ratio: to {entries[0]['file']} on the same kernels\n")
     say(latency_table(entries))
     unsettled = sum(not entry["settled"] for entry in entries)
@@ -131,7 +131,7 @@ def _what_to_run(
         "",
         *(shlex.join(push) for push, _, _ in of_files),
         "",
-        "Run these lines three times in turns, since phones grow hot:",
+        "Run these lines three times, interleaved, since phones grow hot:",
         "",
         *(f"{shlex.join(run)} | tee -a phone.txt" for _, run, _ in cases),
         "",

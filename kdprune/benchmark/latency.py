@@ -1,4 +1,4 @@
-"""How long one image takes, of several files in turns."""
+"""How long one image takes, of several files, interleaved."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def measure_latencies(
     warmup: int = 20,
     settle: bool = True,
 ) -> list[dict[str, Any]]:
-    """Measures the time for one image of several files, in turns: A B A B.
+    """Measures the time for one image of several files, interleaved.
 
     What disturbs the machine for a while, or heats it, meets all of them alike. Ten
     turns each at first; with `settle` up to forty, until every median is known within
@@ -129,7 +129,7 @@ def time_in_turns(
     seconds: float = SECONDS,
     settle: bool = False,
 ) -> list[list[NDArray]]:
-    """Times several functions in turns.
+    """Times several functions, interleaved.
 
     Args:
         calls: Functions without arguments.

@@ -30,7 +30,7 @@ from typing import Any
 from kdprune.benchmark.latency import add_ratios
 from kdprune.tflite.format import read_tflite
 
-# Turns that each file takes, A B A B: a phone that grows hot slows down all alike.
+# Interleaved turns of each file: a phone that grows hot slows down all alike.
 TURNS = 3
 PHONE_FOLDER = "/data/local/tmp"
 BENCHMARK_MODEL = f"{PHONE_FOLDER}/benchmark_model"
@@ -53,7 +53,7 @@ def run_litert_benchmark(
     runs: int = 200,
     warmup: int = 20,
 ) -> list[dict[str, Any]]:
-    """Times `.tflite` files by `litert-benchmark`, in turns.
+    """Times `.tflite` files by `litert-benchmark`, interleaved.
 
     Args:
         paths: The files.
@@ -175,7 +175,7 @@ def run_on_phone(
     resolvers: Sequence[str] = ("xnnpack",),
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Times `.tflite` files on a phone by `benchmark_model`, in turns.
+    """Times `.tflite` files on a phone by `benchmark_model`, interleaved.
 
     Args:
         paths: The files, of different names.

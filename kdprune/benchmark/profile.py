@@ -67,7 +67,7 @@ class CutOp:
 def profile_file(
     path: File, *, resolver: str = "xnnpack", threads: int = 1
 ) -> dict[str, Any]:
-    """Measures each operator of a `.tflite` file, and the whole in turns with them.
+    """Measures each operator of a `.tflite` file, interleaved with the whole.
 
     See the top of this module for what the method shows and what it does not.
 

@@ -5,7 +5,7 @@ import pathlib
 
 from kdprune import records
 
-DESCRIPTION = """Measures how long one image takes, several files in turns (A B A B).
+DESCRIPTION = """Measures how long one image takes, several files interleaved.
 
   kdprune bench a.tflite b.tflite
       both on XNNPACK (what phones use), one thread; ratio to the first file

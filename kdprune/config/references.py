@@ -29,7 +29,7 @@ def check_references(recipe: Recipe) -> None:
 
 
 def _unknown(recipe: Recipe) -> Iterator[str]:
-    """Names that are no stages, or stages of a kind that is of no use there."""
+    """Names that are no stages, or stages of a kind that is invalid there."""
     for name, stage in recipe.stages.items():
         for key, gives in stage.accepts.items():
             for other in stage.references(key):

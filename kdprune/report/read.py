@@ -192,7 +192,7 @@ class Run:
     def distinct(self) -> tuple[Model, ...]:
         """The models whose scores are their own.
 
-        An int8 file's uint8 twin holds the same weights, as the float32 file of a
+        An int8 file's uint8 duplicate holds the same weights, as the float32 file of a
         Keras model does: beside its sibling it would be drawn over it, and counted
         as one more test.
         """

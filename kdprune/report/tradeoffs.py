@@ -56,7 +56,7 @@ MLPERF_TINY_SOURCE = (
     "The image-classification models of MLPerf Tiny "
     "([github.com/mlcommons/tiny](https://github.com/mlcommons/tiny), Apache-2.0), "
     "scored by kdprune on all 10,000 test images of CIFAR-10; constants, not part of "
-    "this run. Milliseconds are told by `kdprune bench` alone, of files in turns on "
+    "this run. Milliseconds come from `kdprune bench` alone, with interleaved runs on "
     "one machine."
 )
 

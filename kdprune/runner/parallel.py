@@ -39,7 +39,7 @@ class _Job:
 def execute(run: Run, nodes: Sequence[Node], jobs: int, lock: IO[str]) -> None:
     """Executes nodes as soon as what they need is done, up to `jobs` at once.
 
-    The cores this process may use are shared out among the jobs; a node that has
+    The cores this process may use are divided among the jobs; a node that has
     nothing beside it gets all of them. The processes end with this one, however it
     ends, and hold the folder's lock until then.
 
