@@ -21,8 +21,8 @@ EVALUATE = """Measures model files on the test images of a data set.
   kdprune evaluate model.keras model.tflite --dataset folder --data-path IMAGES
   kdprune evaluate model.tflite --dataset shapes --json figures.json --no-latency
 
-A FILE may be .tflite, .keras, .h5 or a SavedModel's folder. What is made of another
-program's Keras file is compared with what the Keras that saved it says.
+A FILE may be .tflite, .keras, .h5 or a SavedModel's folder. Of a Keras
+file of another program the outputs are compared with those of the Keras that saved it.
 
 Prints accuracy with its 95 % interval (of several labels macro F1, mean average
 precision and the share of right labels; of a single unit AUC as well), calibration

@@ -54,10 +54,11 @@ def add_run(commands: argparse._SubParsersAction) -> None:
     for role, what in ROLES.items():
         if role == "evaluate":
             continue  # `kdprune evaluate` measures files; the script runs the stage.
+        stages = what.replace("the ", "a recipe's ", 1)
         command = commands.add_parser(
             role.replace("_", "-"),
-            help=f"run {what} of a recipe, and what they need",
-            description=f"Runs {what} of a recipe, and what they need. "
+            help=f"run {stages}, and what they need",
+            description=f"Runs {stages}, and what they need. "
             "`kdprune run RECIPE.yaml --dry-run` shows the recipe's stages.",
         )
         add_run_options(command, until=False)

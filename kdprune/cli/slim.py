@@ -10,7 +10,7 @@ from kdprune._log import logger
 from kdprune.cli.options import add_debug
 from kdprune.cli.quiet import import_tensorflow_quietly
 
-DESCRIPTION = """Makes .tflite files of any maker smaller; what they say stays the same.
+DESCRIPTION = """Makes .tflite files of any maker smaller; their outputs stay the same.
 
   kdprune slim model.tflite                 in place
   kdprune slim model.tflite -o small.tflite
