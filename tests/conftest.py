@@ -33,6 +33,7 @@ def pytest_collection_finish(session):
     # looked through again and again for what may be freed.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)  # A traced step makes as many, and keeps most.
 
 
 def pytest_collection_modifyitems(config, items):
