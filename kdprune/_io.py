@@ -7,6 +7,7 @@ content is complete and synced. Imports nothing of kdprune.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,9 @@ from typing import Any
 # What is written but not yet in place is named `.NAME.XXXXXXXX.partial`.
 PARTIAL = ".partial"
 _BLOCK = 1 << 20
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# With less left on it, in bytes, a disk is full.
+_LEAST_SPACE = 1 << 16
 
 
 @contextlib.contextmanager
@@ -34,7 +38,8 @@ def writing(path: str | os.PathLike) -> Iterator[Path]:
         left as it was.
 
     Raises:
-        OSError: If the folder is missing, read-only or full; names `path`.
+        OSError: If the folder is missing, read-only or full; names `path`, whatever
+            the block raised for want of space.
     """
     path = Path(path)
     try:
@@ -49,13 +54,16 @@ def writing(path: str | os.PathLike) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        code = _no_space(error, path.parent)
         temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
+        if code is None:
+            raise
+        raise OSError(code, os.strerror(code), str(path)) from error
+    sync(path.parent)
 
 
 def write_file(path: str | os.PathLike, content: bytes | str) -> None:
@@ -71,11 +79,28 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Reads JSON; a missing or broken file is None, as if nothing were done."""
+    """Reads JSON; a missing or broken file is None, as if nothing were done.
+
+    Broken is what is no JSON, nested deeper than Python goes, with NaN or infinity,
+    or no file at all.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        text = Path(path).read_text(encoding="utf-8")
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
+    except (ValueError, RecursionError):
+        return None
+
+
+def read_object(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads a JSON object; empty where there is none: see `read_json`."""
+    found = read_json(path)
+    return found if isinstance(found, dict) else {}
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
 
 
 def sha256(content: bytes | str | os.PathLike) -> str:
@@ -95,13 +120,64 @@ def first_line(error: object, limit: int = 200) -> str:
     return lines[0][:limit] if lines else type(error).__name__
 
 
+def _no_space(error: BaseException, folder: Path) -> int | None:
+    """The system's number of want of space, if that is what an error came from.
+
+    Libraries that write by themselves raise errors of their own, which name no file.
+    """
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return error.errno
+    if not isinstance(error, Exception):
+        return None
+    disk = os.statvfs(folder)
+    full = disk.f_bavail * disk.f_frsize < _LEAST_SPACE
+    return errno.ENOSPC if full else None
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
-def _sync(path: Path) -> None:
+def free_memory() -> int | None:
+    """Bytes of memory that this process can still have; None if that is not known."""
+    limits = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                limits.append(1024 * int(line.split()[1]))
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):
+        most = int((group / "memory.max").read_text())
+        limits.append(most - int((group / "memory.current").read_text()))
+    return max(0, min(limits)) if limits else None
+
+
+def describe_memory() -> str:
+    """How much memory there is, as a sentence without its full stop."""
+    free = free_memory()
+    return "" if free is None else f"Free are {free / 2**30:.1f} GiB"
+
+
+def check_memory(needed: int, what: str, remedy: str) -> None:
+    """Raises `ValueError` for what doesn't fit into memory, before it is loaded.
+
+    Args:
+        needed: Bytes.
+        what: What takes them.
+        remedy: What to do.
+    """
+    free = free_memory()
+    if free is not None and needed > free:
+        raise ValueError(
+            f"expected {what} that fit into memory, {free / 2**30:.1f} GiB free. "
+            f"Received: {needed / 2**30:.1f} GiB; {remedy}"
+        )
+
+
+def sync(path: Path) -> None:
+    """Has the disk hold what was written to a file, or moved into a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,9 @@
 """Recipes: what is accepted, and how what is wrong is said."""
 
 import pathlib
+import re
 import sys
+import time
 
 import pytest
 import yaml
@@ -196,6 +198,107 @@ def test_a_key_given_twice_is_refused(tmp_path):
     path.write_text(RECIPE + "  page: {kind: report, from: measured}\n")
     with pytest.raises(ValueError, match="the key 'page' is given twice"):
         load_recipe(path)
+
+
+LAUGHS = "a: &a [x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+HOSTILE = [
+    (LAUGHS, "expected at most 20,000 values, aliases written out"),
+    ("m: &m {<<: *m}", "an alias stands inside of what it names"),
+    ("m: &m [*m]", "an alias stands inside of what it names"),
+    ("m: " + "[" * 900 + "]" * 900, "expected at most 20 levels"),
+    ("m: !!timestamp abc", "expected text, a number, .* !!timestamp"),
+    ("m: !!bool maybe", "expected a value of type bool, got 'maybe'"),
+    ("m: !!int abc", "expected a value of type int, got 'abc'"),
+    ("m: !!map [abc]", "got !!map"),
+    (
+        "m: !!python/object/apply:os.system [echo]",
+        "got !!python/object/apply:os.system",
+    ),
+    ("? [a]\n: 1", "expected a key that is text, got a list; put it in quotes"),
+    ("1: 1", "expected a key that is text, got '1'"),
+    ("m: " + "9" * 5000, "expected a value of type int"),
+    (
+        "".join(f"k{index}: 1\n" for index in range(30_000)),
+        "at most 200,000 characters",
+    ),
+    ("m: {k: 1, k: 2}", "the key 'k' is given twice"),
+]
+
+
+@pytest.mark.parametrize("by_override", [False, True])
+@pytest.mark.parametrize(("text", "said"), HOSTILE, ids=range(len(HOSTILE)))
+def test_yaml_that_is_no_recipe_is_one_line(tmp_path, text, said, by_override):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE if by_override else f"{RECIPE}{text}\n")
+    overrides = [f"data.options={text}"] if by_override else []
+    with pytest.raises(
+        ValueError, match=rf", line \d+, column \d+: {said}|{said}"
+    ) as e:
+        load_recipe(path, overrides)
+    assert "\n" not in str(e.value)
+
+
+def test_a_date_is_the_text_that_it_is(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    with pytest.raises(InvalidRecipe, match=r"^2020-01-01: unknown key"):
+        load_recipe(path, ["2020-01-01=2"])
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("stages.student.losses", [{"name": "dkd", "beta": float("nan")}],
+         "stages.student.losses.0.beta: expected a finite number, got nan"),
+        ("stages.teacher.model.width", float("inf"), "a finite number, got inf"),
+        ("stages.teacher.training.epochs", 10**500, "at most 64 bits, got 1661 bits"),
+        ("data.options", {"x": {1, 2}}, "expected text, a number, true, .* got {1, 2}"),
+        ("data.options", {1: 2}, "expected keys that are text, got 1"),
+        ("data.options", {f"k{n}": 1 for n in range(30_000)}, "at most 20,000 values"),
+        ("matrix", {"seed": list(range(9_000))}, "most 20,000 stages in all, got 8 in"),
+        ("stages", "abc", "stages: expected a valid dictionary"),
+    ],
+)  # fmt: skip
+def test_values_beyond_what_a_recipe_holds_are_refused(path, value, said):
+    assert re.search(said, error(path, value))
+
+
+def test_many_problems_are_told_by_the_first_twenty():
+    with pytest.raises(InvalidRecipe) as caught:
+        parse_recipe({**recipe(), **{f"key{index}": 1 for index in range(9_000)}})
+    assert len(caught.value.problems) == 21
+    assert caught.value.problems[-1] == "and more"
+
+
+def test_a_long_chain_of_stages_is_planned_in_no_time():
+    content = {**recipe(), "stages": {"s0": recipe()["stages"]["teacher"]}}
+    for index in range(1, 200):
+        content["stages"][f"s{index}"] = {"kind": "train", "from": f"s{index - 1}"}
+    started = time.process_time()
+    assert len(plan(parse_recipe(content))) == 200
+    assert time.process_time() - started < 5
+    content["stages"]["more"] = {"kind": "train", "from": "s0"}
+    with pytest.raises(InvalidRecipe, match="^stages: expected at most 200, got 201$"):
+        parse_recipe(content)
+
+
+def test_no_stage_is_called_as_a_folder_of_the_run():
+    content = recipe()
+    content["stages"]["plots"] = {"kind": "train", "from": "teacher"}
+    with pytest.raises(InvalidRecipe, match=r"^stages.plots: .* the run's own folders"):
+        parse_recipe(content)
+
+
+def test_a_stage_is_left_out_only_where_there_are_stages(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: x\nstages: 5\n")
+    with pytest.raises(ValueError, match="stages is a value and has no keys"):
+        load_recipe(path, ["stages.a=null"])
+    with pytest.raises(ValueError, match="a path of at most 20 keys"):
+        load_recipe(path, [".".join("a" * 3000) + "=1"])
 
 
 def test_overrides_take_yaml_values(tmp_path):

@@ -1,5 +1,6 @@
 """Files: there whole or not at all, digests, the first line of an error."""
 
+import errno
 import hashlib
 import os
 
@@ -65,3 +66,32 @@ def test_an_error_is_told_by_its_first_line():
     assert _io.first_line(ValueError("\n first\nsecond")) == "first"
     assert _io.first_line(ValueError()) == "ValueError"
     assert _io.first_line("x" * 300, limit=10) == "x" * 10
+
+
+@pytest.mark.parametrize("form", ["[" * 9_000, '{"a": NaN}', "{", "\xff", "9" * 5_000])
+def test_json_that_is_none_is_as_if_it_were_not_there(tmp_path, form):
+    (tmp_path / "state.json").write_bytes(form.encode("latin-1"))
+    assert _io.read_json(tmp_path / "state.json") is None
+    assert _io.read_object(tmp_path / "state.json") == {}
+    assert _io.read_json(tmp_path) is None
+
+
+def test_an_object_is_read_where_there_is_one(tmp_path):
+    _io.write_json(tmp_path / "list.json", [1])
+    assert _io.read_object(tmp_path / "list.json") == {}
+
+
+@pytest.mark.parametrize("raised", [OSError(errno.ENOSPC, "no"), RuntimeError("h5")])
+def test_a_full_disk_names_the_file_whoever_writes_to_it(tmp_path, monkeypatch, raised):
+    full = os.statvfs("/proc")  # Of a system of files without any room.
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*model.h5'"):
+        with _io.writing(tmp_path / "model.h5"):
+            raise raised
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_into_memory_is_told_before_it_is_loaded():
+    _io.check_memory(1000, "images", "take fewer")
+    with pytest.raises(ValueError, match=r"GiB free. Received: .* GiB; take fewer"):
+        _io.check_memory(2**60, "1,000 images", "take fewer")

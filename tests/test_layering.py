@@ -18,6 +18,7 @@ FOUNDATIONS = {
     "_answers",
     "_io",
     "_log",
+    "_plain",
     "_registry",
     "_former",
     "_graph",
@@ -52,6 +53,7 @@ ALLOWED = {
     "_answers": set(),
     "_io": set(),
     "_log": set(),
+    "_plain": set(),
     "_registry": set(),
     "_former": set(),
     "_graph": {"_io", "_log", "_registry"},
@@ -89,6 +91,7 @@ LIGHT = (
     "images",
     "_io",
     "_log",
+    "_plain",
     "_registry",
     "_former",
 )

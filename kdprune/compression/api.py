@@ -10,10 +10,9 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from kdprune import _io
 from kdprune._log import logger
+from kdprune._plain import read_yaml, read_yaml_file
 from kdprune.compression.page import write_page
 from kdprune.compression.request import MEASURED, Request
 from kdprune.compression.verdict import Compressed
@@ -171,7 +170,7 @@ def _prepare(request: Request, copied: Mapping[pathlib.Path, pathlib.Path]) -> R
     request.check(copied)
     shape, counts, task = checks.check_given(request, copied)
     text = write_page(request, shape, counts, task)
-    recipe = config.parse_recipe(yaml.safe_load(text))
+    recipe = config.parse_recipe(read_yaml(text, str(request.recipe)))
     request.folder.mkdir(parents=True, exist_ok=True)
     _write_recipe(request.recipe, text)
     for path, source in copied.items():
@@ -201,9 +200,9 @@ def _write_recipe(path: pathlib.Path, text: str) -> None:
     One that says the same is left as it is, with its comments.
     """
     if path.is_file():
-        former = path.read_text(encoding="utf-8")
-        with contextlib.suppress(yaml.YAMLError):
-            if yaml.safe_load(former) == yaml.safe_load(text):
+        former = path.read_bytes()
+        with contextlib.suppress(ValueError):
+            if read_yaml_file(path) == read_yaml(text, str(path)):
                 return
         kept = path.with_suffix(".before.yaml")
         _io.write_file(kept, former)

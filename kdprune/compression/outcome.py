@@ -9,10 +9,9 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from kdprune._io import first_line
 from kdprune._log import logger
+from kdprune._plain import read_yaml_file
 from kdprune.compression.request import FILES, INT8, MEASURED, Request
 from kdprune.compression.verdict import Compressed, read_verdict
 
@@ -31,7 +30,7 @@ def reach(run: Run, request: Request) -> Compressed:
     from kdprune import config
     from kdprune.runner.folder import Run
 
-    content = yaml.safe_load(request.recipe.read_text(encoding="utf-8"))
+    content = read_yaml_file(request.recipe)
     failures: list[str] = []
     while (failed := _execute(run, failures)) is not None:
         content = without(content, failed)

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import yaml
+from kdprune._plain import read_yaml_file
 
 DEVICES = ("android", "micro", "both")
 RECIPE = "recipe.yaml"
@@ -205,9 +205,9 @@ def command_of(arguments: Sequence[str]) -> str:
 def _model_of(recipe: pathlib.Path) -> str | None:
     """The model's file that a recipe in a run's folder names; None if it is no such."""
     try:
-        content: Any = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        content: Any = read_yaml_file(recipe)
         return str(content["stages"][ORIGINAL]["file"])
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, LookupError, TypeError):
         return None
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import pydantic
-import yaml
 
+from kdprune._plain import MOST_DEPTH, check_plain, read_yaml, read_yaml_file
 from kdprune.config.messages import explain
 from kdprune.config.plugins import load_plugins
 from kdprune.config.references import check_references
@@ -42,46 +42,21 @@ def load_recipe(path: str | pathlib.Path, overrides: Iterable[str] = ()) -> Reci
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"recipe not found: {path}")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = " ".join(str(error).split())
-        raise ValueError(f"{path} is not valid YAML: {where}") from error
+    content = read_yaml_file(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected keys such as name, data and stages")
     load_plugins(_plugins(content), path.absolute().parent)
-    content = rename_keys(_unshared(content))
+    content = rename_keys(content)
     for override in overrides:
         _override(content, override)
     return parse_recipe(content)
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice, of which YAML would drop one in silence."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [
-            key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"
-        ]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.YAMLError(
-                f"the key {twice[0]!r} is given twice{node.start_mark}"
-            )
-        return super().construct_mapping(node, deep)
-
-
-def _unshared(content: Any) -> Any:
-    """A copy in which a YAML alias is a value of its own: changed, it stays alone."""
-    if isinstance(content, dict):
-        return {key: _unshared(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_unshared(value) for value in content]
-    return content
-
-
 def parse_recipe(content: dict[str, Any]) -> Recipe:
     """Checks a recipe given as a dict; see `load_recipe`."""
+    problems = list(check_plain(content))
+    if problems:
+        raise InvalidRecipe(problems)
     load_plugins(_plugins(content))
     content = rename_keys(content)
     try:
@@ -117,12 +92,20 @@ def _override(content: dict[str, Any], text: str) -> None:
     path, separator, value = text.partition("=")
     if not separator or not path.strip("."):
         raise ValueError(f"--set expects key.path=value. Received: {text!r}")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--set {path}: {value!r} is not a YAML value") from error
+    if path.count(".") >= MOST_DEPTH:
+        raise ValueError(
+            f"--set expects a path of at most {MOST_DEPTH} keys. Received: "
+            f"{path[:40]!r}..."
+        )
+    parsed = read_yaml(value, f"--set {path}")
     root, _, stage = path.partition(".")
-    if parsed is None and root == "stages" and stage in (content.get(root) or {}):
-        del content[root][stage]
+    stages = content.get("stages")
+    if (
+        parsed is None
+        and root == "stages"
+        and isinstance(stages, dict)
+        and stage in stages
+    ):
+        del stages[stage]
         return
     set_key(content, present_path(path, content), parsed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, get_args
 
 import pydantic
@@ -12,18 +13,16 @@ from kdprune.stages import KINDS
 from kdprune.stages.settings import Settings
 
 
-def explain(error: pydantic.ValidationError, content: dict[str, Any]) -> list[str]:
-    """A line for each of pydantic's errors, one for each key."""
-    lines: dict[tuple[str, ...], str] = {}
-    for found in error.errors():
-        path = _path(found["loc"])
-        lines.setdefault(tuple(path), _line(found, path, content))
+def explain(error: pydantic.ValidationError, content: dict[str, Any]) -> Iterator[str]:
+    """Yields a line for each of pydantic's errors, one for each key."""
+    found: dict[tuple[str, ...], Any] = {}
+    for item in error.errors(include_url=False):
+        found.setdefault(tuple(_path(item["loc"])), item)
     # Where a key may hold several forms, the one that failed deepest was meant.
-    return [
-        line
-        for path, line in lines.items()
-        if not any(other[: len(path)] == path != other for other in lines)
-    ]
+    above = {path[:depth] for path in found for depth in range(len(path))}
+    for path, item in found.items():
+        if path not in above:
+            yield _line(item, list(path), content)
 
 
 def _path(location: tuple[int | str, ...]) -> list[str]:
@@ -49,7 +48,9 @@ def _line(found: Any, location: list[str], content: dict[str, Any]) -> str:
     if kind.startswith("union_tag"):
         got = received.get("kind") if isinstance(received, dict) else received
         near = nearest(got, KINDS)
-        return f"{path}.kind: expected one of {', '.join(KINDS)}, got {got!r}{near}"
+        return (
+            f"{path}.kind: expected one of {', '.join(KINDS)}, got {_short(got)}{near}"
+        )
     message = found["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return f"{path}: {message}"
@@ -57,7 +58,16 @@ def _line(found: Any, location: list[str], content: dict[str, Any]) -> str:
     near = ""
     if kind == "literal_error" and isinstance(received, str):
         near = nearest(received, message.split("'")[1::2])
-    return f"{path}: {message}, got {received!r}{near}"
+    if kind in ("too_long", "too_short"):
+        expected = found["ctx"].get("max_length", found["ctx"].get("min_length"))
+        bound = "at most" if kind == "too_long" else "at least"
+        return f"{path}: expected {bound} {expected}, got {len(received)}"
+    return f"{path}: {message}, got {_short(received)}{near}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _nearest_key(location: list[str], content: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import graphlib
+import math
 from collections.abc import Iterator
 
 from kdprune._registry import nearest
@@ -16,10 +17,16 @@ from kdprune.stages import (
     InvalidRecipe,
 )
 
+# Stages times combinations of values of the matrix.
+MOST_NODES = 20_000
+
+# Folders that a run makes beside those of its stages.
+TAKEN = ("plots", "checkpoints")
+
 
 def check_references(recipe: Recipe) -> None:
     """Raises `InvalidRecipe` unless what stages and keys name is there and fits."""
-    problems = list(_unknown(recipe))
+    problems = list(_oversized(recipe)) or list(_unknown(recipe))
     if problems:
         raise InvalidRecipe(problems)
     stage_order(recipe)
@@ -28,12 +35,28 @@ def check_references(recipe: Recipe) -> None:
         raise InvalidRecipe(problems)
 
 
+def _oversized(recipe: Recipe) -> Iterator[str]:
+    """A matrix of more stages than anyone waits for, before they are counted out."""
+    cells = math.prod(map(len, recipe.matrix.values()))
+    if cells * len(recipe.stages) > MOST_NODES:
+        yield (
+            f"matrix: expected at most {MOST_NODES:,} stages in all, got "
+            f"{len(recipe.stages)} in {cells:,} combinations of values; leave out "
+            "values, or run several recipes"
+        )
+
+
 def _unknown(recipe: Recipe) -> Iterator[str]:
     """Names that are no stages, or stages of a kind that is invalid there."""
     for name, stage in recipe.stages.items():
         for key, gives in stage.accepts.items():
             for other in stage.references(key):
                 yield from _reference(recipe, f"stages.{name}.{key}", other, gives)
+        if name in TAKEN:
+            yield (
+                f"stages.{name}: expected a name that is none of the run's own folders "
+                f"({', '.join(TAKEN)}); choose another"
+            )
     if recipe.baseline:
         yield from _reference(recipe, "baseline", recipe.baseline, (FLOAT_MODEL,))
     if recipe.flagship:

@@ -11,6 +11,9 @@ from kdprune._registry import nearest
 from kdprune.stages import KINDS, Stage
 from kdprune.stages.settings import Count, Name, Seed, Settings, Share
 
+# What starts from each other is followed step by step, as deep as Python goes.
+MOST_STAGES = 200
+
 # A module's dotted name.
 Module = Annotated[
     str, pydantic.Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")
@@ -109,7 +112,7 @@ class Recipe(Settings):
     matrix: dict[str, Annotated[list[Any], pydantic.Field(min_length=1)]] = {}
     """Values of `seed` or of keys such as `stages.student.temperature`: every
     combination is run. See [Studies](studies.md)."""
-    stages: dict[Name, Stage] = pydantic.Field(min_length=1)
+    stages: dict[Name, Stage] = pydantic.Field(min_length=1, max_length=MOST_STAGES)
     """The stages by name; each has a `kind`."""
 
     omit_if_default = ("plugins",)
@@ -131,5 +134,8 @@ def _with_kinds(kinds: tuple[type[Stage], ...]) -> type[Recipe]:
         "Recipe",
         __base__=Recipe,
         __doc__=Recipe.__doc__,
-        stages=(dict[Name, stage], pydantic.Field(min_length=1)),
+        stages=(
+            dict[Name, stage],
+            pydantic.Field(min_length=1, max_length=MOST_STAGES),
+        ),
     )

@@ -176,9 +176,10 @@ class SoftLoss:
                     f"{self.name}: unknown argument {key!r}; it {takes}"
                     f"{_registry.nearest(key, accepted)}"
                 )
-            if not _is_number(value):
+            if not _is_number(value) or not math.isfinite(value):
+                kind = "finite number" if _is_number(value) else "number"
                 raise ValueError(
-                    f"{self.name}: {key} must be a number. Received: {value!r}"
+                    f"{self.name}: {key} must be a {kind}. Received: {value!r}"
                 )
         try:
             if self.of_features:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import pydantic
-import yaml
 
-from kdprune._io import first_line
+from kdprune._plain import read_yaml, read_yaml_file
 from kdprune._registry import nearest
 
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -107,13 +106,13 @@ def load_boards(path: str | os.PathLike | None = None) -> dict[str, Board]:
         ValueError: If it does not hold boards, naming the entry and what is expected.
     """
     package = importlib.resources.files("kdprune.kit").joinpath("boards.yaml")
-    boards = _parse(package.read_text("utf-8"), "boards.yaml")
+    boards = _parse(read_yaml(package.read_text("utf-8"), "boards.yaml"), "boards.yaml")
     if path is None:
         return boards
     file = pathlib.Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"no file of boards at {file}")
-    return {**(own := _parse(_read(file), str(file))), **(boards | own)}
+    return {**(own := _parse(read_yaml_file(file), str(file))), **(boards | own)}
 
 
 def find_boards(names: Iterable[str], boards: dict[str, Board]) -> list[Board]:
@@ -146,18 +145,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9+]", "", name.lower())
 
 
-def _read(file: pathlib.Path) -> str:
-    try:
-        return file.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: expected YAML text. {first_line(error)}") from error
-
-
-def _parse(text: str, source: str) -> dict[str, Board]:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source}: not YAML: {first_line(error)}") from error
+def _parse(content: Any, source: str) -> dict[str, Board]:
     if not isinstance(content, dict) or not content:
         raise ValueError(
             f"{source}: expected boards by name, each with core, clock_mhz, flash, "

@@ -8,12 +8,13 @@ quantization-aware training accepts.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tf_keras as keras
 
+from kdprune._plain import typed_arguments
 from kdprune._registry import add, nearest
 from kdprune.models.blocks import INIT, conv_bn, depthwise
 from kdprune.models.mobile import bsconv_resnet, inverted_residual
@@ -50,7 +51,7 @@ def build_model(
         >>> build_model("resnet8").count_params()
         78426
     """
-    check_model_arguments(name, arguments)
+    arguments = check_model_arguments(name, arguments)
     shape = tuple(int(size) for size in input_shape)
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(
@@ -127,8 +128,12 @@ def reset_weights(model: keras.Model) -> keras.Model:
     return keras.models.clone_model(model)
 
 
-def check_model_arguments(name: str, arguments: Iterable[str]) -> None:
-    """Raises `ValueError` unless `MODELS[name]` exists and takes `arguments`."""
+def check_model_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments as `MODELS[name]` takes them; see `_plain.typed_arguments`.
+
+    Raises:
+        ValueError: If there is no such model, or it takes no such arguments.
+    """
     if name not in MODELS:
         raise ValueError(
             f"model name must be one of {', '.join(MODELS)}. "
@@ -136,7 +141,7 @@ def check_model_arguments(name: str, arguments: Iterable[str]) -> None:
         )
     parameters = list(inspect.signature(MODELS[name]).parameters.values())[1:]
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
+        return dict(arguments)
     known = [parameter.name for parameter in parameters]
     unknown = sorted(set(arguments) - set(known))
     if unknown:
@@ -145,6 +150,10 @@ def check_model_arguments(name: str, arguments: Iterable[str]) -> None:
             f"model {name!r} {takes}. "
             f"Received: {', '.join(unknown)}{nearest(unknown[0], known)}"
         )
+    try:
+        return typed_arguments(MODELS[name], arguments)
+    except ValueError as error:
+        raise ValueError(f"model {name!r}: {error}") from error
 
 
 def _article_cnn(x: Any, filters: Sequence[int], units: int) -> Any:

@@ -28,10 +28,12 @@ def plan(recipe: Recipe) -> list[Node]:
     """
     cells = [(cell, _with(recipe, cell)) for cell in _cells(recipe.matrix)]
     found: dict[tuple[str, int], str] = {}
-    nodes: dict[str, list[tuple[Node, set[int]]]] = {}
+    # Each stage's nodes by the number of the cell, a shared one in several.
+    nodes: dict[str, dict[int, Node]] = {}
     for stage in stage_order(*(resolved for _, resolved in cells)):
         if recipe.stages[stage].gathers:
-            nodes[stage] = [_gather(recipe, stage, nodes)]
+            gathering = _gather(recipe, stage, nodes)
+            nodes[stage] = dict.fromkeys(range(len(cells)), gathering)
             for index in range(len(cells)):
                 found[stage, index] = stage
             continue
@@ -43,7 +45,7 @@ def plan(recipe: Recipe) -> list[Node]:
             found[stage, index] = key
             same.setdefault(key, []).append((index, cell, resolved))
         varying = _varying(same.values(), recipe.matrix)
-        nodes[stage] = []
+        nodes[stage] = {}
         for members in same.values():
             index, cell, resolved = members[0]
             node = Node(
@@ -51,12 +53,12 @@ def plan(recipe: Recipe) -> list[Node]:
                 stage=stage,
                 settings=_seeded(resolved, stage),
                 parents={
-                    parent: [_member(nodes[parent], index)]
+                    parent: [nodes[parent][index]]
                     for parent in resolved.stages[stage].parents()
                 },
             )
-            nodes[stage].append((node, {index for index, *_ in members}))
-    return [node for stage in nodes for node, _ in nodes[stage]]
+            nodes[stage].update((index, node) for index, *_ in members)
+    return [node for stage in nodes for node in _distinct(nodes[stage])]
 
 
 def _exists(
@@ -100,7 +102,8 @@ def _identity(
     settings = _seeded(recipe, stage)
     content = settings.hashed(exclude=() if settings.draws() else ("seed",))
     parents = [found[name, index] for name in settings.parents()]
-    return json.dumps([content, parents], sort_keys=True)
+    # Of a fixed length, however many stages are behind it.
+    return records.fingerprint([content, parents])
 
 
 def _varying(groups: Iterable[list[Member]], matrix: dict[str, list[Any]]) -> list[str]:
@@ -135,13 +138,11 @@ def _folder_name(
     return "--".join(parts)
 
 
-def _member(members: list[tuple[Node, set[int]]], index: int) -> Node:
-    return next(node for node, indices in members if index in indices)
+def _distinct(nodes: dict[int, Node]) -> list[Node]:
+    return list({id(node): node for node in nodes.values()}.values())
 
 
-def _gather(
-    recipe: Recipe, stage: str, nodes: dict[str, list[tuple[Node, set[int]]]]
-) -> tuple[Node, set[int]]:
+def _gather(recipe: Recipe, stage: str, nodes: dict[str, dict[int, Node]]) -> Node:
     settings = _seeded(recipe, stage)
-    parents = {name: [node for node, _ in nodes[name]] for name in settings.parents()}
-    return Node(stage, stage, settings, parents), {0}
+    parents = {name: _distinct(nodes[name]) for name in settings.parents()}
+    return Node(stage, stage, settings, parents)

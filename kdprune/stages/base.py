@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, get_args, overload
 
 from kdprune import _registry
@@ -33,11 +33,12 @@ MEASUREMENTS = "measurements"
 
 
 class InvalidRecipe(ValueError):
-    """What is wrong with a recipe: one line for each problem."""
+    """What is wrong with a recipe: one line for each problem, twenty at most."""
 
-    def __init__(self, problems: list[str]):
-        super().__init__("\n".join(problems))
-        self.problems = problems
+    def __init__(self, problems: Iterable[str]):
+        lines = list(itertools.islice(problems, 21))
+        self.problems = [*lines[:20], "and more"] if len(lines) > 20 else lines
+        super().__init__("\n".join(self.problems))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from kdprune.models import (
     register_model,
     save_model,
 )
-from kdprune.models.factories import Dirac, whitening_filters
+from kdprune.models.factories import Dirac, check_model_arguments, whitening_filters
 from kdprune.models.precision import cast_model
 
 SMALL = {"resnet9": {"width": 8}, "dscnn": {"width": 8}, "whitened_cnn": {"width": 8}}
@@ -232,3 +232,29 @@ def test_a_factory_that_gives_no_features_is_told(registry, factory, received):
 def test_a_misspelt_model_names_the_nearest():
     with pytest.raises(ValueError, match="Received: 'resnet_8'; did you mean 'resnet"):
         build_model("resnet_8")
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "said"),
+    [
+        ("resnet", {"depth": "8"}, "model 'resnet': depth: expected a valid integer"),
+        ("resnet", {"filters": 4}, "filters: expected .*, got 4"),
+        ("resnet", {"filters": "abc"}, "filters: expected .*, got 'abc'"),
+        ("resnet", {"filters": [16, "32", 64]}, "filters: expected a valid integer"),
+        ("resnet9", {"width": 1.5}, "width: expected a valid integer, got 1.5"),
+        ("resnet9", {"width": "1e-1"}, "width: expected a valid integer, got 0.1"),
+        ("resnet9", {"width": True}, "width: expected a valid integer, got True"),
+        ("resnet9", {"width": None}, "width: expected a valid integer, got None"),
+        ("resnet9", {"width": float("inf")}, "width: expected a finite number"),
+        ("whitened_cnn", {"activation": 3}, "activation: expected a valid string"),
+    ],
+)  # fmt: skip
+def test_arguments_are_of_the_types_that_the_factory_tells(name, argument, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        build_model(name, **argument)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_number_with_an_exponent_which_yaml_takes_for_text_is_one():
+    assert check_model_arguments("resnet9", {"width": "1e1"}) == {"width": 10}
+    assert check_model_arguments("resnet", {"filters": (4, 8)}) == {"filters": (4, 8)}
