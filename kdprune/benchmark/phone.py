@@ -25,8 +25,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
+
+from kdprune._io import first_line
 from kdprune.benchmark.latency import add_ratios
 from kdprune.tflite.format import read_tflite
 
@@ -44,6 +47,28 @@ _STATISTICS = re.compile(r"\bcount=(\d+)((?: \w+=\S+)+)")
 _PARAMETER = re.compile(r"(Graph|Num threads|Use xnnpack): \[(.*?)\]")
 _PROFILE = "Operator-wise Profiling Info for Regular Benchmark Runs"
 _TABLE = re.compile(r"=+ Run Order =+[ \t]*\n(.*?)(?:\n[^\n]*=====|\Z)", re.DOTALL)
+_TIMES = ("avg", "curr", "median", "p95", "max")
+_MOST_BYTES = 2**26
+
+_Ms = Annotated[float, pydantic.Field(ge=0, le=1e9, allow_inf_nan=False)]
+_Count = Annotated[int, pydantic.Field(ge=1, le=10**9)]
+_MS, _COUNT = pydantic.TypeAdapter(_Ms), pydantic.TypeAdapter(_Count)
+
+
+class _Latency(pydantic.BaseModel, strict=True):
+    num_runs: _Count
+    median_ms: _Ms
+    p95_ms: _Ms
+    avg_ms: _Ms
+    max_ms: _Ms
+
+
+class _Litert(pydantic.BaseModel, strict=True):
+    """What `litert-benchmark` writes, of which more is not read."""
+
+    model: str
+    num_threads: _Count
+    latency: _Latency
 
 
 def run_litert_benchmark(
@@ -232,33 +257,51 @@ def read_results(paths: Sequence[str | PathLike]) -> list[dict[str, Any]]:
     for path in paths:
         if not Path(path).is_file():
             raise FileNotFoundError(f"no result at {path}")
+        if (size := Path(path).stat().st_size) > _MOST_BYTES:
+            raise ValueError(
+                f"{path}: expected a log or JSON of at most {_MOST_BYTES:,} bytes. "
+                f"Received: {size:,}"
+            )
         text = Path(path).read_text(errors="replace").replace("\r", "")
         if text.lstrip().startswith("{"):
-            try:
-                results.append(_read_litert_benchmark(json.loads(text)))
-                continue
-            except (json.JSONDecodeError, LookupError, TypeError) as error:
-                raise ValueError(
-                    f"{path}: expected the JSON of litert-benchmark (--result_json), "
-                    f"received something else ({type(error).__name__}: {error})"
-                ) from error
+            results.append(_parse_litert_benchmark(text, path))
+            continue
         before, *runs = text.split(_BEGIN)
         results += [_read_log(run, path) for run in runs or [before]]
     return _merge(results)
 
 
-def _read_litert_benchmark(content: Mapping[str, Any]) -> dict[str, Any]:
-    times = content["latency"]
+def _parse_litert_benchmark(text: str, path: str | PathLike) -> dict[str, Any]:
+    try:
+        return _read_litert_benchmark(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: expected the JSON of litert-benchmark (--result_json). Received "
+            f"something else: {_why(error)}"
+        ) from error
+
+
+def _why(error: Exception) -> str:
+    if not isinstance(error, pydantic.ValidationError):
+        return first_line(error)
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"])) or "the whole"
+    return f"{place}: {first['msg']}, got {first['input']!r:.60}"
+
+
+def _read_litert_benchmark(content: Any) -> dict[str, Any]:
+    found = _Litert.model_validate(content)
+    times = found.latency
     return {
-        "file": content["model"],
+        "file": found.model,
         "resolver": "litert-benchmark",
-        "threads": content["num_threads"],
+        "threads": found.num_threads,
         "tool": "litert-benchmark",
-        "runs": times["num_runs"],
-        "latency_ms_p50": times["median_ms"],
-        "latency_ms_p95": times["p95_ms"],
-        "latency_ms_mean": times["avg_ms"],
-        "latency_ms_max": times["max_ms"],
+        "runs": times.num_runs,
+        "latency_ms_p50": times.median_ms,
+        "latency_ms_p95": times.p95_ms,
+        "latency_ms_mean": times.avg_ms,
+        "latency_ms_max": times.max_ms,
         "ops": [],
     }
 
@@ -273,20 +316,35 @@ def _read_log(text: str, path: str | PathLike) -> dict[str, Any]:
             f"{' '.join(text[-100:].split()) or 'nothing'!r}"
         )
     runs, rest = found_statistics[-1]
+    try:
+        return _read_figures(head, runs, rest, profile, path)
+    except (ValueError, LookupError) as error:
+        raise ValueError(
+            f"{path}: expected the figures of benchmark_model, finite and above 0. "
+            f"Received: {_why(error)}"
+        ) from error
+
+
+def _read_figures(
+    head: str, runs: str, rest: str, profile: str, path: str | PathLike
+) -> dict[str, Any]:
+    pairs = (pair.partition("=") for pair in rest.split())
     times = {
-        name: float(value) / 1000
-        for name, value in (pair.split("=") for pair in rest.split())
+        name: _MS.validate_python(value) / 1000
+        for name, _, value in pairs
+        if name in _TIMES
     }
-    mean = times.get("avg", times.get("curr"))  # one value where all are the same
+    # One value where all are the same.
+    mean = times["avg"] if "avg" in times else times["curr"]
     parameters = dict(_PARAMETER.findall(head))
     threads = parameters.get("Num threads")
     delegate = {"1": "xnnpack", "0": "builtin"}
     return {
         "file": PurePosixPath(parameters.get("Graph", str(path))).name,
         "resolver": delegate.get(parameters.get("Use xnnpack", ""), "benchmark_model"),
-        "threads": None if threads is None else int(threads),
+        "threads": None if threads is None else _COUNT.validate_python(threads),
         "tool": "benchmark_model",
-        "runs": int(runs),
+        "runs": _COUNT.validate_python(runs),
         "latency_ms_p50": times.get("median"),
         "latency_ms_p95": times.get("p95"),
         "latency_ms_mean": mean,
@@ -305,7 +363,7 @@ def _read_ops(profile: str) -> list[dict[str, Any]]:
         for cells in rows:
             row = dict(zip(head, cells, strict=False))
             if "Name" in row:
-                us = 1000 * float(row["avg ms"])
+                us = 1000 * _MS.validate_python(row["avg ms"])
                 ops.append({"op": row["node type"], "layer": row["Name"], "us": us})
     if len(tables) > 1:  # the delegate's operators stand for its row
         ops = [op for op in ops if not op["op"].endswith("Delegate")]

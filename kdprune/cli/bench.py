@@ -4,6 +4,7 @@ import functools
 import pathlib
 
 from kdprune import records
+from kdprune.cli.options import check_output_file
 
 DESCRIPTION = """Measures how long one image takes, several files interleaved.
 
@@ -118,11 +119,7 @@ def _check(options):
     if missing:
         raise FileNotFoundError(f"no model file at {missing[0]}")
     for name in ("json", "plot"):
-        path = getattr(options, name)
-        if path and not pathlib.Path(path).absolute().parent.is_dir():
-            raise FileNotFoundError(
-                f"--{name} {path}: its folder does not exist; make it"
-            )
+        check_output_file(f"--{name}", getattr(options, name))
     if options.plot and pathlib.Path(options.plot).suffix not in (".png", ".svg"):
         raise ValueError(f"--plot expects OUT.png or OUT.svg. Received: {options.plot}")
 

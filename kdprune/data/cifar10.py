@@ -5,11 +5,13 @@ Reference: Krizhevsky, 2009, https://www.cs.toronto.edu/~kriz/cifar.html.
 
 import hashlib
 import io
+import math
 import os
 import pickle
 import tarfile
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +53,9 @@ _PLACES = (
     "images train/<class>/*.png and test/<class>/*.png; "
     f"or put cifar-10-python.tar.gz from {URL} into the Keras cache, "
 )
+
+# Of a batch, in any of pickle's forms.
+_MOST_BYTES = 2**28
 
 
 def load(*, data_dir: str | os.PathLike | None = None, seed: int = 0) -> Source:
@@ -168,7 +173,7 @@ def _md5(archive: Path) -> str:
 def _read_batches(place: Path, names: tuple[str, ...]) -> Split:
     """Reads batches from a folder or an archive; the archive is never unpacked."""
     if place.is_dir():
-        batches = [_parse((place / n).read_bytes(), place / n) for n in names]
+        batches = [_parse(_content(place / name), place / name) for name in names]
     else:
         if (received := _md5(place)) != ARCHIVE_MD5:
             raise ValueError(
@@ -190,6 +195,15 @@ def _read_batches(place: Path, names: tuple[str, ...]) -> Split:
     return Split(np.concatenate(images), np.concatenate(labels))
 
 
+def _content(batch: Path) -> bytes:
+    if (size := batch.stat().st_size) > _MOST_BYTES:
+        raise ValueError(
+            f"Expected a batch of CIFAR-10, of some 31 MB. Received: {batch}, of "
+            f"{size:,} bytes. Unpack the archive from {URL} again."
+        )
+    return batch.read_bytes()
+
+
 def _parse(content: bytes, file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Turns one pickled batch into images `(n, 32, 32, 3)` and labels `(n,)`."""
     try:
@@ -197,17 +211,26 @@ def _parse(content: bytes, file: Path) -> tuple[np.ndarray, np.ndarray]:
     except Exception as error:  # Damaged pickles raise errors of many types.
         raise ValueError(
             f"Expected a batch of CIFAR-10. Received: {file}, which cannot be read "
-            f"({error or type(error).__name__}). Unpack the archive from {URL} again."
+            f"({_io.first_line(error)}). Unpack the archive from {URL} again."
         ) from error
     entries = {}
     if isinstance(batch, dict):
-        entries = {k.decode() if type(k) is bytes else k: v for k, v in batch.items()}
+        known = {b"data": "data", b"labels": "labels"}
+        entries = {
+            known.get(key, key): value
+            for key, value in batch.items()
+            if type(key) in (bytes, str)
+        }
     data, labels = entries.get("data"), entries.get("labels")
     expected = (IMAGES_PER_BATCH, 3072)
-    if not isinstance(data, _RawArray) or data.shape != expected:
+    if not isinstance(data, _RawArray) or not data.holds(expected):
+        received = type(data).__name__
+        if isinstance(data, _RawArray):
+            size = len(data.raw) if isinstance(data.raw, bytes | bytearray) else 0
+            received = f"{data.shape!r:.60} and {size} bytes"
         raise ValueError(
             f"Expected an array of shape {expected} as data in {file}. "
-            f"Received: {getattr(data, 'shape', type(data).__name__)}."
+            f"Received: {received}."
         )
     if not isinstance(labels, list) or len(labels) != IMAGES_PER_BATCH:
         found = len(labels) if isinstance(labels, list) else type(labels).__name__
@@ -215,11 +238,15 @@ def _parse(content: bytes, file: Path) -> tuple[np.ndarray, np.ndarray]:
             f"Expected a list of {IMAGES_PER_BATCH} labels in {file}. "
             f"Received: {found}."
         )
-    wrong = [i for i, label in enumerate(labels) if label not in range(len(CLASSES))]
+    wrong = [
+        index
+        for index, label in enumerate(labels)
+        if type(label) is not int or not 0 <= label < len(CLASSES)
+    ]
     if wrong:
         raise ValueError(
             f"Expected labels 0 to 9 in {file}. Received: {len(wrong)} others, the "
-            f"first {labels[wrong[0]]!r} at {wrong[0]}."
+            f"first {labels[wrong[0]]!r:.60} at {wrong[0]}."
         )
     images = data.pixels().reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images), np.array(labels, np.int64)
@@ -228,12 +255,26 @@ def _parse(content: bytes, file: Path) -> tuple[np.ndarray, np.ndarray]:
 class _RawArray:
     """What a pickled array of bytes holds, kept away from NumPy's own unpickling."""
 
+    # Of one that a file makes without any; they may be of any type.
+    raw: Any = b""
+    shape: Any = (0,)
+    order: Any = "C"
+
     def __init__(self, raw=b"", shape=(0,), order="C"):
         self.raw, self.shape, self.order = raw, shape, order
 
     def __setstate__(self, state):
         _, shape, _, is_fortran, raw = state
         self.raw, self.shape, self.order = raw, shape, "F" if is_fortran else "C"
+
+    def holds(self, shape: tuple[int, ...]) -> bool:
+        """Whether it is of this shape, and as many bytes."""
+        return (
+            self.shape == shape
+            and isinstance(self.raw, bytes | bytearray)
+            and len(self.raw) == math.prod(shape)
+            and self.order in ("C", "F")
+        )
 
     def pixels(self) -> np.ndarray:
         return np.frombuffer(self.raw, np.uint8).reshape(self.shape, order=self.order)
@@ -255,6 +296,8 @@ def _reconstruct(subtype, shape, code):
 
 
 def _frombuffer(raw, dtype, shape, order):
+    if not isinstance(raw, bytes | bytearray):  # Of a number, bytes() makes so many.
+        raise pickle.UnpicklingError(f"an array of {type(raw).__name__}")
     return _RawArray(bytes(raw), shape, order)
 
 
@@ -262,8 +305,15 @@ def _encode(text, encoding):
     return text.encode("latin1")
 
 
-class _BatchUnpickler(pickle.Unpickler):
+# Python's own in Python, of which the types are not told.
+_PythonUnpickler: Any = getattr(pickle, "_Unpickler")  # noqa: B009
+
+
+class _BatchUnpickler(_PythonUnpickler):
     """Rebuilds bytes and builtin containers; nothing the file names is called.
+
+    The unpickler in C makes room for as many entries as a file of a few bytes says
+    that it will need.
 
     The names that a pickled array is made with lead to stand-ins; any other name
     is refused. Reference:
@@ -280,6 +330,15 @@ class _BatchUnpickler(pickle.Unpickler):
         # How Python 3 writes bytes for Python 2 to read.
         ("_codecs", "encode"): _encode,
     }
+
+    dispatch = dict(_PythonUnpickler.dispatch)
+
+    def _load_build(self):
+        if not isinstance(self.stack[-2], _RawArray | _UInt8):
+            raise pickle.UnpicklingError("it gives a state to what has none")
+        self.load_build()
+
+    dispatch[pickle.BUILD[0]] = _load_build
 
     def find_class(self, module, name):
         if (module, name) not in self.STAND_INS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
-from kdprune._io import first_line
+from kdprune._io import check_memory, first_line
 from kdprune._log import logger, progress
 from kdprune.data.dataset import Split, shorten
 
@@ -97,6 +98,13 @@ class Reader:
                 class is left, or sizes differ: one line that names them.
         """
         files = [file for part in parts.values() for file, _ in part]
+        if self.image_size is not None:
+            pixels = math.prod(self.image_size)
+            check_memory(
+                len(files) * pixels * self.channels,
+                f"{len(files):,} images of {_by(self.image_size)}",
+                "give a smaller image_size, or take fewer images",
+            )
         decoded = self._decode(files)
         faults: list[str] = []
         sizes: list[str] = []
@@ -117,6 +125,11 @@ class Reader:
                     continue
                 if not kept:
                     shape = (len(part), *self._first[1], self.channels)
+                    check_memory(
+                        math.prod(shape),
+                        f"{len(part):,} images of {_by(shape[1:3])}",
+                        "give a smaller image_size, or take fewer images",
+                    )
                     images = np.empty(shape, np.uint8)
                 images[len(kept)] = found
                 kept.append(label)
@@ -163,6 +176,8 @@ class Reader:
     def _read_file(self, file: Path) -> NDArray[np.uint8] | str:
         """Decodes one image, uint8 of shape `(height, width, channels)`."""
         try:
+            if not file.is_file():  # A pipe would be waited for.
+                return "no file but a pipe, a socket or a device"
             if not file.stat().st_size:
                 return "empty"
             with Image.open(file, formats=FORMATS) as opened:

@@ -160,6 +160,7 @@ def test_a_phone_s_log_is_shown_and_recorded(tmp_path, capsys):
         (["FILE", "--resolvers", "xnnpack", "FILE"], "files stand before --resolvers"),
         (["--adb", "FILE", "--resolvers", "reference"], "xnnpack or builtin"),
         (["FILE", "--json", "nowhere/out.json"], "its folder does not exist"),
+        (["FILE", "--json", "."], "--json expects a file. Received: ., a folder"),
         (["FILE", "--plot", "out.pdf"], "--plot expects OUT.png or OUT.svg"),
         (["FILE", "--import", "WORDS"], "expects .tflite files, or --import"),
         (["--import", "WORDS"], "expected the output of benchmark_model"),

@@ -185,6 +185,26 @@ def test_recorded_json_of_litert_benchmark_is_read(tmp_path):
         (LOG[: LOG.index("count=812")], "expected the output of benchmark_model"),
         ('{"latency": {}}', "expected the JSON of litert-benchmark"),
         ("{ half", "expected the JSON of litert-benchmark"),
+        *(
+            (
+                json.dumps({**RECORDED, "latency": {**RECORDED["latency"], **wrong}}),
+                said,
+            )
+            for wrong, said in [
+                ({"median_ms": "0.08"}, "latency.median_ms: .* got '0.08'"),
+                ({"median_ms": -1}, "latency.median_ms: .* got -1"),
+                ({"median_ms": float("nan")}, "latency.median_ms: .* got nan"),
+                ({"p95_ms": 10**400}, "latency.p95_ms: .* got 1000"),
+                ({"num_runs": 0}, "latency.num_runs: .* got 0"),
+            ]
+        ),
+        (json.dumps(RECORDED).replace("0.08", "1e999"), "median_ms: .* got inf"),
+        (json.dumps(RECORDED).replace("0.08", "9" * 5000), "Exceeds the limit"),
+        ('{"a":' * 9_000 + "1" + "}" * 9_000, "expected the JSON of litert-benchmark"),
+        (LOG.replace("avg=", "avg=-"), "expected the figures of benchmark_model"),
+        (LOG.replace("avg=", "avg=1e400"), "expected the figures of benchmark_model"),
+        (LOG.replace("count=", "count=" + "9" * 5000), "expected the figures of"),
+        (LOG.replace("avg=", "arg="), "expected the figures of benchmark_model"),
     ],
 )
 def test_other_files_are_refused_by_name(tmp_path, text, message):

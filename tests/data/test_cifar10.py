@@ -213,6 +213,32 @@ class TestMissing:
 
 
 class TestDamaged:
+    @pytest.mark.parametrize(
+        "array",
+        [
+            b"K\x05",
+            b"cnumpy\nndarray\n",
+            b"cnumpy\nndarray\n)\x81",
+            # Its content no bytes, or too few.
+            b"cnumpy\nndarray\n)\x81(K\x01(K\x14M\x00\x0ctNK\x00Ntb",
+            b"cnumpy\nndarray\n)\x81(K\x01(K\x14M\x00\x0ctNK\x00U\x03abctb",
+            b"cnumpy.core.multiarray\n_reconstruct\n(NNNtRK\x05b",
+            # A state given to a function or a class, which stays changed.
+            b"cnumpy.core.multiarray\n_reconstruct\n(NU\x01xU\x01yd}tb",
+            b"cnumpy\nndarray\n}U\x01aK\x01sb",
+            # Memory for 2 GB of zeros, and for a memo of a thousand million entries.
+            b"cnumpy.core.numeric\n_frombuffer\n(J\xff\xff\xff\x7fNNU\x01CtR",
+            b"]r\xff\xff\xff\x3f",
+            b"U\x02\xff\xff",
+        ],
+    )
+    def test_an_array_that_is_none_is_told_in_a_line(self, home, array):
+        batch = b"\x80\x02}(U\x04data" + array + b"U\x06labels]u."
+        (home / "cifar-10-batches-py" / "data_batch_1").write_bytes(batch)
+        with pytest.raises(ValueError, match=r"^Expected .*data_batch_1") as caught:
+            load_dataset("cifar10", data_dir=home)
+        assert "\n" not in str(caught.value)
+
     def test_a_pickle_that_runs_a_command_is_refused(self, home, tmp_path):
         class Attack:
             def __reduce__(self):
