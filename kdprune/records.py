@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+import pydantic
+
 from kdprune._io import read_json, sha256, write_json
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "fingerprint",
     "machine",
     "read_json",
+    "read_record",
     "sha256",
     "versions",
     "write_json",
@@ -90,6 +93,39 @@ def describe_outputs(
         name: {"sha256": sha256(path), "bytes": path.stat().st_size}
         for name, path in paths.items()
     }
+
+
+class _Output(pydantic.BaseModel, strict=True):
+    sha256: str
+    bytes: int
+
+
+class _Record(pydantic.BaseModel, strict=True):
+    """What a record is gone by; the other figures are read by the report."""
+
+    fingerprint: str
+    outputs: dict[str, _Output]
+    published: dict[str, str] = {}
+    identity: str | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _names_stay_inside(self) -> _Record:
+        names = [*self.outputs, *self.published]
+        if any(part in ("", ".", "..") for name in names for part in name.split("/")):
+            raise ValueError("a file outside of the folder")
+        if not set(self.published.values()) <= set(self.outputs):
+            raise ValueError("a file is shown that is no output")
+        return self
+
+
+def read_record(path: str | os.PathLike) -> dict[str, Any] | None:
+    """Reads a stage's record; a missing, broken or unfit one is None."""
+    found = read_json(path)
+    try:
+        _Record.model_validate(found)
+    except pydantic.ValidationError:
+        return None
+    return found
 
 
 def command() -> str:

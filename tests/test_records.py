@@ -2,6 +2,8 @@
 
 import sys
 
+import pytest
+
 from kdprune import records
 
 
@@ -24,3 +26,30 @@ def test_a_broken_record_counts_as_none(tmp_path):
     path.write_text('{"done": tr')
     assert records.read_json(path) is None
     assert records.read_json(tmp_path / "absent.json") is None
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "[]",
+        "null",
+        '{"fingerprint": "a"}',
+        '{"fingerprint": "a", "outputs": {"x": {"sha256": 1, "bytes": 2}}}',
+        '{"fingerprint": "a", "outputs": {"../x": {"sha256": "1", "bytes": 2}}}',
+        '{"fingerprint": "a", "outputs": {"/x": {"sha256": "1", "bytes": 2}}}',
+        '{"fingerprint": "a", "outputs": {}, "published": {"x": "y"}}',
+        '{"fingerprint": "a", "outputs": {}, "identity": 3}',
+        "[" * 9_000,
+    ],
+)
+def test_a_record_of_another_form_is_as_if_nothing_were_done(tmp_path, record):
+    (tmp_path / "record.json").write_text(record)
+    assert records.read_record(tmp_path / "record.json") is None
+
+
+def test_a_record_is_read_with_all_that_it_holds(tmp_path):
+    outputs = {"kit/model.h": {"sha256": "1", "bytes": 2}}
+    record = {"fingerprint": "a", "outputs": outputs, "published": {"m": "kit/model.h"}}
+    records.write_json(tmp_path / "record.json", {**record, "results": {"x": [1]}})
+    read = records.read_record(tmp_path / "record.json")
+    assert read == {**record, "results": {"x": [1]}}

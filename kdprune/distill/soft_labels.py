@@ -18,6 +18,7 @@ from kdprune._graph import final_activation
 from kdprune._log import logger
 
 _STORE = "store.json"
+_MOST_VIEWS = 1_000  # What three digits in a file's name can tell.
 # Parts of a layer's config that change no logits: how weights were drawn and learned,
 # and what Keras calls things. The precision has its own entry.
 _NO_LOGITS = ("name", "trainable", "dtype", "module", "registered_name", "build_config")
@@ -71,7 +72,8 @@ def write_soft_labels(
     """Stores teachers' logits for augmentation views of every image.
 
     A file per view, each written whole; called again after an interruption, it
-    goes on with the first view that is missing.
+    goes on with the first view that is missing. The checksums of the views stand in
+    the store: one that was changed, or that has none, is stored again.
 
     Args:
         teachers: A `keras.Model` that gives logits, or several, whose mean is stored.
@@ -100,17 +102,27 @@ def write_soft_labels(
     found = _read_store(folder)
     if found:
         _check_key(folder, found, key)
+    store = {**found, **key, "views": views}
     if found.get("views") != views:
-        _write(folder / _STORE, json.dumps({**found, **key, "views": views}).encode())
+        _write(folder / _STORE, json.dumps(store).encode())
+    sums = _sums(found)
     for view, path in enumerate(_paths(folder, views)):
         if path.exists():
-            continue
+            if _io.sha256(path) == sums.get(path.name):
+                continue
+            logger.warning(
+                "soft labels: %s is not as it was stored; view %d is stored again",
+                path,
+                view + 1,
+            )
         started = time.perf_counter()
         logits = _checked(_mean_logits(teachers, read_view(view)))
         # Given a file, NumPy writes past Python, and a full disk goes unnoticed.
         content = io.BytesIO()
         np.save(content, logits)
         _write(path, content.getbuffer())
+        sums[path.name] = _io.sha256(content.getvalue())
+        _write(folder / _STORE, json.dumps({**store, "sha256": sums}).encode())
         seconds = time.perf_counter() - started
         logger.info("soft labels: view %d of %d, %.0f s", view + 1, views, seconds)
 
@@ -318,16 +330,20 @@ def _read_store(folder: Path) -> dict[str, Any]:
     path = folder / _STORE
     if not path.exists():
         return {}
-    try:
-        found = json.loads(path.read_text())
-        if not isinstance(found["views"], int):
-            raise TypeError("views")
-    except (ValueError, KeyError, TypeError) as error:
+    found = _io.read_object(path)
+    views = found.get("views")
+    if type(views) is not int or not 1 <= views <= _MOST_VIEWS:
         raise ValueError(
             f"{path}: expected the number of views of soft labels, got a file without "
             "it; remove the folder and store them again"
-        ) from error
+        )
     return found
+
+
+def _sums(store: Mapping[str, Any]) -> dict[str, str]:
+    """The views' checksums by their files; none in a store of an earlier version."""
+    sums = store.get("sha256")
+    return dict(sums) if isinstance(sums, dict) else {}
 
 
 def _check_key(folder: Path, found: Mapping[str, Any], key: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ import tf_keras as keras
 from numpy.typing import NDArray
 
 from kdprune._graph import is_graph_model, nodes, rebuild
-from kdprune._io import read_json, sha256
+from kdprune._io import read_object, sha256
 
 layers = keras.layers
 
@@ -224,12 +224,13 @@ def _of_record(path: Path) -> tuple[str, ...] | None:
     records = [path.parent / "record.json", *sorted(path.parent.glob("*/record.json"))]
     digest = None
     for place in records:
-        record = read_json(place)
-        if not isinstance(record, dict) or not isinstance(record.get("outputs"), dict):
+        record = read_object(place)
+        if not isinstance(record.get("outputs"), dict):
             continue
         digest = digest or sha256(path)
         outputs = [o for o in record["outputs"].values() if isinstance(o, dict)]
-        classes = (record.get("data") or {}).get("classes")
+        data = record.get("data")
+        classes = data.get("classes") if isinstance(data, dict) else None
         if isinstance(classes, list) and digest in [o.get("sha256") for o in outputs]:
             return tuple(map(str, classes))
     return None

@@ -95,7 +95,7 @@ def write_kit(
         raise FileExistsError(
             f"{folder} exists: a kit goes into a new folder. Remove it, or name another"
         )
-    classes = _check_names(name, classes)
+    classes = check_names(name, classes)
     models = {
         dtype: _read(file, f"the {dtype} model: ")
         for dtype, file in (("int8", int8), ("uint8", uint8))
@@ -175,7 +175,7 @@ def label_file(
         ValueError: If it is not a `.tflite` file of one image classifier, or the
             classes are not names, or not as many as its outputs.
     """
-    classes = _check_names(name, classes)
+    classes = check_names(name, classes)
     content = read_content(file)
     found = inspect_tflite(content)
     image, _ = _check_shapes(found, "the model")
@@ -199,7 +199,8 @@ def label_file(
     )
 
 
-def _check_names(name: str, classes: Iterable[str]) -> tuple[str, ...]:
+def check_names(name: str, classes: Iterable[str]) -> tuple[str, ...]:
+    """Raises `ValueError` for a name of a kit or of a class that is unfit for it."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
         raise ValueError(
             "name must start with a letter and hold letters, digits, '-' and '_'. "

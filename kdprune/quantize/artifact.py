@@ -151,13 +151,16 @@ def read_plan(folder: str | os.PathLike) -> dict[str, Any]:
     plan = _io.read_json(path)
     if not isinstance(plan, dict):
         raise ValueError(f"{path} is no plan: run the quantizing stage again")
-    if plan.get("method") not in _FILES:
+    if plan.get("method") not in list(_FILES):
         raise ValueError(
             f"{path}: method must be one of {', '.join(_FILES)}. "
             f"Received: {plan.get('method')!r}"
         )
+    files = plan.get("files")
+    if not isinstance(files, dict):
+        raise ValueError(f"{path} names no files: run the quantizing stage again")
     for name in _FILES[plan["method"]]:
-        if _io.sha256(path.parent / name) != plan.get("files", {}).get(name):
+        if _io.sha256(path.parent / name) != files.get(name):
             raise ValueError(
                 f"{path.parent / name} is not the file {_PLAN} was written for: "
                 "run the quantizing stage again"

@@ -7,7 +7,6 @@ import functools
 import pathlib
 import shutil
 import time
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +73,7 @@ class Run:
         if node.name not in self._records:
             if not all(self.record(parent) for parent in node.all_parents()):
                 return None
-            record = _io.read_json(self.folder / node.name / _RECORD)
+            record = records.read_record(self.folder / node.name / _RECORD)
             if not record or self._fingerprint(node) != record.get("fingerprint"):
                 return None
             if not self._holds(node, record["outputs"]):
@@ -195,7 +194,7 @@ class Run:
 
     def half_done(self, node: Node) -> bool:
         """Whether a node was started with its present inputs and not ended."""
-        begun = _io.read_json(self.folder / node.name / _BEGUN) or {}
+        begun = _io.read_object(self.folder / node.name / _BEGUN)
         return begun.get("fingerprint") == self._fingerprint(node)
 
     def _prepare(self, node: Node, fingerprint: str) -> pathlib.Path:
@@ -205,7 +204,7 @@ class Run:
         ours = {_BEGUN, f"{_BEGUN}.partial", _RECORD}
         if folder.exists():
             # Killed at its first file, a stage leaves nothing but a part of it.
-            remove_partial(folder.rglob("*"))
+            remove_partial(folder)
             found = {path.name for path in folder.iterdir()}
             if found and not found & ours:
                 raise ValueError(
@@ -220,9 +219,12 @@ class Run:
         return folder
 
 
-def remove_partial(paths: Iterable[pathlib.Path]) -> None:
+def remove_partial(folder: pathlib.Path) -> None:
     """Removes what a killed process was writing, which is in no place yet."""
-    for path in list(paths):
-        hidden = path.name.startswith(".") and _io.PARTIAL in path.suffixes
-        if hidden and path.is_file():
-            path.unlink()
+    for path in list(folder.rglob(".*")):
+        if _io.PARTIAL not in path.suffixes or path.is_symlink():
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

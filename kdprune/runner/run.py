@@ -54,7 +54,7 @@ def execute(current: Run, nodes: list[Node], jobs: int = 1) -> None:
     """Runs some nodes of a run, each after those it needs; see `run`."""
     _check_writable(current.folder)
     with _only_run_of(current.folder) as lock:
-        remove_partial(current.folder.iterdir())
+        remove_partial(current.folder)
         check(nodes, current)
         if jobs != 1:
             parallel.execute(current, nodes, jobs, lock)

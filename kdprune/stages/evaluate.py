@@ -59,6 +59,13 @@ class Evaluate(Stage):
             "test": _test_sha256(run, node),
         }
 
+    def check(self, run: Run, node: Node) -> None:
+        from kdprune.kit.build import check_names
+
+        super().check(run, node)
+        if run.recipe.flagship:  # Its files are labelled in the end.
+            check_names(run.recipe.name, run.dataset.classes)
+
     def execute(self, run: Run, node: Node, folder: pathlib.Path) -> Result:
         """Scores every model and file on the test images; writes `metrics.json`."""
         from kdprune import evaluate

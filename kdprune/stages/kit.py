@@ -42,6 +42,15 @@ class Kit(Stage):
                 "recipe, got none"
             )
 
+    def check(self, run: Run, node: Node) -> None:
+        from kdprune.kit.build import check_names
+
+        super().check(run, node)
+        try:
+            check_names(self.name, run.dataset.classes)
+        except ValueError as error:
+            raise ValueError(f"stages.{node.stage}: {error}") from error
+
     def execute(self, run: Run, node: Node, folder: pathlib.Path) -> Result:
         """Writes the flagship's ship kit, with what was measured of it."""
         from kdprune import kit, tflite

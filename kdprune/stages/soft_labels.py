@@ -63,9 +63,11 @@ class SoftLabels(Stage):
         teachers = [fitting.load_node(run, one) for one in node.parents_of("teacher")]
         teachers = fitting.cast_teachers(teachers, self.precision)
         key = distill.store_key(teachers, split, augment=augment, seed=self.own_seed)
-        half_done = _io.read_json(folder / _STORE)
-        if half_done and {**half_done, **json.loads(json.dumps(key))} != half_done:
-            # Begun on a processor for which another precision is the fast one.
+        half_done = _io.read_object(folder / _STORE)
+        told = {**json.loads(json.dumps(key)), "views": self.views}
+        if (folder / _STORE).exists() and {**half_done, **told} != half_done:
+            # Begun on a processor for which another precision is the fast one, or
+            # changed since.
             for path in (folder / _STORE, *folder.glob(_VIEWS)):
                 path.unlink()
 

@@ -12,8 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from kdprune import _io
+from kdprune._log import logger
 
 _NAME = re.compile(r"epoch-(\d+)$")
+_SUMS = "sums.json"
 
 
 class Checkpoints:
@@ -21,7 +23,8 @@ class Checkpoints:
 
     A checkpoint is a folder `epoch-N`, written under another name and moved into
     place, then the older one is removed: a run killed at any moment leaves the
-    old state or the new.
+    old state or the new. It holds the checksums of its files: one that was changed,
+    cut short or copied is not gone on from.
 
     Args:
         folder: Where the checkpoints live; made when the first is saved.
@@ -54,8 +57,10 @@ class Checkpoints:
             if weights is not None:
                 np.savez(partial / "kept.npz", *weights)
             _io.write_json(partial / "state.json", state)
-            for file in partial.iterdir():
-                _sync(file)
+            sums = {file.name: _io.sha256(file) for file in partial.iterdir()}
+            _io.write_json(partial / _SUMS, {"epoch": epoch, "sha256": sums})
+            for file in (*partial.iterdir(), partial):
+                _io.sync(file)
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise OSError(
@@ -65,6 +70,7 @@ class Checkpoints:
             ) from error
         shutil.rmtree(new, ignore_errors=True)
         os.replace(partial, new)
+        _io.sync(self.folder)
         for old in self._all():
             if old != new:
                 shutil.rmtree(old)
@@ -72,17 +78,28 @@ class Checkpoints:
     def restore(self) -> tuple[int, Any, list | None] | None:
         """Loads the newest checkpoint into the trackables.
 
+        A checkpoint that is damaged is removed, with a line that says so.
+
         Returns:
             `(epochs done, state, kept weights or None)`, or None if there is no
-            checkpoint.
+            checkpoint that is whole.
 
         Raises:
             ValueError: If the checkpoint is of another model or optimizer.
         """
-        found = self._all()
-        if not found:
+        for newest in reversed(self._all()):
+            damage = _damage(newest)
+            if damage is None:
+                break
+            logger.warning(
+                "the checkpoint %s is damaged (%s): it is removed, and training goes "
+                "on from the one before, or starts again",
+                newest,
+                damage,
+            )
+            shutil.rmtree(newest)
+        else:
             return None
-        newest = found[-1]
         try:
             status = self._checkpoint.read(str(newest / "variables"))
             status.assert_existing_objects_matched()
@@ -95,11 +112,6 @@ class Checkpoints:
                 f"{reason}. Remove that folder to start again."
             ) from error
         state = _io.read_json(newest / "state.json")
-        if state is None:
-            raise ValueError(
-                f"the checkpoint {newest} has no readable state.json. Remove that "
-                "folder to start again."
-            )
         weights = None
         if (newest / "kept.npz").exists():
             with np.load(newest / "kept.npz") as kept:
@@ -117,10 +129,26 @@ def _epoch(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
-def _sync(path: Path) -> None:
-    """Has the disk hold what was written, before the folder is moved into place."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+def _damage(checkpoint: Path) -> str | None:
+    """What in a checkpoint is not as it was saved, or None."""
+    told = _io.read_object(checkpoint / _SUMS)
+    if not (checkpoint / _SUMS).exists():
+        # Of a version that wrote none: what it is of is told by its state alone.
+        state = _io.read_json(checkpoint / "state.json")
+        if state is None:
+            return "state.json can't be read"
+        if isinstance(state, list) and len(state) != _epoch(checkpoint):
+            return f"it is of epoch {len(state)}"
+        return None
+    if told.get("epoch") != _epoch(checkpoint):
+        return f"it is of epoch {told.get('epoch')}"
+    expected = told.get("sha256")
+    found = {path.name for path in checkpoint.iterdir() if path.name != _SUMS}
+    if not isinstance(expected, dict) or found != set(expected):
+        return "files are missing, or there are others"
+    changed = (n for n in sorted(found) if _io.sha256(checkpoint / n) != expected[n])
+    wrong = next(changed, None)
+    return None if wrong is None else f"{wrong} was changed"
 
 
 def _first_line(error: BaseException) -> str:

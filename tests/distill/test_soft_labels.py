@@ -1,5 +1,6 @@
 """Soft labels are stored whole, once, and are what the teacher says."""
 
+import json
 import resource
 
 import numpy as np
@@ -77,11 +78,32 @@ def test_an_interrupted_store_goes_on_with_the_first_missing_view(split, tmp_pat
     assert asked == [0, 1, 2, 3]
     after = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     assert sorted(after) == ["store.json", *(f"view-00{view}.npy" for view in range(4))]
-    assert {name: after[name] for name in before} == before
+    views = ("view-000.npy", "view-001.npy")
+    assert [after[name] for name in views] == [before[name] for name in views]
     np.testing.assert_array_equal(
         load_soft_labels(tmp_path)[3],
         teacher.predict(read_view(3), verbose=0).astype(np.float16),
     )
+
+
+@pytest.mark.parametrize("damage", ["byte", "sums", "cut"])
+def test_a_view_that_is_not_as_it_was_stored_is_stored_again(
+    split, tmp_path, damage, caplog
+):
+    teacher, asked = network(split), []
+    stop_half_way(teacher, views_of(split, asked), tmp_path)
+    damaged, whole = tmp_path / "view-001.npy", (tmp_path / "view-001.npy").read_bytes()
+    if damage == "sums":  # As in a store of an earlier version.
+        store = json.loads((tmp_path / "store.json").read_text())
+        del store["sha256"]["view-001.npy"]
+        (tmp_path / "store.json").write_text(json.dumps(store))
+    else:
+        other = whole[:-1] + (b"" if damage == "cut" else bytes([whole[-1] ^ 1]))
+        damaged.write_bytes(other)
+    write_soft_labels(teacher, views_of(split, asked), tmp_path, views=4, key={})
+    assert asked == [0, 1, 1, 2, 3]
+    assert damaged.read_bytes() == whole
+    assert "view 2 is stored again" in caplog.text
 
 
 def test_a_half_written_view_is_not_taken_for_a_whole_one(split, tmp_path):

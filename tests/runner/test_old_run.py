@@ -38,6 +38,14 @@ def test_what_an_earlier_version_did_is_done(old_run, states):
     assert states(load_recipe(RECIPE), old_run) == EXPECTED
 
 
+@pytest.mark.parametrize("content", ["[]", "{", '{"fingerprint": 3}', ""])
+def test_records_that_are_none_leave_stages_to_do(old_run, states, content):
+    for name in ("record.json", "begun.json"):
+        (old_run / "measured" / name).write_text(content)
+    found = states(load_recipe(RECIPE), old_run)
+    assert found == {**EXPECTED, "measured": "to do"}
+
+
 def test_another_machine_finds_the_same_stages_done(old_run, states, monkeypatch):
     monkeypatch.setattr(records, "machine", lambda: {"processor": "another"})
     monkeypatch.setattr(records, "versions", lambda: {"python": "3.99"})

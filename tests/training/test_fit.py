@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -349,6 +350,58 @@ def test_without_validation_images_training_is_watched_all_the_same(tmp_path):
     with pytest.raises(TrainingDiverged, match="the weight .* by step 8"):
         train_unseen(ruined, folder=tmp_path)
     assert checkpoints(tmp_path) == ["epoch-1"]
+
+
+def damage_state(folder):
+    history = json.loads((folder / "state.json").read_text())
+    history[0]["val_accuracy"] = 0.99
+    (folder / "state.json").write_text(json.dumps(history))
+
+
+def flip_a_byte(folder):
+    (variables,) = folder.glob("variables.data*")
+    content = bytearray(variables.read_bytes())
+    content[len(content) // 2] ^= 1
+    variables.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (damage_state, "state.json was changed"),
+        (flip_a_byte, "variables.data-00000-of-00001 was changed"),
+        (lambda folder: (folder / "state.json").unlink(), "files are missing"),
+        (lambda folder: (folder / "sums.json").write_text("[]"), "is of epoch None"),
+        (lambda folder: shutil.copytree(folder, folder.with_name("epoch-999")),
+         "it is of epoch 2"),
+    ],
+    ids=["edited", "flipped", "missing", "another form", "copied"],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_told_and_training_ends_as_without(
+    tmp_path, damage, said, caplog
+):
+    def run(epochs, folder):
+        seed_everything(0)
+        return without_seconds(
+            train(compiled(small_model(), sgd()), epochs, folder=folder)
+        )
+
+    whole = run(3, tmp_path / "whole")
+    run(2, tmp_path / "half")
+    damage(tmp_path / "half/checkpoints/epoch-2")
+    assert run(3, tmp_path / "half") == whole
+    assert said in caplog.text and "is removed" in caplog.text
+
+
+def test_a_checkpoint_of_a_version_without_checksums_is_gone_on_from(tmp_path, caplog):
+    seed_everything(0)
+    train(compiled(small_model(), sgd()), 1, folder=tmp_path)
+    saved = tmp_path / "checkpoints/epoch-1"
+    (saved / "sums.json").unlink()
+    shutil.copytree(saved, saved.with_name("epoch-7"))
+    history = train(compiled(small_model(), sgd()), 2, folder=tmp_path)
+    assert [row["epoch"] for row in history] == [1, 2]
+    assert "it is of epoch 1" in caplog.text
 
 
 def test_a_checkpoint_of_another_model_or_optimizer_is_refused_in_one_line(tmp_path):
