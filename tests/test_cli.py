@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from PIL import Image
 from kdprune import cli
 from kdprune.cli import recipes
 from kdprune.models import build_model, save_model
+from kdprune.runner.errors import explain
 
 QUICKSTART = str(pathlib.Path(__file__).parents[1] / "configs" / "quickstart.yaml")
 # Of the recipe as it is, whose ten thousand images take seconds to make.
@@ -258,3 +260,28 @@ def test_a_script_runs_its_stage_and_what_that_needs(tmp_path):
     )
     made = {path.name for path in tmp_path.iterdir() if path.is_dir()}
     assert made == {"student_alone"}
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_what_ends_a_command_from_outside_says_how_to_go_on(name):
+    program = (
+        "import os, signal, sys\n"
+        "from kdprune.cli.stopping import stop_in_a_line\n"
+        "if sys.argv[2:]: signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "stop_in_a_line()\n"
+        "os.kill(os.getpid(), getattr(signal, sys.argv[1]))\n"
+    )
+    command = [sys.executable, "-c", program, name]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 128 + getattr(signal, name)
+    assert result.stderr.strip() == (
+        "stopped; run the same command again to go on from here"
+    )
+    ignored = subprocess.run([*command, "nohup"], capture_output=True, text=True)
+    assert (ignored.returncode == 0) == (name == "SIGHUP")
+
+
+def test_want_of_memory_is_one_line():
+    (line,) = explain(MemoryError("Unable to allocate 2 TiB"))
+    assert line.startswith("out of memory: Unable to allocate 2 TiB. Free are ")
+    assert "take fewer or smaller images" in line

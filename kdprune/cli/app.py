@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -84,7 +82,6 @@ def _guarded(
 
     A user's errors become a line each and exit status 2.
     """
-    before = signal.signal(signal.SIGINT, _stop)
     try:
         with _log.shown():
             return function(options) or 0
@@ -95,16 +92,3 @@ def _guarded(
         for line in lines:
             print(f"kdprune: {line}", file=sys.stderr)
         return 2
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _stop(*_: object) -> None:
-    """Ends the process at Ctrl-C, at once.
-
-    Nothing is lost, as nothing is by SIGKILL. A KeyboardInterrupt instead would be
-    swallowed where TensorFlow calls back into Python.
-    """
-    message = "\nstopped; run the same command again to go on from here\n"
-    os.write(sys.stderr.fileno(), message.encode())
-    os._exit(130)

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import threading
 from collections.abc import Sequence
 from typing import IO
 
+from kdprune import _io
 from kdprune._log import logger
 from kdprune.runner.folder import Run
 from kdprune.stages import Node
@@ -178,6 +180,14 @@ def _end(job: _Job) -> None:
         message = f"stage {job.node.name!r}: {lines[-1].removeprefix(ERROR)}"
         # The traceback is in what it said.
         raise ValueError(message) from RuntimeError(said)
+    if status < 0:
+        name = signal.Signals(-status).name
+        cause = "; out of memory?" if status == -signal.SIGKILL else ""
+        raise ValueError(
+            f"stage {job.node.name!r}: its process was ended by {name}{cause} "
+            f"{_io.describe_memory()}. Run the same command again to go on from "
+            "here, with fewer --jobs"
+        )
     sys.stderr.write(said)
     raise RuntimeError(
         f"the process of stage {job.node.name!r} ended with status {status}"
