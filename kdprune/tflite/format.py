@@ -65,8 +65,26 @@ _DAMAGE = (
 )
 OPERATORS = frozenset(_OP_CODES)
 
-
 _WITH_KERNEL = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+# Inputs that an operator can't do without. What is not named here, such as a call of
+# another graph, may have none; what has a state may have no output.
+_STATEFUL = (
+    "ASSIGN_VARIABLE CALL CALL_ONCE CUSTOM DELEGATE HASHTABLE HASHTABLE_FIND "
+    "HASHTABLE_IMPORT HASHTABLE_SIZE IF READ_VARIABLE VAR_HANDLE WHILE PLACEHOLDER_FOR_"
+    "GREATER_OP_CODES RANDOM_STANDARD_NORMAL RANDOM_UNIFORM MULTINOMIAL"
+).split()
+_TWO = (
+    "CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED ADD SUB MUL DIV MAXIMUM MINIMUM POW "
+    "SQUARED_DIFFERENCE MEAN SUM REDUCE_MAX REDUCE_MIN PAD MIRROR_PAD TRANSPOSE PRELU "
+    "BATCH_MATMUL GATHER RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR ARG_MAX ARG_MIN"
+).split()
+_THREE = ("TRANSPOSE_CONV", "SLICE", "PADV2")
+_INPUTS = {
+    **{name: 1 for name in _OP_CODES if name not in _STATEFUL},
+    **dict.fromkeys(_TWO, 2),
+    **dict.fromkeys(_THREE, 3),
+    "STRIDED_SLICE": 4,
+}
 
 
 @dataclass(frozen=True)
@@ -680,9 +698,20 @@ def _parse_graph(
             )
         )
     for found in ops:
+        _check_ends(found)
         _check_widened(found, tensors)
     inputs = _indices(graph.InputsAsNumpy(), tensors)
     return Graph(tensors, ops, inputs, _indices(graph.OutputsAsNumpy(), tensors))
+
+
+def _check_ends(op: Op) -> None:
+    """Refuses an operator without what every reader of it takes for granted."""
+    needed = _INPUTS.get(op.name, 0)
+    given = op.inputs[:needed]
+    if len(given) < needed or -1 in given:
+        raise ValueError(f"{op.name} expects {needed} inputs, and has {op.inputs}")
+    if op.name in _INPUTS and (not op.outputs or -1 in op.outputs):
+        raise ValueError(f"{op.name} expects an output, and has none")
 
 
 def _check_widened(op: Op, tensors: list[Tensor]) -> None:

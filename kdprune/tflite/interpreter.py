@@ -7,6 +7,7 @@ from ai_edge_litert import interpreter as litert
 from ai_edge_litert.interpreter import Interpreter
 
 from kdprune._io import first_line
+from kdprune.tflite import trial
 from kdprune.tflite.format import File, parse_graphs, prefix, read_content
 
 # Kernels: the default on devices, optimized ones without a delegate, plain loops.
@@ -31,7 +32,8 @@ def open_interpreter(
             outputs alone. Delegates keep theirs to themselves.
 
     Returns:
-        An allocated interpreter for one image at a time.
+        An allocated interpreter for one image at a time. The file has scored one in
+        another process before, so that a file that ends its process is told.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -51,6 +53,7 @@ def open_interpreter(
             f"{start}an image classifier has one input and one output. "
             f"Received: {len(graph.inputs)} and {len(graph.outputs)}"
         )
+    try_out(content, start, resolver, threads)
     try:
         interpreter = open_content(content, resolver, threads, keep_all)
         source = interpreter.get_input_details()[0]
@@ -63,6 +66,19 @@ def open_interpreter(
             f"{start}the runtime ({resolver}) cannot run it: {first_line(error)}"
         ) from error
     return interpreter
+
+
+def try_out(
+    content: bytes, start: str = "", resolver: str = "xnnpack", threads: int = 1
+) -> None:
+    """Has another process score an image, before this one trusts a file.
+
+    Raises:
+        ValueError: If the runtime can't, or ends its process.
+    """
+    fault = trial.fault(content, RESOLVERS[resolver].value, threads)
+    if fault is not None:
+        raise ValueError(f"{start}the runtime ({resolver}) cannot run it: {fault}")
 
 
 def open_content(

@@ -1,6 +1,8 @@
 """Damaged .tflite files end in one line, whatever is wrong with them."""
 
+import math
 import random
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,8 @@ import pytest
 
 from kdprune.benchmark import measure_latency
 from kdprune.tflite import describe_file, format, open_interpreter
+
+INT8 = Path(__file__).parents[2] / "results/article/model_int8.tflite"
 
 # Every mutation runs whole: read, described, opened, invoked. Only a ValueError
 # may come out; a crash of the C++ side would end the process by a signal.
@@ -120,6 +124,142 @@ def test_random_damage_never_crashes_the_process(tflites, tmp_path, kind):
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert 15 < int(result.stdout) <= 80
+
+
+def change(kind):
+    """`change("scale")(model)` makes a valid file of wrong meaning."""
+
+    def without_scales(graph):
+        tensor = graph.tensors[graph.operators[0].outputs[0]]
+        tensor.quantization = None
+
+    def absurd_scale(graph):
+        tensor = graph.tensors[graph.operators[0].outputs[0]]
+        tensor.quantization.scale = [1e-38]
+
+    def kept(graph):
+        graph.tensors[graph.operators[0].outputs[0]].isVariable = True
+
+    def no_outputs(graph):
+        graph.operators[0].outputs = []
+
+    def one_input(graph):
+        graph.operators[0].inputs = graph.operators[0].inputs[:1]
+
+    def inputs_of_another(graph):
+        graph.operators[1].inputs = graph.operators[0].inputs
+
+    def no_data(graph):
+        kernel = graph.operators[0].inputs[1]
+        graph.tensors[kernel].buffer = 0
+
+    return locals()[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["without_scales", "absurd_scale", "kept", "no_outputs", "one_input",
+     "inputs_of_another", "no_data"],
+)  # fmt: skip
+def test_a_valid_file_of_wrong_meaning_is_one_line_or_runs(tmp_path, kind):
+    model = format._read_tree(INT8)
+    change(kind)(model.subgraphs[0])
+    path = tmp_path / "wrong.tflite"
+    path.write_bytes(format._pack_tree(model))
+    try:
+        open_interpreter(path).invoke()
+        describe_file(path)
+    except ValueError as error:
+        assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+    else:
+        assert kind in ("absurd_scale", "kept", "inputs_of_another")
+
+
+def test_a_file_that_ends_its_process_is_told_and_the_next_one_runs(tmp_path):
+    model = format._read_tree(INT8)
+    change("without_scales")(model.subgraphs[0])
+    path = tmp_path / "abort.tflite"
+    path.write_bytes(format._pack_tree(model))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"ends the process \(SIG(ABRT|SEGV)"):
+            open_interpreter(path)
+        open_interpreter(INT8).invoke()
+
+
+def fuzz(source, seeds):
+    """Opens and describes files of wrong meaning; counts what became of them."""
+    found = {"ran": 0, "refused": 0, "ended": 0}
+    for seed in seeds:
+        rng = random.Random(seed)
+        model = format._read_tree(source)
+        for _ in range(rng.choice([1, 1, 2, 3])):
+            wrong_meaning(model, rng)
+        try:
+            content = bytes(format._pack_tree(model))
+        except (TypeError, ValueError, struct.error):
+            continue  # No flatbuffer at all.
+        try:
+            describe_file(content)
+            open_interpreter(content).invoke()
+            found["ran"] += 1
+        except ValueError as error:
+            assert "\n" not in str(error), seed
+            ended = "ends the process" in str(error)
+            found["ended" if ended else "refused"] += 1
+    return found
+
+
+def wrong_meaning(model, rng):
+    """Changes one thing in a file that its readers and the runtime rely on."""
+    graph = model.subgraphs[0]
+    tensor, op = rng.choice(graph.tensors), rng.choice(graph.operators)
+    noted, size = tensor.quantization, len(graph.tensors)
+    kind = rng.choice(
+        "scale zero none kept ends type shape buffer code options".split()
+    )
+    if kind == "none":
+        tensor.quantization = None
+    elif kind == "scale" and noted is not None:
+        count = 1 if noted.scale is None else len(noted.scale)
+        value = rng.choice([0.0, -1.0, 1e-38, 1e-9, 1e9, 3e38, math.nan, math.inf])
+        noted.scale = rng.choice([None, [], [0.1] * 3, [value] * count])
+    elif kind == "zero" and noted is not None:
+        noted.zeroPoint = rng.choice([None, [], [1], [-129], [127], [2**40], [0, 0]])
+    elif kind == "kept":
+        tensor.isVariable = True
+    elif kind == "ends":
+        place = rng.choice([op, op, graph])
+        end = rng.choice(["inputs", "outputs"])
+        given = list(getattr(place, end))
+        other = [*given[:-1], rng.randrange(-1, size)]
+        setattr(place, end, rng.choice([[], given[:-1], given[::-1], other]))
+    elif kind == "type":
+        tensor.type = rng.choice([0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 17])
+    elif kind == "shape":
+        shape = list(tensor.shape)
+        tensor.shape = rng.choice([[], None, shape[:-1], shape[::-1], [*shape, 7]])
+    elif kind == "buffer":
+        tensor.buffer = rng.randrange(len(model.buffers))
+    elif kind == "code":
+        op.opcodeIndex = rng.randrange(len(model.operatorCodes))
+    elif kind == "options" and op.builtinOptions is not None:
+        names = sorted(vars(op.builtinOptions))
+        if names:
+            setattr(op.builtinOptions, rng.choice(names), rng.choice([0, 1, 3, 100]))
+
+
+def test_fifty_files_of_wrong_meaning_end_in_a_line_or_run():
+    found = fuzz(INT8, range(50))
+    assert found["refused"] > 15 and sum(found.values()) > 40
+
+
+@pytest.mark.soak
+def test_more_files_of_wrong_meaning_end_in_a_line_or_run(soak):
+    soak.counts |= {"ran": 0, "refused": 0, "ended": 0}
+    for number in range(soak.rounds):
+        start = 1000 * (soak.seed + number) + 50
+        for outcome, count in fuzz(INT8, range(start, start + 1000)).items():
+            soak.counts[outcome] += count
 
 
 @pytest.mark.soak
