@@ -15,6 +15,7 @@ from scipy.special import expit
 from kdprune import images as pixels
 from kdprune._answers import of_labels
 from kdprune._graph import HEADS, final_activation, head_of, is_graph_model
+from kdprune._io import first_line
 from kdprune._log import progress
 from kdprune.intake import (
     PixelRange,
@@ -255,7 +256,13 @@ def _predict_tflite(
     raw = np.empty((len(images), target["shape"][-1]), target["dtype"])
     for i, image in enumerate(progress(images, path.name)):
         interpreter.set_tensor(source["index"], feed(image)[None])
-        interpreter.invoke()
+        try:
+            interpreter.invoke()
+        except RuntimeError as error:
+            said = first_line(error)
+            raise ValueError(
+                f"{path}: the runtime ({resolver}) cannot score image {i}: {said}"
+            ) from error
         raw[i] = interpreter.get_tensor(target["index"])[0]
     if not np.issubdtype(raw.dtype, np.integer):
         return _finish(raw, head, found == "sigmoid")

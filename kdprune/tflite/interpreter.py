@@ -69,14 +69,26 @@ def open_interpreter(
 
 
 def try_out(
-    content: bytes, start: str = "", resolver: str = "xnnpack", threads: int = 1
+    content: bytes,
+    start: str = "",
+    resolver: str = "xnnpack",
+    threads: int = 1,
+    one_image: bool = True,
 ) -> None:
-    """Has another process score an image, before this one trusts a file.
+    """Has another process run a file once, before this one trusts it.
+
+    Args:
+        content: The file's content.
+        start: How an error is to begin.
+        resolver: As for `open_interpreter`.
+        threads: As there.
+        one_image: Whether it is to take one image, whatever the file says.
 
     Raises:
         ValueError: If the runtime can't, or ends its process.
     """
-    fault = trial.fault(content, RESOLVERS[resolver].value, threads)
+    kernels = RESOLVERS[resolver].value
+    fault = trial.fault(content, kernels, threads, one_image)
     if fault is not None:
         raise ValueError(f"{start}the runtime ({resolver}) cannot run it: {fault}")
 

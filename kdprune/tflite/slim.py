@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kdprune._io import first_line
 from kdprune.tflite.format import File, prefix, read_content, read_graphs, share_content
-from kdprune.tflite.interpreter import RESOLVERS, open_content
+from kdprune.tflite.interpreter import RESOLVERS, open_content, try_out
 
 # Plain loops take a tenth of a second for an image and 12 M multiplications.
 _INPUTS, _INPUTS_OF_REFERENCE = 16, 2
@@ -114,6 +114,7 @@ def _interface(content: bytes) -> Any:
 
 
 def _outputs(content: bytes, resolver: str, count: int) -> list[list[NDArray]]:
+    try_out(content, resolver=resolver, one_image=False)
     interpreter = open_content(content, resolver)
     interpreter.allocate_tensors()
     random = np.random.default_rng(0)

@@ -29,24 +29,29 @@ class Trial:
         self._said: IO[bytes] | None = None
         self._lock = threading.Lock()
         # Contents that ran, by kernels: they are not tried twice.
-        self._passed: set[tuple[int, int, str, int]] = set()
+        self._passed: set[tuple[int, int, int, int, bool]] = set()
 
-    def fault(self, content: bytes, resolver: int, threads: int) -> str | None:
+    def fault(
+        self, content: bytes, resolver: int, threads: int, one_image: bool = True
+    ) -> str | None:
         """What is wrong with a file as the runtime finds it; None if it runs.
 
         Args:
             content: The file's content.
             resolver: The value of the runtime's `OpResolverType`.
             threads: Threads of the runtime.
+            one_image: Whether the first input is to hold one image, whatever the
+                file says.
 
         Returns:
             The runtime's complaint, or how the process ended, in one line.
         """
-        key = (len(content), hash(content), str(resolver), threads)
+        key = (len(content), hash(content), resolver, threads, one_image)
         with self._lock:
             if key in self._passed:
                 return None
-            found = self._ask(content, {"resolver": resolver, "threads": threads})
+            how = {"resolver": resolver, "threads": threads, "one_image": one_image}
+            found = self._ask(content, how)
             if found is None:
                 self._passed.add(key)
             return found
@@ -127,7 +132,7 @@ def _serve() -> None:
         how = json.loads(head)
         content = sys.stdin.buffer.read(how["size"])
         try:
-            _run_once(content, how["resolver"], how["threads"])
+            _run_once(content, how["resolver"], how["threads"], how["one_image"])
             answer = None
         except Exception as error:
             answer = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -135,7 +140,7 @@ def _serve() -> None:
         print(json.dumps(answer), flush=True)
 
 
-def _run_once(content: bytes, resolver: int, threads: int) -> None:
+def _run_once(content: bytes, resolver: int, threads: int, one_image: bool) -> None:
     import numpy as np
     from ai_edge_litert import interpreter as litert
 
@@ -145,9 +150,9 @@ def _run_once(content: bytes, resolver: int, threads: int) -> None:
         experimental_op_resolver_type=litert.OpResolverType(resolver),
     )
     source = interpreter.get_input_details()[0]
-    if len(source["shape"]) and source["shape"][0] != 1:
-        one_image = [1, *source["shape"][1:]]
-        interpreter.resize_tensor_input(source["index"], one_image)
+    if one_image and len(source["shape"]) and source["shape"][0] != 1:
+        shape = [1, *source["shape"][1:]]
+        interpreter.resize_tensor_input(source["index"], shape)
     interpreter.allocate_tensors()
     random = np.random.default_rng(0)
     for detail in interpreter.get_input_details():
