@@ -94,7 +94,8 @@ class Trial:
         status = process.wait()
         said.seek(0)
         lines = said.read().decode("utf-8", "replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        told = [line.strip() for line in lines if not line.startswith("INFO")]
+        last = next(filter(None, reversed(told)), "")
         self.close()
         return (
             f"it ends the process ({_name(status)}){f': {last}'[:200] if last else ''}"
