@@ -150,7 +150,12 @@ def free_memory() -> int | None:
     group = Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError, ValueError):
         most = int((group / "memory.max").read_text())
-        limits.append(most - int((group / "memory.current").read_text()))
+        used = int((group / "memory.current").read_text())
+        pairs = map(str.split, (group / "memory.stat").read_text().splitlines())
+        kept = {name: int(value) for name, value in pairs}
+        # What is kept of files is given up when it is needed.
+        files = kept.get("inactive_file", 0) + kept.get("active_file", 0)
+        limits.append(most - used + files)
     return max(0, min(limits)) if limits else None
 
 
