@@ -142,12 +142,14 @@ def _expected(tensor: Tensor, whole: NDArray, model: list[NDArray]) -> NDArray |
         return None
     step, zero_point = float(tensor.scale[0]), int(tensor.zero_point[0])
     flat = whole.reshape(len(whole), -1).astype(int)
-    nearest, found = np.inf, None
-    for values in model:
-        if values.shape != flat.shape:
-            continue
-        steps = values / step + zero_point
-        distance = float(np.abs(steps - flat).mean())
-        if distance < nearest and np.abs(steps - np.rint(steps)).max() < _ON_STEPS:
-            nearest, found = distance, np.rint(steps).clip(-128, 127)
-    return None if found is None else found.astype(np.int8).reshape(whole.shape)
+    found = [one / step + zero_point for one in model if one.shape == flat.shape]
+    distances = [float(np.abs(steps - flat).mean()) for steps in found]
+    for number in np.argsort(distances):
+        steps = found[number]
+        # Another tensor may be rounded to these steps where this one is not.
+        if distances[number] > min(distances) + 0.5:
+            break
+        if np.abs(steps - np.rint(steps)).max() < _ON_STEPS:
+            whole_steps = np.rint(steps).clip(-128, 127)
+            return whole_steps.astype(np.int8).reshape(whole.shape)
+    return None
