@@ -110,7 +110,9 @@ class _Record(pydantic.BaseModel, strict=True):
 
     @pydantic.model_validator(mode="after")
     def _names_stay_inside(self) -> _Record:
-        names = [*self.outputs, *self.published]
+        # What a run shows was once written at its top by the stage itself.
+        read = [name.removeprefix("../") for name in self.outputs]
+        names = [*read, *self.published]
         if any(part in ("", ".", "..") for name in names for part in name.split("/")):
             raise ValueError("a file outside of the folder")
         if not set(self.published.values()) <= set(self.outputs):

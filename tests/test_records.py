@@ -35,9 +35,11 @@ def test_a_broken_record_counts_as_none(tmp_path):
         "null",
         '{"fingerprint": "a"}',
         '{"fingerprint": "a", "outputs": {"x": {"sha256": 1, "bytes": 2}}}',
-        '{"fingerprint": "a", "outputs": {"../x": {"sha256": "1", "bytes": 2}}}',
+        '{"fingerprint": "a", "outputs": {"../../x": {"sha256": "1", "bytes": 2}}}',
         '{"fingerprint": "a", "outputs": {"/x": {"sha256": "1", "bytes": 2}}}',
         '{"fingerprint": "a", "outputs": {}, "published": {"x": "y"}}',
+        '{"fingerprint": "a", "outputs": {"x": {"sha256": "1", "bytes": 2}}, '
+        '"published": {"../x": "x"}}',
         '{"fingerprint": "a", "outputs": {}, "identity": 3}',
         "[" * 9_000,
     ],
