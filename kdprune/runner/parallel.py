@@ -182,9 +182,9 @@ def _end(job: _Job) -> None:
         raise ValueError(message) from RuntimeError(said)
     if status < 0:
         name = signal.Signals(-status).name
-        cause = "; out of memory?" if status == -signal.SIGKILL else ""
+        cause = " (out of memory?)" if status == -signal.SIGKILL else ""
         raise ValueError(
-            f"stage {job.node.name!r}: its process was ended by {name}{cause} "
+            f"stage {job.node.name!r}: its process was ended by {name}{cause}. "
             f"{_io.describe_memory()}. Run the same command again to go on from "
             "here, with fewer --jobs"
         )
