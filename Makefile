@@ -22,6 +22,10 @@ WORKERS := --numprocesses 2 --dist worksteal
 CANARY := $(VENV)-canary/bin
 CANARY_TESTS := tests/models tests/intake tests/distill tests/prune tests/quantize tests/tflite
 
+# Where the environment forbids bytecode files, each process would compile the package
+# again, and each run rewrite the assertions of all tests: a third of the collection.
+unexport PYTHONDONTWRITEBYTECODE
+
 # kdprune/__init__.py holds the version, which pip writes down when it installs.
 PACKAGE := setup.cfg pyproject.toml constraints.txt kdprune/__init__.py
 
