@@ -13,7 +13,6 @@ from typing import Any
 
 from kdprune import _registry
 from kdprune._log import logger
-from kdprune._plain import typed_arguments
 from kdprune.data import cifar10, folder, npz, shapes
 from kdprune.data.arrays import from_arrays, to_float
 from kdprune.data.dataset import TASKS, Dataset, Source, Split, join_splits
@@ -161,10 +160,6 @@ def load_dataset(
                 f"{_registry.nearest(option, [*known, 'validation', 'calibration'])}."
             )
     given = {key: value for key, value in given.items() if key in parameters}
-    try:
-        options = typed_arguments(load, options)
-    except ValueError as error:
-        raise ValueError(f"Data set {called!r}: {error}.") from error
     source = load(**given, **options)
     if not isinstance(source, Source):
         raise ValueError(
