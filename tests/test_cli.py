@@ -267,6 +267,9 @@ def test_what_ends_a_command_from_outside_says_how_to_go_on(name):
     program = (
         "import os, signal, sys\n"
         "from kdprune.cli.stopping import stop_in_a_line\n"
+        # What runs in the background may be given these signals as ignored.
+        "for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):\n"
+        "    signal.signal(one, signal.SIG_DFL)\n"
         "if sys.argv[2:]: signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "stop_in_a_line()\n"
         "os.kill(os.getpid(), getattr(signal, sys.argv[1]))\n"

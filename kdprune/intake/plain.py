@@ -65,7 +65,10 @@ def plain_config(item: Any) -> Any:
             raise ValueError(f"it names the function {str(inner)[:60]!r}")
     elif kind not in _NOTATION and kind not in _KNOWN:
         raise ValueError(f"it holds {kind[:60]!r}")
-    if registered not in (None, kind, inner if kind == "function" else kind):
+    own = (None, kind, inner if kind == "function" else kind)
+    # Layers that Keras itself registers, among those that are known.
+    custom = f"Custom>{kind}"
+    if registered not in own and not (registered == custom and custom in _KNOWN):
         raise ValueError(f"{kind} is registered as {str(registered)[:60]!r}")
     copy = {key: plain_config(item[key]) for key in _KEPT if key in item}
     copy |= {"class_name": kind, "config": plain_config(inner)}

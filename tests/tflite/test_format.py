@@ -51,6 +51,7 @@ def test_one_module_knows_the_schema_and_one_the_runtime():
     assert importers("ai_edge_litert") == {
         PACKAGE / "tflite" / "format.py",
         PACKAGE / "tflite" / "interpreter.py",
+        PACKAGE / "tflite" / "trial.py",
         STANDS_ALONE,
     }
     assert importers("flatbuffers") == {
