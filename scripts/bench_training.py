@@ -24,11 +24,11 @@ from kdprune.data import Split, batches
 from kdprune.models.precision import cast_model
 
 SETTINGS = {
-    "resnet8": {"batch": 128, "images": 12_800, "arguments": {}},
+    "resnet8": {"batch": 128, "images": 25_600, "arguments": {}},
     "inverted_residual": {"batch": 128, "images": 3_840, "arguments": {}},
     "resnet9": {"batch": 512, "images": 2_048, "arguments": {"width": 64}},
     "whitened_cnn": {"batch": 512, "images": 4_096, "arguments": {"width": 64}},
-    "article_student": {"batch": 64, "images": 25_600, "arguments": {}},
+    "article_student": {"batch": 64, "images": 102_400, "arguments": {}},
 }
 
 

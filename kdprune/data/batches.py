@@ -59,7 +59,7 @@ def training_batches(
     _check(split, batch_size)
     count = len(split.labels)
     batch_size = min(batch_size, count)
-    store = _Store(split)
+    store = _Store(split, augment or {})
     _check_crop(augment, split)
     stored = () if soft_labels is None else soft_labels
     views = len(stored)
@@ -145,7 +145,7 @@ def view_batches(
         smaller.
     """
     _check(split, batch_size)
-    store = _Store(split)
+    store = _Store(split, augment or {})
     _check_crop(augment, split)
     draws = _draw(len(split.labels), tf.constant(view, tf.int64), augment or {}, seed)
     rows = {"index": tf.range(len(split.labels)), **draws}
@@ -229,14 +229,21 @@ def _draw(count: int, view: Any, augment: Augment, seed: int) -> dict[str, Any]:
 class _Store:
     """A split held in memory once, read pixel by pixel through index arithmetic.
 
-    Crop, flip and the choice of images are one gather from the flat array, so
+    Crop, flip, cutout and the choice of images are one gather from the flat array, so
     that augmentation costs about what reading does; padding is by reflection
-    and needs no padded copy.
+    and needs no padded copy, and what is cut out is read from a grey pixel at the end.
     """
 
-    def __init__(self, split: Split) -> None:
+    def __init__(self, split: Split, augment: Augment) -> None:
         _, self.height, self.width, self.channels = split.images.shape
-        self.pixels = tf.constant(split.images.reshape(-1, self.channels))
+        pixels = split.images.reshape(-1, self.channels)
+        self._grey = len(pixels)
+        if augment.get("cutout"):
+            grey = np.full((1, self.channels), 128, np.uint8)
+            pixels = np.concatenate([pixels, grey])
+        self.pixels = tf.constant(pixels)
+        # Half as wide where that is enough, which makes the arithmetic quicker.
+        self._index = tf.int32 if len(pixels) < 2**31 else tf.int64
         self.labels = tf.constant(np.asarray(split.labels, np.int64))
 
     def read(self, rows: Mapping[str, Any], augment: Augment) -> tf.Tensor:
@@ -248,21 +255,16 @@ class _Store:
             x = _reflect(x + rows["crop"][:, 1:] - augment["crop"], self.width)
         if "flip" in rows:
             x = tf.where(rows["flip"][:, None], self.width - 1 - x, x)
-        y, x = tf.cast(y, tf.int64), tf.cast(x, tf.int64)
-        start = tf.cast(index, tf.int64)[:, None, None] * self.height
-        images = tf.gather(
-            self.pixels, (start + y[:, :, None]) * self.width + x[:, None]
-        )
+        y, x = tf.cast(y, self._index), tf.cast(x, self._index)
+        start = tf.cast(index, self._index)[:, None] * self.height
+        place = ((start + y) * self.width)[:, :, None] + x[:, None]
         if "cutout" in rows:
-            images = tf.where(
-                self._square(rows["cutout"], augment["cutout"]),
-                tf.constant(128, tf.uint8),
-                images,
-            )
-        return _to_float(images)
+            square = self._square(rows["cutout"], augment["cutout"])
+            place = tf.where(square, tf.constant(self._grey, self._index), place)
+        return _to_float(tf.gather(self.pixels, place))
 
     def _square(self, centre: Any, size: int) -> tf.Tensor:
-        """Which pixels lie in the square to cut out, `(batch, height, width, 1)`."""
+        """Which pixels lie in the square to cut out, `(batch, height, width)`."""
 
         def near(position: Any, length: int) -> tf.Tensor:
             first = tf.cast(position * (length + 1.0), tf.int32) - size // 2
@@ -270,7 +272,7 @@ class _Store:
             return (offset >= 0) & (offset < size)
 
         rows, columns = near(centre[:, 0], self.height), near(centre[:, 1], self.width)
-        return (rows[:, :, None] & columns[:, None, :])[..., None]
+        return rows[:, :, None] & columns[:, None, :]
 
 
 def _reflect(index: Any, length: int) -> Any:
