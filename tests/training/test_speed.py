@@ -47,9 +47,9 @@ def measured(monkeypatch):
     """What was measured, each model by its name."""
     names, measure = [], speed._measure
 
-    def counted(model, batch_size):
-        names.append(model.name)
-        return measure(model, batch_size)
+    def counted(casts, batch_size):
+        names.append(casts["float32"].name)
+        return measure(casts, batch_size)
 
     monkeypatch.setattr(speed, "_measure", counted)
     return names
@@ -88,8 +88,18 @@ def test_the_rule_of_widths_decides_between_equals(
     filters, float32, bfloat16, chosen, cache, monkeypatch
 ):
     times = {"float32": float32, "mixed_bfloat16": bfloat16}
-    monkeypatch.setattr(speed, "_measure", lambda model, batch_size: times)
+    monkeypatch.setattr(speed, "_measure", lambda casts, batch_size: times)
     assert resolve_precision("auto", small_model(filters), 4) == chosen
+
+
+def test_a_model_that_cannot_compute_in_bfloat16_trains_as_its_widths_say(
+    cache, measured
+):
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(12, 3)(image)
+    x = layers.Dense(4)(layers.Flatten()(2.0 * layers.ReLU()(x)))
+    assert resolve_precision("auto", keras.Model(image, x), 4) == "float32"
+    assert not measured
 
 
 def test_a_home_that_cannot_be_written_is_no_obstacle(cache):
