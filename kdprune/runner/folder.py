@@ -7,6 +7,7 @@ import functools
 import pathlib
 import shutil
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -197,16 +198,21 @@ class Run:
         begun = _io.read_object(self.folder / node.name / _BEGUN)
         return begun.get("fingerprint") == self._fingerprint(node)
 
+    def sweep(self) -> None:
+        """Removes what killed processes were writing, where it can be this run's."""
+        _remove_partial(path for path in self.folder.iterdir() if path.is_file())
+        for name in ("plots", *(node.name for node in self.nodes)):
+            folder = self.folder / name
+            if name == "plots" or _is_stage(folder):
+                _remove_partial(folder.rglob(".*"))
+
     def _prepare(self, node: Node, fingerprint: str) -> pathlib.Path:
         """The node's folder, emptied unless it was half done with these inputs."""
         folder = self.folder / node.name
-        # Before files were named at random while they are written.
-        ours = {_BEGUN, f"{_BEGUN}.partial", _RECORD}
         if folder.exists():
             # Killed at its first file, a stage leaves nothing but a part of it.
-            remove_partial(folder)
-            found = {path.name for path in folder.iterdir()}
-            if found and not found & ours:
+            _remove_partial(path for path in folder.iterdir() if path.is_file())
+            if any(folder.iterdir()) and not _is_stage(folder):
                 raise ValueError(
                     f"expected {folder} to be a stage's folder or empty, got a folder "
                     "of other files; choose another --output"
@@ -219,10 +225,18 @@ class Run:
         return folder
 
 
-def remove_partial(folder: pathlib.Path) -> None:
+def _is_stage(folder: pathlib.Path) -> bool:
+    """Whether a folder was made by a stage; any other may be of the user."""
+    # Files were once not named at random while they are written.
+    ours = (_BEGUN, f"{_BEGUN}.partial", _RECORD)
+    return any((folder / name).is_file() for name in ours)
+
+
+def _remove_partial(paths: Iterable[pathlib.Path]) -> None:
     """Removes what a killed process was writing, which is in no place yet."""
-    for path in list(folder.rglob(".*")):
-        if _io.PARTIAL not in path.suffixes or path.is_symlink():
+    for path in list(paths):
+        hidden = path.name.startswith(".") and _io.PARTIAL in path.suffixes
+        if not hidden or path.is_symlink():
             continue
         if path.is_dir():
             shutil.rmtree(path)

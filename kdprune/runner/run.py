@@ -13,7 +13,7 @@ from typing import IO
 from kdprune._registry import nearest
 from kdprune.config import Recipe
 from kdprune.runner import parallel
-from kdprune.runner.folder import Run, remove_partial
+from kdprune.runner.folder import Run
 from kdprune.stages import Node, check
 
 # Tells whether a stage of a recipe, by its name, is wanted.
@@ -54,7 +54,7 @@ def execute(current: Run, nodes: list[Node], jobs: int = 1) -> None:
     """Runs some nodes of a run, each after those it needs; see `run`."""
     _check_writable(current.folder)
     with _only_run_of(current.folder) as lock:
-        remove_partial(current.folder)
+        current.sweep()
         check(nodes, current)
         if jobs != 1:
             parallel.execute(current, nodes, jobs, lock)

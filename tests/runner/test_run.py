@@ -171,6 +171,20 @@ def test_killed_at_its_first_file_a_stage_starts_again(tmp_path):
     assert len(list(folder.iterdir())) == 2
 
 
+def test_only_the_runs_own_leftovers_are_swept(tmp_path):
+    def leave(*folders):
+        left = tmp_path.joinpath(*folders, ".model.abcdefgh.partial")
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.write_text("half of it")
+        return left
+
+    swept = [leave(), leave("teacher", "checkpoints"), leave("plots")]
+    (tmp_path / "teacher" / "begun.json").write_text("{}")
+    kept = [leave("pictures"), leave("student")]  # Of no stage that was begun.
+    runner.Run(recipe(), tmp_path).sweep()
+    assert [path.exists() for path in (*swept, *kept)] == [False] * 3 + [True] * 2
+
+
 def test_what_is_shown_at_the_top_is_copied_from_the_stages(finished, caplog):
     shown = {}
     for stage in ("measured", "page"):
