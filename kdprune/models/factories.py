@@ -17,7 +17,12 @@ import tf_keras as keras
 from kdprune._plain import typed_arguments
 from kdprune._registry import add, nearest
 from kdprune.models.blocks import INIT, conv_bn, depthwise
-from kdprune.models.mobile import bsconv_resnet, inverted_residual
+from kdprune.models.mobile import (
+    bsconv_resnet,
+    inverted_residual,
+    inverted_residual_31k,
+    inverted_residual_69k,
+)
 
 layers = keras.layers
 
@@ -379,5 +384,7 @@ MODELS: dict[str, Factory] = {
     "dscnn": dscnn,
     "whitened_cnn": whitened_cnn,
     "inverted_residual": inverted_residual,
+    "inverted_residual_31k": inverted_residual_31k,
+    "inverted_residual_69k": inverted_residual_69k,
     "bsconv_resnet": bsconv_resnet,
 }

@@ -13,6 +13,8 @@ from kdprune.models import build_model, count_macs
     "name, trainable, macs",
     [
         ("inverted_residual", 59_722, 9_606_624),
+        ("inverted_residual_69k", 69_114, 10_950_112),
+        ("inverted_residual_31k", 30_922, 6_264_640),
         ("bsconv_resnet", 46_850, 10_236_704),
     ],
 )
