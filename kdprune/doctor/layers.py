@@ -10,9 +10,9 @@ from typing import Any
 
 import tf_keras as keras
 
-from kdprune._graph import is_graph_model
 from kdprune.doctor.findings import LayerRow, Obstacle
 from kdprune.models.counts import layer_macs
+from kdprune.models.kernels import kernel_of
 from kdprune.prune.channels.groups import find_channels, kept_layers
 from kdprune.prune.magnitude import layers_to_prune
 from kdprune.tflite.coverage import gpu_runs, micro_runs, xnnpack_left
@@ -124,14 +124,10 @@ def _channels(
 def _prunable_weights(model: keras.Model) -> dict[str, int]:
     """How many weights magnitude pruning may set to zero, by layer."""
     try:
-        names = layers_to_prune(model)
+        found = layers_to_prune(model)
     except ValueError:
         return {}
-    return {
-        layer.name: math.prod(layer.kernel.shape)
-        for layer in model.layers
-        if layer.name in names and not is_graph_model(layer)
-    }
+    return {name: math.prod(kernel_of(layer).shape) for name, layer in found.items()}
 
 
 def _runs(content: bytes) -> dict[str, list[dict[str, Any]]]:

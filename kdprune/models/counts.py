@@ -22,7 +22,7 @@ _KERNELS = (
     (layers.Dense, ("kernel",), "output"),
 )
 # Layers whose weights may have several axes and still multiply no kernels.
-_NO_KERNELS = (
+NO_KERNELS = (
     layers.BatchNormalization,
     layers.Embedding,
     layers.GroupNormalization,
@@ -128,7 +128,7 @@ def _macs(layer, input_shape, output_shape):
             shape = input_shape if side == "input" else output_shape
             size = sum(math.prod(getattr(layer, name).shape) for name in names)
             return size * _positions(layer, shape)
-    if not isinstance(layer, _NO_KERNELS) and any(
+    if not isinstance(layer, NO_KERNELS) and any(
         len(weight.shape) > 1 for weight in layer.weights
     ):
         raise ValueError(

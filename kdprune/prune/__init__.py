@@ -1,6 +1,7 @@
 """Pruning: weights with TensorFlow Model Optimization, channels by surgery."""
 
 from kdprune._former import former_names
+from kdprune.models.kernels import layer_sparsity
 from kdprune.prune.arrays import prune_weights
 from kdprune.prune.blocks import BlockPlan, find_blocks, plan_blocks, remove_blocks
 from kdprune.prune.bn_l1 import add_bn_l1, strip_bn_l1
@@ -20,10 +21,10 @@ from kdprune.prune.channels import (
 )
 from kdprune.prune.magnitude import (
     lamp_sparsity,
-    layer_sparsity,
     prune_magnitude,
     pruning_callbacks,
     sparsity_below,
+    sparsity_figures,
     strip_pruning,
 )
 from kdprune.prune.masks import (
@@ -63,6 +64,7 @@ __all__ = [
     "remove_blocks",
     "sensitivity",
     "sparsity_below",
+    "sparsity_figures",
     "strip_bn_l1",
     "strip_masks",
     "strip_pruning",

@@ -5,15 +5,25 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
 
-from kdprune._graph import rebuild
+from kdprune._graph import named_layers, rebuild
+from kdprune._log import logger
+from kdprune.models.counts import kernels
+from kdprune.models.kernels import (
+    choose_layers,
+    kernel_name,
+    kernel_of,
+    left_out,
+    say_left_out,
+)
 
-_PRUNABLE = (keras.layers.Conv2D, keras.layers.Dense)
-_NOT_PRUNABLE = (keras.layers.DepthwiseConv2D, keras.layers.Conv2DTranspose)
+# Sparsity that rounding and ties may cost a layer before it counts as missed.
+_TOLERANCE = 0.005
 
 
 def prune_magnitude(
@@ -31,9 +41,15 @@ def prune_magnitude(
 
     Reference: Zhu & Gupta, 2017, https://arxiv.org/abs/1710.01878, section 3.
 
-    Kernels of Conv2D and Dense layers are pruned, each to its own sparsity. The
-    masks hold during training; fit with `pruning_callbacks()`, then call
-    `strip_pruning`.
+    Kernels of Conv2D, Conv2DTranspose and Dense layers and the pointwise ones of
+    SeparableConv2D are pruned, each to its own sparsity, which is that of these kernels
+    alone. Depthwise kernels stay dense: they are a few per cent of a mobile network's
+    weights, and each of their channels has a few weights alone. Those of a
+    DepthwiseConv2D are pruned where `sparsity` names it. What is left out unasked is
+    logged with its share of the weights.
+
+    The masks hold during training; fit with `pruning_callbacks()`, then call
+    `strip_pruning`, which logs where the sparsity was not reached.
 
     Args:
         model: A float32 Functional or Sequential `keras.Model`.
@@ -48,19 +64,21 @@ def prune_magnitude(
         pattern: None, where any weight may go alone. `"RxC"`, such as "4x1", zeroes
             whole blocks of R inputs by C outputs with the smallest mean |w|; for
             Dense layers only. `"M:N"`, such as "2:4", leaves the M largest of every N
-            weights that are neighbours along the input channels, all at the first
-            step: the sparsity is 1 - M/N and the schedule "constant". (TFMOT's own
-            `sparsity_m_by_n` names the zeros: N - M of N.) Neither makes TFLite
-            faster.
+            weights that are neighbours along the input channels (no transposed or
+            depthwise kernels), all at the first step: the sparsity is 1 - M/N and the
+            schedule "constant". (TFMOT's own `sparsity_m_by_n` names the zeros: N - M
+            of N.) Neither makes TFLite faster.
 
     Returns:
         A new, wrapped `keras.Model` with the same weights.
 
     Raises:
         ValueError: If a sparsity, schedule, step, layer name or pattern is not
-            valid, or if there are layers to prune inside a nested model.
+            valid, if there are layers to prune inside a nested model, or none at all.
     """
     shares = _shares(model, sparsity, exclude)
+    if not isinstance(sparsity, Mapping):
+        say_left_out(model, shares, exclude)
     layout = _layout(pattern, model, shares)
     if "sparsity_m_by_n" in layout and (schedule != "constant" or begin > 1):
         raise ValueError(
@@ -73,8 +91,11 @@ def prune_magnitude(
         # The layers to prune are those of the model itself, not of one nested in it.
         if not share or not any(layer is own for own in model.layers):
             return None
+        made = type(layer).from_config(layer.get_config())
+        # Which TFMOT would look up by the layer's class.
+        made.get_prunable_weights = lambda: [kernel_of(made)]
         return tfmot.sparsity.keras.prune_low_magnitude(
-            type(layer).from_config(layer.get_config()),
+            made,
             pruning_schedule=_schedule(schedule, share, begin, end, frequency),
             **layout,
         )
@@ -94,8 +115,10 @@ def strip_pruning(model: keras.Model) -> keras.Model:
         model: What `prune_magnitude` returned, trained; left as it is.
 
     Returns:
-        A plain `keras.Model` of the same layers, weights and names.
+        A plain `keras.Model` of the same layers, weights and names. Layers that miss
+        the sparsity they were to reach are logged.
     """
+    missed: list[str] = []
 
     def without_wrapper(layer):
         if not hasattr(layer, "pruning_vars"):
@@ -107,12 +130,70 @@ def strip_pruning(model: keras.Model) -> keras.Model:
             return None
         # Averaged weights are not zero where a mask came late.
         masks = {id(weight): mask.numpy() for weight, mask, _ in old.pruning_vars}
-        return [w.numpy() * masks.get(id(w), 1) for w in old.layer.weights]
+        values = [w.numpy() * masks.get(id(w), 1) for w in old.layer.weights]
+        missed.extend(_missed(old, values))
+        return values
 
-    return rebuild(model, replace=without_wrapper, weights=masked)
+    plain = rebuild(model, replace=without_wrapper, weights=masked)
+    if missed:
+        logger.warning(
+            "sparsity that was asked for and not reached: %s; it is reached at the "
+            "schedule's end, but for ties and patterns that do not divide a kernel",
+            "; ".join(missed),
+        )
+    return plain
 
 
-def sparsity_below(model: keras.Model, relative_threshold: float) -> dict[str, float]:
+def _missed(wrapper, values):
+    """Lines for the kernels of a wrapped layer that have fewer zeros than asked."""
+    schedule = wrapper.pruning_schedule
+    asked = getattr(schedule, "final_sparsity", None)
+    asked = getattr(schedule, "target_sparsity", 0.0) if asked is None else asked
+    pruned = {id(weight) for weight, *_ in wrapper.pruning_vars}
+    for weight, value in zip(wrapper.layer.weights, values, strict=True):
+        found = float(np.mean(value == 0))
+        granted = _TOLERANCE + math.prod(wrapper.block_size) / value.size
+        if id(weight) in pruned and found < asked - granted:
+            yield f"{wrapper.layer.name} {asked:.1%} asked, {found:.1%} found"
+
+
+def sparsity_figures(
+    model: keras.Model, asked: float, exclude: Collection[str] = ()
+) -> dict[str, Any]:
+    """What came of a sparsity that was asked of all layers to prune.
+
+    Args:
+        model: The pruned `keras.Model`, without wrappers.
+        asked: The sparsity asked for.
+        exclude: Names of layers that were left alone.
+
+    Returns:
+        `asked`; `found`, the share of zeros in the kernels that are pruned, and
+        `of_all_kernels`, that in all; `left_out`, as
+        `kdprune.models.kernels.left_out` gives it.
+    """
+    chosen = layers_to_prune(model, exclude=exclude)
+    pruned = [kernel_of(layer).numpy() for layer in chosen.values()]
+    everything = [
+        np.asarray(kernel)
+        for _, layer in named_layers(model)
+        for kernel in kernels(layer)
+    ]
+    return {
+        "asked": asked,
+        "found": _zeros(pruned),
+        "of_all_kernels": _zeros(everything),
+        "left_out": left_out(model, chosen, exclude),
+    }
+
+
+def _zeros(arrays):
+    return sum(int((a == 0).sum()) for a in arrays) / sum(a.size for a in arrays)
+
+
+def sparsity_below(
+    model: keras.Model, relative_threshold: float, exclude: Collection[str] = ()
+) -> dict[str, float]:
     """The share of each layer's weights under a threshold relative to its largest.
 
     With these shares, pruning to a constant sparsity zeroes exactly the weights
@@ -122,20 +203,25 @@ def sparsity_below(model: keras.Model, relative_threshold: float) -> dict[str, f
         model: `keras.Model`.
         relative_threshold: Threshold as a fraction, in (0, 1), of the layer's largest
             |w|.
+        exclude: Names of layers to leave alone.
 
     Returns:
-        Dict from the name of each prunable layer to a share in [0, 1).
+        Dict from the name of each layer to prune to a share in [0, 1).
+
+    Raises:
+        ValueError: If the threshold or a name is not valid, if there are layers to
+            prune inside a nested model, or none at all.
     """
     if not 0.0 < relative_threshold < 1.0:
         raise ValueError(
             f"relative_threshold must be in (0, 1). Received: {relative_threshold}"
         )
+    layers = layers_to_prune(model, exclude=exclude)
+    say_left_out(model, layers, exclude)
     shares = {}
-    for layer in _prunable(model):
-        weights = np.abs(layer.kernel.numpy())
-        shares[layer.name] = float(
-            np.mean(weights < relative_threshold * weights.max())
-        )
+    for name, layer in layers.items():
+        weights = np.abs(kernel_of(layer).numpy())
+        shares[name] = float(np.mean(weights < relative_threshold * weights.max()))
     return shares
 
 
@@ -159,31 +245,25 @@ def lamp_sparsity(
         Dict from the name of each layer to prune to a share in [0, 1).
 
     Raises:
-        ValueError: If the sparsity or a name is not valid.
+        ValueError: If the sparsity or a name is not valid, if there are layers to
+            prune inside a nested model, or none at all.
     """
     if not 0.0 < sparsity < 1.0:
         raise ValueError(f"sparsity must be in (0, 1). Received: {sparsity}")
     scores = {}
-    for name, layer in layers_to_prune(model, exclude=exclude).items():
-        squares = np.sort(np.square(layer.kernel.numpy(), dtype=np.float64), axis=None)
+    layers = layers_to_prune(model, exclude=exclude)
+    say_left_out(model, layers, exclude)
+    for name, layer in layers.items():
+        kernel = kernel_of(layer).numpy()
+        squares = np.sort(np.square(kernel, dtype=np.float64), axis=None)
         rest = np.cumsum(squares[::-1])[::-1]
         # The largest of a layer scores 1, so that no layer is emptied; one that is
         # zero already has nothing to lose.
         scores[name] = np.divide(
             squares, rest, out=np.ones_like(squares), where=rest > 0
         )
-    if not scores:
-        return {}
     threshold = np.quantile(np.concatenate([*scores.values()]), sparsity)
     return {name: float(np.mean(found < threshold)) for name, found in scores.items()}
-
-
-def layer_sparsity(model: keras.Model) -> dict[str, float]:
-    """The share of zeros in the kernel of every Conv2D and Dense layer, by name."""
-    return {
-        layer.name: float(np.mean(layer.kernel.numpy() == 0))
-        for layer in _prunable(model)
-    }
 
 
 def layers_to_prune(
@@ -191,55 +271,8 @@ def layers_to_prune(
     names: Iterable[str] | None = None,
     exclude: Collection[str] = (),
 ) -> dict[str, keras.layers.Layer]:
-    """The Conv2D and Dense layers of a model whose kernels may be pruned.
-
-    Args:
-        model: `keras.Model`.
-        names: Names to choose from; all if None.
-        exclude: Names to leave out.
-
-    Returns:
-        Dict from name to layer.
-
-    Raises:
-        ValueError: If there is no such layer, or if layers inside a nested model are
-            not excluded.
-    """
-    prunable = {layer.name: layer for layer in _prunable(model)}
-    nested = _nested(model)
-    known = [*prunable, *nested]
-    names = known if names is None else list(names)
-    unknown = [name for name in [*names, *exclude] if name not in known]
-    if unknown:
-        raise ValueError(
-            f"layers to prune must be among {', '.join(known)}. "
-            f"Received: {', '.join(unknown)}"
-        )
-    inside = [name for name in names if name in nested and name not in exclude]
-    if inside:
-        raise ValueError(
-            "layers inside a nested model can't be pruned. "
-            f"Received: {', '.join(inside)}; exclude it, or add its layers one by one."
-        )
-    return {name: prunable[name] for name in names if name not in exclude}
-
-
-def _prunable(model):
-    return [
-        layer
-        for layer in model.layers
-        if isinstance(layer, _PRUNABLE) and not isinstance(layer, _NOT_PRUNABLE)
-    ]
-
-
-def _nested(model):
-    """Names of the models among the layers that have kernels of their own."""
-    return [
-        layer.name
-        for layer in model.layers
-        if isinstance(layer, keras.Model)
-        and any(isinstance(inner, _PRUNABLE) for inner in layer.submodules)
-    ]
+    """The layers of a model whose kernels may be pruned; see `choose_layers`."""
+    return choose_layers(model, "prune", names, exclude)
 
 
 def _shares(model, sparsity, exclude):
@@ -265,6 +298,12 @@ def _layout(pattern, model, shares):
         )
     first, kind, second = int(found[1]), found[2], int(found[3])
     pruned = {name: share for name, share in shares.items() if share}
+    across = [name for name in pruned if not _has_inputs_last_but_one(model, name)]
+    if kind == ":" and across:
+        raise ValueError(
+            f"pattern {pattern!r} is along the input channels of Conv2D, Dense and "
+            f"pointwise kernels. Received: {', '.join(across)}; exclude them"
+        )
     if kind == "x":
         _check_blocks((first, second), model, pruned)
         return {"block_size": (first, second)}
@@ -282,9 +321,15 @@ def _layout(pattern, model, shares):
     return {"sparsity_m_by_n": (second - first, second)}
 
 
+def _has_inputs_last_but_one(model, name):
+    layer = model.get_layer(name)
+    transposed = isinstance(layer, keras.layers.Conv2DTranspose)
+    return not transposed and kernel_name(layer) != "depthwise_kernel"
+
+
 def _check_blocks(block, model, names):
     """TFMOT knows blocks of matrices only, and loses track of a single row of them."""
-    shapes = {name: tuple(model.get_layer(name).kernel.shape) for name in names}
+    shapes = {name: tuple(kernel_of(model.get_layer(name)).shape) for name in names}
     unfit = [
         f"{name} {shape}"
         for name, shape in shapes.items()

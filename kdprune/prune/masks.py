@@ -20,6 +20,7 @@ import tf_keras as keras
 from kdprune._former import former_arguments
 from kdprune._graph import is_graph_model, named_layers, rebuild
 from kdprune._registry import nearest
+from kdprune.models.kernels import kernel_name, kernel_of, say_left_out
 from kdprune.prune.channels.groups import find_channels, find_groups
 from kdprune.prune.channels.importance import ChannelStatistics, activation_rate
 from kdprune.prune.inference import batches, label_loss
@@ -53,7 +54,8 @@ def weight_masks(
 ) -> Masks:
     """Masks the weights that score below a threshold.
 
-    Kernels of Conv2D and Dense layers are masked, each weight for itself. With L the
+    The kernels that `prune_magnitude` prunes are masked, each weight for itself; what
+    is left out is logged in the same way. With L the
     model's mean cross-entropy over all of `data`, in inference mode, a weight's score
     is
 
@@ -77,7 +79,8 @@ def weight_masks(
         exclude: Names of layers to leave alone.
 
     Returns:
-        The masks of the kernels, `{"layer/kernel": booleans}`.
+        The masks of the kernels, `{"layer/kernel": booleans}` ("layer/pointwise_kernel"
+        of a separable convolution).
 
     Raises:
         ValueError: If an argument is not valid, gradients lack images or labels, or
@@ -100,13 +103,14 @@ def weight_masks(
             f"{nearest(criterion, CRITERIA)}"
         )
     layers = layers_to_prune(model, exclude=exclude)
+    say_left_out(model, layers, exclude)
     masks = {}
     for name, scores in _scores(model, layers, criterion, data).items():
         limit = threshold
         if relative_threshold is not None:
             limit = relative_threshold * scores.max()
-        masks[f"{name}/kernel"] = scores >= limit
-        if not masks[f"{name}/kernel"].any():
+        mask = masks[f"{name}/{kernel_name(layers[name])}"] = scores >= limit
+        if not mask.any():
             raise ValueError(
                 f"threshold {threshold} leaves nothing of layer {name!r}, whose "
                 f"largest score is {scores.max():.3g}; lower it, or exclude the layer"
@@ -217,7 +221,7 @@ def apply_masks(model: keras.Model, masks: Masks | None = None) -> keras.Model:
     Args:
         model: A built Functional or Sequential model; left as it is.
         masks: Of `weight_masks` or `activation_masks`. Without any, the zeros that
-            the model has in its Conv2D and Dense kernels are kept.
+            the model has in its kernels are kept.
 
     Returns:
         A new `keras.Model` of the same layers and names, not compiled.
@@ -308,7 +312,7 @@ def _zeros(model):
     masks = {
         name: variable.numpy() != 0
         for name, variable in weights_by_name(model).items()
-        if name.endswith("/kernel")
+        if name.endswith(("/kernel", "_kernel"))
     }
     return {name: mask for name, mask in masks.items() if not mask.all()}
 
@@ -347,7 +351,7 @@ def _rebuilt(model, masks, constrain):
 
 def _scores(model, layers, criterion, data):
     """`{layer: score of each weight of its kernel}`."""
-    kernels = {name: layer.kernel.numpy() for name, layer in layers.items()}
+    kernels = {name: kernel_of(layer).numpy() for name, layer in layers.items()}
     if criterion == "magnitude":
         return {name: np.abs(kernel) for name, kernel in kernels.items()}
     if data is None:
@@ -355,7 +359,7 @@ def _scores(model, layers, criterion, data):
             f"{criterion=} is measured on images: give data=(images, labels). "
             "Received: None"
         )
-    gradients = _gradients(model, [layer.kernel for layer in layers.values()], data)
+    gradients = _gradients(model, [*map(kernel_of, layers.values())], data)
     if criterion == "taylor":
         gradients = [
             gradient * kernel

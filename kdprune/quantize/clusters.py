@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,17 @@ from tensorflow_model_optimization.python.core.clustering.keras import (
 )
 
 from kdprune import _graph, _registry
+from kdprune.models.kernels import (
+    choose_layers,
+    kernel_name,
+    kernel_of,
+    say_left_out,
+)
 from kdprune.models.precision import cast_model
 
 tfmot_cluster = tfmot.clustering.keras
-_CLUSTERABLE = (keras.layers.Conv2D, keras.layers.Dense)
 # Of a kernel that counts as clustered: distinct weights, and how often each is there.
 _MOST_CLUSTERS, _REPEATED = 256, 4
-_NOT_CLUSTERABLE = (keras.layers.DepthwiseConv2D, keras.layers.Conv2DTranspose)
 
 
 def cluster_weights(
@@ -31,11 +35,12 @@ def cluster_weights(
 ) -> keras.Model:
     """Wraps a trained model so that each kernel has a few values, and trains them.
 
-    Kernels of Conv2D and Dense layers are clustered, each as a whole; a kernel of no
-    more weights than clusters is left alone. Fit the wrapped model for a few epochs
-    with a learning rate about a hundredth of the first training's, then call
-    `strip_clustering`. In an int8 file, where each channel of a kernel has a scale
-    of its own, `clusters` is the number of values in a channel.
+    Kernels of Conv2D, Conv2DTranspose and Dense layers and the pointwise ones of
+    SeparableConv2D are clustered, each as a whole; depthwise kernels and those of no
+    more weights than clusters are left alone, which is logged with their share. Fit the
+    wrapped model for a few epochs with a learning rate about a hundredth of the first
+    training's, then call `strip_clustering`. In an int8 file, where each channel of a
+    kernel has a scale of its own, `clusters` is the number of values in a channel.
 
     TFMOT's function of this name wraps all layers and then calls them without
     `training`, so that BatchNormalization and Dropout do not train; here the layers
@@ -54,8 +59,9 @@ def cluster_weights(
         A new, wrapped float32 `keras.Model`.
 
     Raises:
-        ValueError: If an argument or the model does not fit, or if a kernel without
-            a zero is to keep its zeros.
+        ValueError: If an argument or the model does not fit, if there are layers to
+            cluster inside a nested model, or none at all, or if a kernel without a zero
+            is to keep its zeros.
     """
     least = 3 if preserve_sparsity else 2
     if isinstance(clusters, bool) or not isinstance(clusters, int) or clusters < least:
@@ -66,20 +72,27 @@ def cluster_weights(
         raise ValueError(f"exclude must be a list of names. Received: {exclude!r}")
     _graph.check_float_model(model)
     base = cast_model(model, "float32")
-    names = [layer.name for layer in base.layers if _is_clusterable(layer)]
-    unknown = [name for name in exclude if name not in names]
-    if unknown or not names:
+    known = [layer.name for layer in base.layers if kernel_name(layer)]
+    unknown = [name for name in exclude if name not in known]
+    try:
+        chosen = choose_layers(base, "cluster", exclude=exclude)
+    except ValueError as error:
+        hint = _registry.nearest(unknown[0], known) if unknown else ""
+        raise ValueError(f"{error}{hint}") from None
+    chosen = {
+        name: layer for name, layer in chosen.items() if layer.count_params() > clusters
+    }
+    if not chosen:
         raise ValueError(
-            f"layers to cluster must be among {', '.join(names) or 'none'}. Received: "
-            f"exclude={list(exclude)}"
-            f"{_registry.nearest(unknown[0], names) if unknown else ''}"
+            f"nothing of model {model.name!r} is left to cluster: expected a kernel of "
+            f"more weights than clusters. Received: {clusters=}, and smaller ones alone"
         )
+    say_left_out(base, chosen, exclude, "clustering")
 
     def wrap(layer: keras.layers.Layer) -> keras.layers.Layer:
-        chosen = layer.name in names and layer.name not in exclude
-        if not chosen or layer.count_params() <= clusters:
+        if not any(layer is one for one in chosen.values()):
             return layer
-        if preserve_sparsity and layer.kernel.numpy().all():
+        if preserve_sparsity and kernel_of(layer).numpy().all():
             raise ValueError(
                 "preserve_sparsity expects zeros in each kernel: prune the layer, or "
                 f"exclude it. Received: {layer.name!r} without"
@@ -116,11 +129,13 @@ def strip_clustering(model: keras.Model) -> keras.Model:
 
 
 def count_clusters(model: keras.Model) -> dict[str, int]:
-    """The number of distinct values in the kernel of every Conv2D and Dense layer."""
+    """The number of distinct values in each kernel that `cluster_weights` may change.
+
+    Layers of nested models are `"nested/layer"`.
+    """
     return {
-        layer.name: len(np.unique(layer.kernel.numpy()))
-        for layer in model.layers
-        if _is_clusterable(layer)
+        path: len(np.unique(kernel_of(layer).numpy()))
+        for path, layer in _clusterable(model)
     }
 
 
@@ -136,17 +151,20 @@ def clustered_layers(model: keras.Model) -> list[str]:
         model: A `tf_keras` model, not wrapped.
 
     Returns:
-        Names of Conv2D and Dense layers, in the model's order.
+        Names of the layers, in the model's order; `"nested/layer"` in nested models.
     """
     found = []
-    for layer in filter(_is_clusterable, model.layers):
-        kernel = layer.kernel.numpy()
+    for path, layer in _clusterable(model):
+        kernel = kernel_of(layer).numpy()
         weights = kernel[kernel != 0]
         distinct = len(np.unique(weights))
         if 2 <= distinct <= _MOST_CLUSTERS and weights.size >= _REPEATED * distinct:
-            found.append(layer.name)
+            found.append(path)
     return found
 
 
-def _is_clusterable(layer: Any) -> bool:
-    return isinstance(layer, _CLUSTERABLE) and not isinstance(layer, _NOT_CLUSTERABLE)
+def _clusterable(model: keras.Model) -> Iterator[tuple[str, Any]]:
+    """`(path, layer)` of all with a kernel to cluster, those of nested models too."""
+    for path, layer in _graph.named_layers(model):
+        if kernel_name(layer) not in (None, "depthwise_kernel"):
+            yield path, layer

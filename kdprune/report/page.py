@@ -149,7 +149,8 @@ SECTIONS: dict[str, Section] = {
         quantization.write_files, shown=frozenset({"files"}), summarizes=True
     ),
     "prune": Section(
-        quantization.write_weights, shown=frozenset({"sparsity_by_layer"})
+        quantization.write_weights,
+        shown=frozenset({"sparsity", "sparsity_by_layer"}),
     ),
     "prune_blocks": Section(pruning.write_blocks, shown=frozenset({"blocks", "rank"})),
     "prune_channels": Section(

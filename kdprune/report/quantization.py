@@ -37,6 +37,7 @@ from kdprune.report.schema import (
     LayerError,
     Operator,
     QuantizeResults,
+    Sparsity,
     Tensor,
     WeightResults,
 )
@@ -179,7 +180,12 @@ def write_weights(stage: Stage, plots: Mapping[str, str]) -> list[Block]:
     found, seeds = results_of(stage, WeightResults), len(stage.cells)
     shares = _average_by_layer([results.sparsity_by_layer for results in found])
     clusters = _average_by_layer([results.clusters_by_layer for results in found])
-    return [*_write_sparsity(shares, seeds), *_write_clusters(clusters, seeds)]
+    asked = [results.sparsity for results in found if results.sparsity]
+    return [
+        *_write_sparsity(shares, seeds),
+        *_write_asked(asked),
+        *_write_clusters(clusters, seeds),
+    ]
 
 
 def write_quantized(stage: Stage, plots: Mapping[str, str]) -> list[Block]:
@@ -355,6 +361,22 @@ def _write_sparsity(shares: Mapping[str, float], seeds: int) -> list[Block]:
             f"{over_seeds(seeds)}."
         )
     ]
+
+
+def _write_asked(found: Sequence[Sparsity]) -> list[Block]:
+    """Writes what came of a sparsity that was asked for, of the first seed."""
+    if not found:
+        return []
+    one = found[0]
+    asked, reached, whole = map(percent, (one.asked, one.found, one.of_all_kernels))
+    text = (
+        f"Asked for: {asked} %; found: {reached} % of the weights in the kernels that "
+        f"are pruned, {whole} % of those in all kernels."
+    )
+    if one.left_out:
+        share = percent(sum(one.left_out.values()))
+        text += f" Left out, {share} %: {list_some([*one.left_out])}."
+    return [Paragraph(text)]
 
 
 def _write_clusters(counts: Mapping[str, float], seeds: int) -> list[Block]:

@@ -209,9 +209,19 @@ class BlockResults(Results):
     blocks: list[Block] = []
 
 
+class Sparsity(_Schema):
+    """A sparsity that was asked for, and what came of it."""
+
+    asked: Share = None
+    found: Share = None
+    of_all_kernels: Share = None
+    left_out: Annotated[dict[str, float], PlainValidator(_shares_by_layer)] = {}
+
+
 class WeightResults(Results):
     """What the weights became by pruning or clustering."""
 
+    sparsity: Sparsity | None = None
     sparsity_by_layer: dict[str, KnownShare] = {}
     clusters_by_layer: dict[str, Number] = {}
 

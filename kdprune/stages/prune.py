@@ -20,8 +20,8 @@ class Prune(Compressed):
 
     kind: Literal["prune"]
     sparsity: Share | None = None
-    """Share of weights that become zero. Give this, `relative_threshold` or
-    `threshold`."""
+    """Share of weights that become zero, in all kernels but depthwise ones. Give this,
+    `relative_threshold` or `threshold`."""
     relative_threshold: Ratio | None = None
     """Weights below this share of their layer's largest become zero."""
     threshold: Positive | None = None
@@ -115,6 +115,10 @@ class Prune(Compressed):
         saved = load_model(folder / MODEL)
         prune.check_masks(saved, masks)
         result.figures["sparsity_by_layer"] = prune.layer_sparsity(saved)
+        if self.sparsity is not None:
+            result.figures["sparsity"] = prune.sparsity_figures(
+                saved, self.sparsity, self.exclude
+            )
         return result
 
     def _masks(self, run: Run, base: keras.Model) -> dict[str, Any]:
@@ -146,7 +150,7 @@ class Prune(Compressed):
 
         share: float | dict[str, float]
         if self.relative_threshold is not None:
-            share = prune.sparsity_below(base, self.relative_threshold)
+            share = prune.sparsity_below(base, self.relative_threshold, self.exclude)
         else:
             assert self.sparsity is not None  # One of the two is given.
             share = self.sparsity

@@ -18,9 +18,9 @@ from kdprune.models import load_model
 from kdprune.models.counts import (
     count_macs,
     count_parameters,
-    kernels,
     model_weights,
 )
+from kdprune.models.kernels import layer_sparsity
 from kdprune.models.saved_model import is_saved_model, load_saved_model
 from kdprune.tflite.format import Graph, Op, Tensor, read_tflite
 from kdprune.tflite.inspection import CONVERSIONS, computes_on_floats
@@ -227,24 +227,12 @@ def _describe_keras(model: keras.Model) -> dict[str, Any]:
         "parameters": count_parameters(model),
         "nonzero_parameters": sum(int(np.count_nonzero(v)) for v in values),
         "macs": count_macs(model),
-        "sparsity_by_layer": _keras_sparsity(model),
+        "sparsity_by_layer": layer_sparsity(model),
         "input": _keras_port(model.inputs),
         "output": _keras_port(model.outputs),
         "ops": dict(Counter(type(layer).__name__ for layer in model.layers)),
         "float_ops": {},
     }
-
-
-def _keras_sparsity(model: keras.Model, prefix: str = "") -> dict[str, float]:
-    sparsity: dict[str, float] = {}
-    for layer in model.layers:
-        if hasattr(layer, "layers"):
-            sparsity.update(_keras_sparsity(layer, f"{prefix}{layer.name}/"))
-        values = [np.asarray(kernel) for kernel in kernels(layer)]
-        if values:
-            zeros = sum(int((v == 0).sum()) for v in values)
-            sparsity[prefix + layer.name] = zeros / sum(v.size for v in values)
-    return sparsity
 
 
 def _keras_port(tensors: list[Any]) -> dict[str, Any] | None:

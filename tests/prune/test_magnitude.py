@@ -6,12 +6,17 @@ import tf_keras as keras
 
 from kdprune.models import build_model, load_model, save_model
 from kdprune.prune import (
+    apply_masks,
+    check_masks,
     lamp_sparsity,
     layer_sparsity,
     prune_magnitude,
     pruning_callbacks,
     sparsity_below,
+    sparsity_figures,
+    strip_masks,
     strip_pruning,
+    weight_masks,
 )
 from kdprune.training.optimizers import build_variables
 
@@ -40,7 +45,8 @@ def branching_model():
     return keras.Model(image, layers.Dense(4, name="logits")(x), name="branching")
 
 
-PRUNABLE = ["conv", "shortcut", "logits"]
+PRUNABLE = ["conv", "shortcut", "transpose", "logits"]
+KERNELS = ["conv", "depthwise", "shortcut", "transpose", "logits"]
 
 
 def train(model, data, steps, rate=0.05, callbacks=(), eager=True):
@@ -78,7 +84,7 @@ def test_each_layer_reaches_its_own_sparsity(data):
     wrapped = prune_magnitude(branching_model(), shares, end=8, frequency=2)
     model = strip_pruning(train(wrapped, data, 12))
     sparsity = layer_sparsity(model)
-    assert list(sparsity) == PRUNABLE
+    assert sorted(sparsity) == sorted(KERNELS)
     assert sparsity["conv"] == 54 / 216
     assert sparsity["logits"] == pytest.approx(0.9, abs=1 / model.count_params())
     assert sparsity["shortcut"] == 0
@@ -168,7 +174,7 @@ def test_sparsity_below_gives_exactly_the_articles_rule(data, beta):
 def test_lamp_shares_out_a_sparsity_by_what_a_layer_would_lose():
     model = branching_model()
     kernels = {name: model.get_layer(name).kernel for name in PRUNABLE}
-    for name, spread in zip(PRUNABLE, (1.0, 4.0, 1.0), strict=True):
+    for name, spread in zip(PRUNABLE, (1.0, 4.0, 1.0, 1.0), strict=True):
         values = np.random.default_rng(len(name)).normal(size=kernels[name].shape)
         kernels[name].assign(np.sign(values) * np.abs(values) ** spread)
     scores = {}
@@ -186,7 +192,6 @@ def test_lamp_shares_out_a_sparsity_by_what_a_layer_would_lose():
     assert shares[PRUNABLE[1]] > max(shares[n] for n in PRUNABLE if n != PRUNABLE[1])
     assert PRUNABLE[0] not in lamp_sparsity(model, 0.6, exclude=PRUNABLE[:1])
     assert max(lamp_sparsity(model, 0.999).values()) < 1
-    assert lamp_sparsity(model, 0.6, exclude=PRUNABLE) == {}
     kernels[PRUNABLE[0]].assign(np.zeros(kernels[PRUNABLE[0]].shape))
     assert lamp_sparsity(model, 0.6)[PRUNABLE[0]] == 0
 
@@ -343,7 +348,8 @@ def test_excluded_layers_are_left_alone(data):
         branching_model(), 0.5, schedule="constant", end=1, exclude=("conv", "logits")
     )
     sparsity = layer_sparsity(strip_pruning(train(wrapped, data, 2)))
-    assert sparsity == {"conv": 0, "shortcut": 0.5, "logits": 0}
+    assert sparsity.pop("transpose") == pytest.approx(0.5)
+    assert sparsity == {"conv": 0, "depthwise": 0, "shortcut": 0.5, "logits": 0}
 
 
 def test_layers_inside_a_nested_model_are_refused_unless_excluded(data):
@@ -367,7 +373,7 @@ def test_a_subclassed_model_is_refused():
 
 def test_unknown_layers_and_impossible_values_are_named():
     model = branching_model()
-    known = "layers to prune must be among conv, shortcut, logits. Received: "
+    known = "layers to prune must be among conv, .*, transpose, logits. Received: "
     for unknown in ({"sparsity": {"bn": 0.5}}, {"sparsity": 0.5, "exclude": ["bn"]}):
         with pytest.raises(ValueError, match=f"{known}bn"):
             prune_magnitude(model, **unknown, end=4)
@@ -382,3 +388,144 @@ def test_unknown_layers_and_impossible_values_are_named():
     for beta in (0.0, 1.0, -1):
         with pytest.raises(ValueError, match=r"relative_threshold must be in \(0, 1\)"):
             sparsity_below(model, beta)
+
+
+# --- What is pruned of layers that are no plain convolutions, and what is said ---
+
+
+def mobile_model():
+    """A separable, a transposed and a depthwise convolution, 3,632 weights in kernels.
+
+    Of which 27 + 144 are depthwise, 4.7 %.
+    """
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 3))
+    x = layers.SeparableConv2D(16, 3, padding="same", name="separable")(image)
+    x = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
+    x = layers.Conv2DTranspose(12, 4, strides=2, padding="same", name="up")(x)
+    x = layers.GlobalAveragePooling2D()(layers.ReLU()(x))
+    return keras.Model(image, layers.Dense(28, name="logits")(layers.Dense(1)(x)))
+
+
+def zeros_in(model, name, weight="kernel"):
+    return float(np.mean(getattr(model.get_layer(name), weight).numpy() == 0))
+
+
+def test_pointwise_and_transposed_kernels_reach_the_sparsity_and_depthwise_are_named(
+    data, caplog
+):
+    model = mobile_model()
+    total = sum(w.shape.num_elements() for w in model.weights if w.shape.rank > 1)
+    wrapped = prune_magnitude(model, 0.8, schedule="constant", end=1)
+    (message,) = [r.getMessage() for r in caplog.records]
+    share = 100 * (27 + 144) / total
+    assert message.startswith(f"pruning leaves out {share:.1f} % of the weights in ker")
+    assert f"SeparableConv2D depthwise_kernel {27 / total:.1%} (separable)" in message
+    assert f"DepthwiseConv2D depthwise_kernel {144 / total:.1%} (depthwise)" in message
+    caplog.clear()
+    pruned = strip_pruning(train(wrapped, data, 2))
+    assert not caplog.records
+    assert zeros_in(pruned, "separable", "pointwise_kernel") == pytest.approx(
+        0.8, abs=0.02
+    )
+    assert zeros_in(pruned, "up") == pytest.approx(0.8, abs=0.001)
+    assert zeros_in(pruned, "separable", "depthwise_kernel") == 0
+    assert zeros_in(pruned, "depthwise", "depthwise_kernel") == 0
+    figures = sparsity_figures(pruned, 0.8)
+    assert figures["found"] == pytest.approx(0.8, abs=0.002)
+    assert figures["of_all_kernels"] == pytest.approx(
+        0.8 * (1 - share / 100), abs=0.002
+    )
+    assert figures["left_out"] == {
+        "separable/depthwise_kernel": 27 / total,
+        "depthwise/depthwise_kernel": 144 / total,
+    }
+
+
+def test_a_depthwise_kernel_is_pruned_where_it_is_named(data, tmp_path):
+    model = mobile_model()
+    wrapped = prune_magnitude(
+        model, {"depthwise": 0.5, "up": 0.25}, schedule="constant", end=1
+    )
+    save_model(strip_pruning(train(wrapped, data, 2)), tmp_path / "m.keras")
+    pruned = load_model(tmp_path / "m.keras")
+    assert layer_sparsity(pruned)["depthwise"] == 0.5
+    assert layer_sparsity(pruned)["up"] == 0.25
+    assert layer_sparsity(pruned)["logits"] == 0
+
+
+def test_all_ways_to_prune_take_the_same_kernels(caplog):
+    model = mobile_model()
+    names = ["separable", "up", "dense", "logits"]
+    assert [n.partition("_")[0] for n in lamp_sparsity(model, 0.5)] == names
+    assert [n.partition("_")[0] for n in sparsity_below(model, 0.1)] == names
+    masks = weight_masks(model, relative_threshold=0.5)
+    assert [name.partition("_")[0] for name in masks][1:3] == ["up/kernel", "dense"]
+    assert next(iter(masks)) == "separable/pointwise_kernel"
+    assert len({r.getMessage() for r in caplog.records}) == 1
+    assert len(caplog.records) == 3
+    pruned = strip_masks(apply_masks(model, masks))
+    check_masks(pruned, masks)
+    kept = apply_masks(pruned)  # All zeros that it has.
+    assert zeros_in(kept, "separable", "pointwise_kernel") > 0.2
+    constraint = kept.get_layer("separable").pointwise_constraint
+    np.testing.assert_array_equal(constraint.mask, masks["separable/pointwise_kernel"])
+
+
+def test_a_plain_network_leaves_nothing_out(caplog):
+    prune_magnitude(wide_model(), 0.5, end=1)
+    prune_magnitude(branching_model(), {"conv": 0.5}, end=1)
+    assert not caplog.records
+
+
+def test_where_nothing_is_left_to_prune_one_line_says_so():
+    image = keras.Input((8, 8, 3))
+    depthwise = keras.Model(image, layers.DepthwiseConv2D(3, name="only")(image))
+    message = r"nothing of model .* is left to prune: .* layers of DepthwiseConv2D, Inp"
+    for attempt in (
+        lambda: prune_magnitude(depthwise, 0.5, end=1),
+        lambda: lamp_sparsity(depthwise, 0.5),
+        lambda: sparsity_below(depthwise, 0.5),
+        lambda: weight_masks(depthwise, 0.5),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="left to prune: .*exclude=.'first', 'second'"):
+        names = ["first", "second", "wide", "logits"]
+        prune_magnitude(wide_model(), 0.5, end=1, exclude=names)
+
+
+def test_layers_inside_a_nested_model_are_no_layers_below_a_threshold():
+    inner = keras.Sequential([layers.Conv2D(4, 3)], name="backbone")
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(
+        image, layers.Dense(4, name="d")(layers.Flatten()(inner(image)))
+    )
+    with pytest.raises(ValueError, match="nested model can't be .* backbone; exclude"):
+        sparsity_below(model, 0.1)
+    assert list(sparsity_below(model, 0.1, exclude=["backbone"])) == ["d"]
+    assert [*layer_sparsity(model)][0].startswith("backbone/conv2d")
+
+
+def test_a_sparsity_that_was_missed_is_named(data, caplog):
+    wrapped = prune_magnitude(wide_model(), 0.8, end=100, frequency=1)
+    strip_pruning(train(wrapped, data, 2))
+    (message,) = [r.getMessage() for r in caplog.records]
+    assert "asked for and not reached: first 80.0% asked, " in message
+    assert "logits 80.0% asked, " in message and "\n" not in message
+    caplog.clear()
+    wrapped = prune_magnitude(
+        wide_model(), 0.5, schedule="constant", end=1, pattern="2:4"
+    )
+    strip_pruning(train(wrapped, data, 1))
+    (message,) = [r.getMessage() for r in caplog.records]
+    assert "first 50.0% asked, 33.3% found" in message and "second" not in message
+
+
+def test_a_pattern_along_inputs_is_not_for_kernels_that_have_none_there():
+    constant = {"schedule": "constant", "end": 1, "pattern": "2:4"}
+    with pytest.raises(ValueError, match="pointwise kernels. Received: up; exclude"):
+        prune_magnitude(mobile_model(), 0.5, **constant)
+    wrapped = prune_magnitude(mobile_model(), 0.5, **constant, exclude=["up"])
+    assert "prune_low_magnitude_separable" in [layer.name for layer in wrapped.layers]

@@ -1,6 +1,7 @@
 """Weight clustering, and training that keeps clusters and zeros, down to the file."""
 
 import gzip
+import re
 
 import numpy as np
 import pytest
@@ -229,13 +230,18 @@ def test_a_reloaded_model_is_bit_equal_and_trains_on(tmp_path, pcqat, data):
     assert clusters_in(convert_tflite(loaded, "int8"))["second"] <= CLUSTERS
 
 
-def test_a_kernel_smaller_than_the_number_of_clusters_is_left_alone():
+def test_a_kernel_smaller_than_the_number_of_clusters_is_left_alone(caplog):
     inputs = keras.Input((2, 2, 1))
-    model = keras.Model(inputs, layers.Dense(2, name="few")(layers.Flatten()(inputs)))
+    x = layers.Dense(2, name="few")(layers.Flatten()(inputs))
+    model = keras.Model(inputs, layers.Dense(20, name="many")(x))
     np.testing.assert_array_equal(
         strip_clustering(cluster_weights(model, 16)).get_weights()[0],
         model.get_weights()[0],
     )
+    (record,) = caplog.records
+    assert "clustering leaves out 16.7 % of the weights" in record.getMessage()
+    with pytest.raises(ValueError, match="left to cluster: .*clusters=256, and small"):
+        cluster_weights(model, 256)
 
 
 @pytest.mark.parametrize(
@@ -245,8 +251,9 @@ def test_a_kernel_smaller_than_the_number_of_clusters_is_left_alone():
         ({"clusters": 4.0}, "integer"),
         ({"clusters": 2, "preserve_sparsity": True}, ">= 3"),
         ({"preserve_sparsity": True}, "zeros in each kernel.*'first' without"),
-        ({"exclude": ["frist"]}, "first, second, logits. Received.*frist"),
-        ({"exclude": ["depthwise"]}, "first, second, logits"),
+        ({"exclude": ["frist"]}, "first, .*second, logits. Received.*frist.*first"),
+        ({"exclude": ["norm"]}, "first, .*second, logits"),
+        ({"exclude": ["first", "second", "logits"]}, "is left to cluster"),
     ],
 )
 def test_what_does_not_fit_is_an_error(base, arguments, message):
@@ -276,3 +283,35 @@ def test_nor_do_they_in_training_that_is_quantization_aware():
     aware.compile(keras.optimizers.SGD(0.5), "mse")
     losses = aware.fit(inputs, outputs, epochs=3, verbose=0).history["loss"]
     assert losses[-1] < 1.5 * losses[0]
+
+
+def test_pointwise_and_transposed_kernels_are_clustered_too(caplog):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3))
+    x = layers.SeparableConv2D(16, 3, name="separable")(inputs)
+    x = layers.Conv2DTranspose(4, 3, name="up")(x)
+    model = keras.Model(inputs, x)
+    few = strip_clustering(cluster_weights(model, CLUSTERS))
+    assert max(count_clusters(few).values()) <= CLUSTERS
+    assert list(count_clusters(few)) == clustered_layers(few) == ["separable", "up"]
+    (record,) = caplog.records
+    message = (
+        f"leaves out {2700 / (27 + 48 + 576):.1f} % .* depthwise_kernel .*separabl"
+    )
+    assert re.search(message, record.getMessage())
+    depthwise = few.get_layer("separable").depthwise_kernel
+    np.testing.assert_array_equal(
+        depthwise, model.get_layer("separable").depthwise_kernel
+    )
+
+
+def test_layers_inside_a_nested_model_are_not_passed_over():
+    inner = keras.Sequential([layers.Conv2D(4, 3, name="conv")], name="backbone")
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Dense(40, name="d")(layers.Flatten()(inner(inputs)))
+    model = keras.Model(inputs, x)
+    with pytest.raises(ValueError, match="nested model can't be clustered.*backbone"):
+        cluster_weights(model, CLUSTERS)
+    few = strip_clustering(cluster_weights(model, CLUSTERS, exclude=["backbone"]))
+    assert list(count_clusters(few)) == ["backbone/conv", "d"]
+    assert clustered_layers(few) == ["d"]

@@ -346,6 +346,16 @@ def test_zeros_by_layer_are_a_range(records, shares, text):
     assert results_lines(found) == ["Results: `val_accuracy` 0.86."]
 
 
+def test_a_sparsity_that_was_asked_for_stands_beside_what_was_found(records):
+    sparsity = {"asked": 0.8, "found": 0.799, "of_all_kernels": 0.7}
+    left = {"left_out": {"dw/depthwise_kernel": 0.1, "other/w": 0.025}}
+    results = {"sparsity_by_layer": {"a": 0.8}, "sparsity": {**sparsity, **left}}
+    found = section(records.add_stage("p", kind="prune", results=results).run())
+    assert "Asked for: 80.00 %; found: 79.90 % of the weights" in found
+    assert "70.00 % of those in all kernels. Left out, 12.50 %: dw/depthw" in found
+    assert results_lines(found) == []
+
+
 WRONG = [
     ("quantize", {"layers": {"a": 1}}, "layers: expected a list"),
     ("quantize", {"layers": [{"layer": 3}]}, "layer: expected a string"),
