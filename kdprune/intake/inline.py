@@ -67,6 +67,17 @@ def inline(
     return inliner.flat(model), inliner.changes()
 
 
+def one_graph(model: keras.Model) -> keras.Model:
+    """The model with the graphs of models inside it made part of its own.
+
+    As `inline` makes it, with dropout and noise; the same one if there are none inside.
+    """
+    check_graph_model(model)
+    if not any(is_graph_model(node.layer) for node in nodes(model)):
+        return model
+    return inline(model, keep_dropout=True)[0]
+
+
 class _Inliner:
     def __init__(self, model: keras.Model, left_out: tuple[type, ...]) -> None:
         self.left_out = left_out

@@ -12,6 +12,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kdprune._graph import check_float_model, nodes, rebuild
+from kdprune.intake.inline import one_graph
 from kdprune.models.counts import count_macs, count_parameters
 from kdprune.prune.inference import batches
 from kdprune.prune.recalibrate import recalibrate_batch_norm
@@ -97,7 +98,8 @@ def find_blocks(model: keras.Model) -> list[Block]:
     """Finds the residual blocks whose removal keeps all shapes.
 
     A block is an addition of a tensor and of what is computed from that tensor
-    alone and used nowhere else. Blocks inside nested models are not looked for.
+    alone and used nowhere else. Blocks inside nested models are found in a copy of
+    one graph (`kdprune.intake.inline.one_graph`), whose tensors are the blocks' own.
 
     Args:
         model: A built Functional or Sequential model.
@@ -106,6 +108,7 @@ def find_blocks(model: keras.Model) -> list[Block]:
         The list of `Block`s in the order of execution.
     """
     check_float_model(model)
+    model = one_graph(model)
     calls = nodes(model)
     makers = {id(t): node for node in calls for t in tf.nest.flatten(node.outputs)}
     uses = _uses(model, calls)
@@ -131,12 +134,14 @@ def remove_blocks(model: keras.Model, names: Iterable[str]) -> keras.Model:
 
     Returns:
         A new `keras.Model` that computes what the old one would if those branches
-        gave zero.
+        gave zero; models inside are part of its graph.
 
     Raises:
         ValueError: If there is no such block.
     """
     names = list(names)
+    check_float_model(model)
+    model = one_graph(model)
     blocks = {block.name: block for block in find_blocks(model)}
     unknown = sorted(set(names) - set(blocks))
     if unknown:
@@ -219,6 +224,8 @@ def plan_blocks(
     Raises:
         ValueError: If there are not that many blocks.
     """
+    check_float_model(model)
+    model = one_graph(model)
     blocks = find_blocks(model)
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"count is a whole number, at least 1. Received: {count!r}")

@@ -9,6 +9,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kdprune._graph import check_float_model
+from kdprune._log import logger
 from kdprune.prune.inference import batches, run_layers
 
 
@@ -20,7 +21,9 @@ def recalibrate_batch_norm(model: keras.Model, data: Any) -> None:
     the removal itself. Each batch is normalized by its own statistics, as in
     training, while dropout and the like are off; the moving statistics become
     those of all the data (mean of means, and variance within plus between
-    batches). Nothing else changes; frozen layers are measured too.
+    batches). Nothing else changes; frozen layers are measured too. Normalization that
+    the graph does not show (inside a subclassed model, or a layer of one's own) is left
+    as it is and logged.
 
     Reference: Wu and Johnson, 2021, https://arxiv.org/abs/2105.07576, section 3.
 
@@ -43,11 +46,17 @@ def recalibrate_batch_norm(model: keras.Model, data: Any) -> None:
         for key, (count, mean, variance) in step(images).items():
             new = tuple(np.asarray(x, np.float64) for x in (count, mean, variance))
             totals[key] = _merged(totals[key], new) if key in totals else new
-    for key, layer in found.items():
-        if key in totals:
-            _, mean, variance = totals[key]
-            layer.moving_mean.assign(mean.astype(layer.moving_mean.dtype.name))
-            layer.moving_variance.assign(variance.astype(layer.moving_mean.dtype.name))
+    hidden = [layer.name for key, layer in found.items() if key not in totals]
+    if hidden:
+        logger.warning(
+            "batch normalization that the model's graph does not show is not "
+            "recalibrated: %s",
+            ", ".join(hidden),
+        )
+    for key, (_, mean, variance) in totals.items():
+        layer = found[key]
+        layer.moving_mean.assign(mean.astype(layer.moving_mean.dtype.name))
+        layer.moving_variance.assign(variance.astype(layer.moving_mean.dtype.name))
 
 
 def _moments(model, images):

@@ -68,7 +68,7 @@ def equalize_channels(model: keras.Model, images: Any) -> keras.Model:
 
     Returns:
         A new model of the same kind and names, with other weights and less the
-        BatchNormalization that was folded.
+        BatchNormalization that was folded; models inside are part of its graph.
 
     Raises:
         ValueError: If it is not a graph model, has wrapped layers, or the images do

@@ -13,6 +13,7 @@ import numpy as np
 import tf_keras as keras
 
 from kdprune._graph import check_float_model, nodes, rebuild
+from kdprune.intake.inline import one_graph
 
 layers = keras.layers
 
@@ -35,6 +36,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     into their bias. That is exact where those layers pad nothing ("valid", or a
     kernel of 1 x 1). BatchNormalization right after a convolution or dense layer
     that is read by nothing else stays: quantization-aware training folds it itself.
+    Models inside the model become part of its graph where there is something to fold.
 
     Example:
         ```python
@@ -46,22 +48,24 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
         model: A built Functional or Sequential `tf_keras` model; left as it was.
 
     Returns:
-        A new model of the same kind, names and other weights, less those layers. In
-        inference it is equal; trained further it learns without that normalization.
+        A new model of the same kind, names and other weights, less those layers (a
+        plain Functional one where models inside became part of it). In inference it is
+        equal; trained further it learns without that normalization.
 
     Raises:
         ValueError: If one can't be folded: its name, what is in the way, and what to
             do.
     """
     check_float_model(model)
-    plan, obstacles = _plan(model)
+    flat = one_graph(model)
+    plan, obstacles = _plan(flat)
     for name, reason in obstacles.items():
         raise ValueError(
             f"BatchNormalization {name!r} can't be folded into the layers behind it: "
             f"{reason}; put it between its convolution and the activation, Conv -> "
             "BatchNorm -> ReLU"
         )
-    return _without(model, plan)
+    return _without(flat if plan else model, plan)
 
 
 def fold_what_folds(model: keras.Model) -> keras.Model:
@@ -71,11 +75,12 @@ def fold_what_folds(model: keras.Model) -> keras.Model:
         model: As there.
 
     Returns:
-        As there; `model` itself if there is nothing to fold.
+        As there; `one_graph` of the model if there is nothing to fold.
     """
     check_float_model(model)
-    plan, _ = _plan(model)
-    return _without(model, plan) if plan else model
+    flat = one_graph(model)
+    plan, _ = _plan(flat)
+    return _without(flat, plan) if plan else flat
 
 
 def is_behind_linear(model: keras.Model, norm: keras.layers.Layer) -> bool:
@@ -118,7 +123,13 @@ def _plan(model):
     sources, readers = _connections(model)
     plan, obstacles = {}, {}
     for layer in model.layers:
-        if not isinstance(layer, layers.BatchNormalization):
+        if not _is_norm(layer):
+            inside = [one for one in layer.submodules if _is_norm(one)]
+            if inside:
+                kind = type(layer).__name__
+                obstacles[inside[0].name] = (
+                    f"it is inside {layer.name!r} ({kind}), which has no graph to see"
+                )
             continue
         if _is_behind_linear(layer, sources, readers):
             continue
@@ -130,6 +141,10 @@ def _plan(model):
         except _Obstacle as reason:
             obstacles[layer.name] = str(reason)
     return plan, obstacles
+
+
+def _is_norm(layer):
+    return isinstance(layer, layers.BatchNormalization)
 
 
 def _connections(model):

@@ -119,7 +119,7 @@ def check_model(model: Any) -> None:
             "quantize_model needs a built model: give it a keras.Input. "
             f"Received: {name}, not built"
         )
-    for layer in model.layers:
+    for path, layer in _graph.named_layers(model):
         if _graph.is_quantized_layer(layer):
             raise ValueError(
                 "quantize_model expects a float model. "
@@ -128,7 +128,7 @@ def check_model(model: Any) -> None:
         if _graph.is_tfmot_layer(layer):
             raise ValueError(
                 "quantize_model expects a model without wrappers: call strip_pruning "
-                f"first, or strip_clustering. Received: {name} with {layer.name!r}"
+                f"first, or strip_clustering. Received: {name} with {path!r}"
             )
 
 

@@ -97,7 +97,7 @@ def quantize_model(
         model: Functional or Sequential `tf_keras` model, images in [0, 1] in,
             logits out; left as it was. A mixed-precision one is rebuilt in float32.
         preserve_sparsity: Keep weights that are zero at zero (prune-preserving
-            QAT). Covers the kernels of Conv2D and Dense, not depthwise ones.
+            QAT). Covers all kernels but depthwise ones.
         calibration: Images to start the ranges from, uint8 or float in [0, 1],
             shape `(n, height, width, channels)`; None keeps TFMOT's start.
         preserve_clusters: Keep each kernel's number of distinct weights (CQAT),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import tensorflow_model_optimization as tfmot
+import tf_keras as keras
 from tensorflow_model_optimization.python.core.clustering.keras import cluster_config
 from tensorflow_model_optimization.python.core.quantization.keras import (
     quantize_aware_activation,
@@ -14,6 +15,7 @@ from tensorflow_model_optimization.python.core.quantization.keras import (
 )
 from tensorflow_model_optimization.python.core.quantization.keras.collab_opts import (
     cluster_preserve,
+    prune_preserve,
 )
 from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
     default_8bit_transforms as transforms,
@@ -25,7 +27,11 @@ from tensorflow_model_optimization.python.core.quantization.keras.graph_transfor
     LayerPattern,
 )
 
+from kdprune._log import logger
+
 _combine: Any = tfmot.experimental.combine
+_SPARSITY: Any = prune_preserve.prune_preserve_quantize_registry
+_SPARSITY_PRESERVING: Any = _combine.Default8BitPrunePreserveQuantizeScheme
 _CLUSTER_PRESERVING: Any = _combine.Default8BitClusterPreserveQuantizeScheme
 
 
@@ -34,7 +40,7 @@ def new_scheme(preserve_sparsity: bool, preserve_clusters: bool) -> Any:
     if preserve_clusters:
         return _ClusterPreserving(preserve_sparsity)
     if preserve_sparsity:
-        return _combine.Default8BitPrunePreserveQuantizeScheme()
+        return _SparsityPreserving()
     return tfmot.quantization.keras.default_8bit.Default8BitQuantizeScheme()
 
 
@@ -65,6 +71,29 @@ def average_centroid_gradients(wrapper: Any) -> None:
             variables[key].cluster_gradient_aggregation = average
 
 
+class _SparsityPreserving(_SPARSITY_PRESERVING):
+    """TFMOT's, for transposed convolutions too."""
+
+    def get_quantize_registry(self) -> Any:
+        return _SparsityRegistry()
+
+
+class _SparsityRegistry(_SPARSITY.Default8bitPrunePreserveQuantizeRegistry):
+    _LAYERS_CONFIG_MAP = {
+        **_SPARSITY.PrunePreserveQuantizeRegistry._LAYERS_CONFIG_MAP,
+        keras.layers.Conv2DTranspose: _SPARSITY._PrunePreserveInfo(
+            ["kernel"], ["Default8BitConvTransposeQuantizeConfig"]
+        ),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        # One range for all of the kernel, as TFMOT has for these without zeros to keep.
+        self._config_quantizer_map["Default8BitConvTransposeQuantizeConfig"] = (
+            _SPARSITY.PrunePreserveDefault8BitWeightsQuantizer()
+        )
+
+
 class _ClusterPreserving(_CLUSTER_PRESERVING):
     """TFMOT's, with quantizers of its own for each layer.
 
@@ -78,8 +107,22 @@ class _ClusterPreserving(_CLUSTER_PRESERVING):
         preserve_sparsity = self.preserve_sparsity
 
         class Registry(kind):
+            @classmethod
+            def supports(cls, layer: Any) -> bool:
+                return type(layer) is keras.layers.Conv2DTranspose or kind.supports(
+                    layer
+                )
+
             def get_quantize_config(self, layer: Any) -> Any:
-                return kind(preserve_sparsity).get_quantize_config(layer)
+                if type(layer) is not keras.layers.Conv2DTranspose:
+                    return kind(preserve_sparsity).get_quantize_config(layer)
+                logger.warning(
+                    "training does not keep the clusters of the transposed convolution "
+                    "%r",
+                    layer.name,
+                )
+                scheme = new_scheme(preserve_sparsity, preserve_clusters=False)
+                return scheme.get_quantize_registry().get_quantize_config(layer)
 
         return Registry(preserve_sparsity)
 

@@ -21,6 +21,7 @@ from kdprune._graph import (
     head_of,
     is_graph_model,
     is_quantized_layer,
+    named_layers,
 )
 from kdprune.images import as_float, spread
 from kdprune.intake import (
@@ -404,7 +405,9 @@ def _behind_input(model: keras.Model) -> _Front:
 
 def is_quantization_aware(model: Any) -> bool:
     """Whether `model` is wrapped for quantization-aware training."""
-    return any(is_quantized_layer(layer) for layer in getattr(model, "layers", []))
+    if not isinstance(model, keras.Model):
+        return False
+    return any(is_quantized_layer(layer) for _, layer in named_layers(model))
 
 
 def _set_precision(
@@ -477,12 +480,12 @@ def _check_model(model: Any, dtype: str) -> None:
             "convert_tflite expects one image input of fixed height, width and "
             f"channels. Received: input shape {shape}"
         )
-    for layer in model.layers:
+    for path, layer in named_layers(model):
         if layer.compute_dtype != "float32":
             raise ValueError(
                 "convert_tflite expects a model that computes in float32: rebuild it "
                 "by kdprune.models.precision.cast_model(model, 'float32'). Received: "
-                f"layer {layer.name!r} in {layer.compute_dtype}"
+                f"layer {path!r} in {layer.compute_dtype}"
             )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import tf_keras as keras
 from numpy.typing import NDArray
 
-from kdprune._graph import check_graph_model
+from kdprune._graph import check_graph_model, named_layers
 from kdprune.models import load_model
 from kdprune.models.counts import (
     count_macs,
@@ -230,7 +230,7 @@ def _describe_keras(model: keras.Model) -> dict[str, Any]:
         "sparsity_by_layer": layer_sparsity(model),
         "input": _keras_port(model.inputs),
         "output": _keras_port(model.outputs),
-        "ops": dict(Counter(type(layer).__name__ for layer in model.layers)),
+        "ops": dict(Counter(type(layer).__name__ for _, layer in named_layers(model))),
         "float_ops": {},
     }
 

@@ -110,3 +110,16 @@ def test_counts_that_make_no_sense_are_refused(count, message, model, images):
 def test_unknown_blocks_are_refused(model):
     with pytest.raises(ValueError, match="blocks of this model are one, two.*three"):
         remove_blocks(model, ["three"])
+
+
+def test_blocks_of_a_model_inside_the_model_are_found_and_removed(model, images):
+    inputs = keras.Input((8, 8, 3))
+    outer = keras.Model(inputs, layers.Dense(2, name="head")(model(inputs)))
+    assert [b.name for b in find_blocks(outer)] == [b.name for b in find_blocks(model)]
+    plan = plan_blocks(outer, 1, images)
+    name = plan.blocks[0].name
+    expected = outer.get_layer("head")(remove_blocks(model, [name])(images))
+    np.testing.assert_allclose(plan.apply()(images), expected, atol=1e-5)
+    assert plan.macs[1] < plan.macs[0]
+    with pytest.raises(ValueError, match="blocks of this model are one, two"):
+        remove_blocks(outer, ["nine"])

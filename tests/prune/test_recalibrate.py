@@ -80,3 +80,21 @@ def test_what_are_no_images_is_refused():
         recalibrate_batch_norm(small(), [np.zeros((2, 108), int)])
     with pytest.raises(ValueError, match="at least one batch"):
         recalibrate_batch_norm(small(), pictures(0))
+
+
+def test_normalization_that_the_graph_does_not_show_is_named(caplog):
+    class Hidden(keras.Model):
+        def __init__(self):
+            super().__init__(name="hidden")
+            self.norm = layers.BatchNormalization(name="inside")
+
+        def call(self, inputs):
+            return self.norm(inputs)
+
+    inputs = keras.Input((6, 6, 3))
+    x = Hidden()(layers.BatchNormalization(name="seen")(inputs))
+    model = keras.Model(inputs, x)
+    recalibrate_batch_norm(model, pictures(20))
+    (record,) = caplog.records
+    assert record.getMessage().endswith("is not recalibrated: inside")
+    assert np.any(model.get_layer("seen").moving_mean)

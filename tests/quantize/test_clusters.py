@@ -8,6 +8,7 @@ import pytest
 import tf_keras as keras
 from ai_edge_litert import schema_py_generated as schema
 
+from kdprune.models.kernels import kernel_name, kernel_of
 from kdprune.quantize import (
     calibrate_ranges,
     cluster_weights,
@@ -21,6 +22,7 @@ from kdprune.quantize import (
 )
 from kdprune.stages.fitting import is_clustered
 from kdprune.tflite import convert_tflite, inspect_tflite
+from kdprune.tflite.sizes import describe_file
 from kdprune.training.optimizers import build_variables
 
 layers = keras.layers
@@ -315,3 +317,34 @@ def test_layers_inside_a_nested_model_are_not_passed_over():
     few = strip_clustering(cluster_weights(model, CLUSTERS, exclude=["backbone"]))
     assert list(count_clusters(few)) == ["backbone/conv", "d"]
     assert clustered_layers(few) == ["d"]
+
+
+@pytest.mark.parametrize(
+    "clusters", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
+def test_training_keeps_the_zeros_of_pointwise_and_transposed_kernels(
+    data, tmp_path, caplog, clusters
+):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((12, 12, 3))
+    x = layers.SeparableConv2D(8, 3, activation="relu", name="separable")(inputs)
+    x = layers.Conv2DTranspose(6, 2, activation="relu", name="up")(x)
+    x = layers.Dense(4, name="logits")(layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, x)
+    for layer in model.layers:
+        if kernel_name(layer) is not None:
+            kernel = kernel_of(layer)
+            large = np.abs(kernel) > np.quantile(np.abs(kernel), 0.75)
+            kernel.assign(np.where(large, kernel, 0))
+    wrapped = quantize_model(model, preserve_sparsity=True, preserve_clusters=clusters)
+    train(wrapped, data, rate=1e-3, run_eagerly=True)
+    calibrate_ranges(wrapped, data[0])
+    path = tmp_path / "model.tflite"
+    path.write_bytes(convert_tflite(wrapped, "int8"))
+    depthwise, *shares = sorted(describe_file(path)["sparsity_by_layer"].values())
+    assert depthwise < 0.1
+    assert len(shares) == 3 and min(shares) >= 0.74
+    said = (
+        "does not keep the clusters of the transposed convolution 'up'" in caplog.text
+    )
+    assert said == clusters

@@ -7,6 +7,8 @@ import tf_keras as keras
 import kdprune
 from kdprune.models import load_model, save_model
 from kdprune.quantize import fold_batch_norm, quantize_model
+from kdprune.quantize.fold import fold_what_folds
+from kdprune.tflite.convert import is_quantization_aware
 
 layers = keras.layers
 IMAGES = np.random.default_rng(0).random((6, 12, 12, 3), "float32")
@@ -195,3 +197,64 @@ def test_a_model_without_any_is_copied_and_one_without_a_graph_refused():
 def test_the_former_name_still_folds():
     with pytest.warns(DeprecationWarning, match="is now kdprune.fold_batch_norm"):
         assert kdprune.fold_batch_norms is fold_batch_norm
+
+
+def backbone():
+    """A base inside a model, as transfer learning has it; its last layer normalizes."""
+    inner = keras.Input((12, 12, 3))
+    x = norm("bn1")(layers.ReLU()(layers.Conv2D(6, 3, name="conv1")(inner)))
+    x = layers.Conv2D(8, 3, activation="relu", name="conv2")(x)
+    base = keras.Model(inner, norm("bn2")(x), name="base")
+    inputs = keras.Input((12, 12, 3))
+    x = base(inputs, training=False)
+    return keras.Model(inputs, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
+
+
+def normalizations(model):
+    every = [model, *model.submodules]
+    return [one.name for one in every if isinstance(one, layers.BatchNormalization)]
+
+
+def test_normalization_of_a_model_inside_the_model_is_folded_too():
+    model = backbone()
+    scattered(model.get_layer("base"))
+    expected = model(IMAGES).numpy()
+    assert sorted(normalizations(model)) == ["bn1", "bn2"]
+    folded = fold_batch_norm(model)
+    assert normalizations(folded) == []
+    scores = folded(IMAGES).numpy()
+    np.testing.assert_allclose(scores, expected, atol=1e-5 * np.ptp(expected))
+    assert normalizations(fold_what_folds(model)) == []
+
+
+def test_a_model_inside_the_model_is_kept_where_there_is_nothing_to_fold():
+    inner = keras.Sequential([keras.Input((12, 12, 3)), layers.Conv2D(4, 3)], "base")
+    model = built(lambda x: layers.Dense(4)(layers.Flatten()(inner(x))))
+    folded = fold_batch_norm(model)
+    assert [type(layer) for layer in folded.layers[1:2]] == [keras.Sequential]
+    np.testing.assert_array_equal(folded(IMAGES).numpy(), model(IMAGES).numpy())
+
+
+def test_normalization_that_no_graph_shows_is_named():
+    class Hidden(keras.Model):
+        def __init__(self):
+            super().__init__(name="hidden")
+            self.norm = norm("inside")
+
+        def call(self, inputs):
+            return self.norm(inputs)
+
+    hidden = Hidden()
+    inputs = keras.Input((12, 12, 3))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(hidden(inputs))))
+    with pytest.raises(ValueError, match="'inside' can't be .* inside 'hidden'"):
+        fold_batch_norm(model)
+
+
+def test_what_is_wrapped_in_a_model_inside_the_model_is_seen():
+    aware = quantize_model(built(lambda x: layers.Conv2D(4, 3, name="c")(x)))
+    inputs = keras.Input((12, 12, 3))
+    outer = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(aware(inputs))))
+    with pytest.raises(ValueError, match="which is quantization-aware already"):
+        quantize_model(outer)
+    assert is_quantization_aware(outer)

@@ -295,6 +295,10 @@ def test_conversion_works_under_a_mixed_policy(model, files, data):
     )
     with pytest.raises(ValueError, match="cast_model.* in bfloat16"):
         convert_tflite(mixed)
+    image = keras.Input(mixed.input_shape[1:])
+    inside = keras.Model(image, mixed(image))
+    with pytest.raises(ValueError, match=f"layer '{mixed.name}/.*' in bfloat16"):
+        convert_tflite(inside)
 
 
 def test_arguments_that_do_not_fit_are_refused(model, aware, data):
