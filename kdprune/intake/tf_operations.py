@@ -13,7 +13,6 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kdprune._graph import nodes, rebuild
-from kdprune.intake.keras_layers import Unsupported
 from kdprune.intake.keras_ops import make_operation
 
 # What the functions are called as operations of Keras 3.
@@ -90,7 +89,7 @@ def replace_operations(model: keras.Model) -> tuple[keras.Model, list[str]]:
         name = layer.name.replace(".", "_")
         try:
             made = make_operation(kind, name, given, {}, _settings(kind))
-        except Unsupported:
+        except ValueError:  # Unsupported, or of shapes that the layer does not take.
             return copied()
         kind = type(made._keras_history.layer).__name__
         changes.append(f"function {layer.name!r}: a {kind} layer {name!r}")

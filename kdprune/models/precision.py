@@ -48,6 +48,10 @@ def cast_model(model: keras.Model, policy: str) -> keras.Model:
     try:
         return rebuild(model, config=config)
     except (TypeError, ValueError) as error:
+        if policy == "float32":
+            raise ValueError(
+                f"model {model.name!r} can't be copied in float32: {first_line(error)}"
+            ) from error
         # A function of TensorFlow, say 2.0 * x, keeps its constants in float32.
         raise ValueError(
             f"model {model.name!r} can't compute in {policy}: "

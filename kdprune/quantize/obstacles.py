@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Callable, Collection
 from typing import Any
 
+import tensorflow as tf
 import tf_keras as keras
 
 from kdprune import _graph
@@ -63,8 +65,8 @@ def qat_obstacles(
         every = _graph.named_layers(model)
         single = all(layer.compute_dtype == "float32" for _, layer in every)
         flat, _ = flat_graph(model if single else cast_model(model, "float32"))
-    except ValueError as error:
-        return [(model.name, str(error))]
+    except Exception as error:  # Of any type: it is explained.
+        return [(model.name, _words(error))]
     _check_names(flat, float_layers)
     in_float = {name for group in float_groups(flat, float_layers) for name in group}
     finals = {tensor._keras_history.layer.name for tensor in flat.outputs}
@@ -85,6 +87,10 @@ def check_no_obstacles(model: keras.Model, float_layers: Collection[str]) -> Non
     if len(found) == 1:
         name, reason = found[0]
         kind, _, rest = reason.partition(": ")
+        if name not in {layer.name for _, layer in _graph.named_layers(model)}:
+            raise ValueError(
+                f"model {name!r} can't be trained quantization-aware: {reason}"
+            )
         raise ValueError(
             f"layer {name!r} ({kind}) can't be trained quantization-aware: {rest}"
         )
@@ -98,6 +104,74 @@ def check_no_obstacles(model: keras.Model, float_layers: Collection[str]) -> Non
         f"{len(found)} layers of model {model.name!r} can't be trained "
         f"quantization-aware: {listed}"
     )
+
+
+def explained(
+    error: Exception, model: keras.Model, attempt: Callable[[keras.Model], Any]
+) -> ValueError:
+    """What went wrong in TFMOT or Keras, as one line that names the layer.
+
+    Args:
+        error: Of any type.
+        model: What was tried: a flat graph.
+        attempt: What was done to it. It is tried with each layer alone if the error
+            names none: a layer is at fault that fails with an error of that type.
+    """
+    words = _words(error)
+    said = re.search(r'layer "(?:quant_)?([^"]+)" \(type (\w+)\)\.? *', words)
+    said = said or re.search(r"Layer (\S+):<class '[\w.]*?(\w+)'> is [^.]*\.", words)
+    if said:
+        names, kinds = [said[1]], [said[2]]
+        words = words[said.end() :] if said[0].startswith("layer") else said[0]
+    else:
+        failing = _failing_alone(model, attempt, type(error))
+        names = [layer.name for layer in failing]
+        kinds = [type(layer).__name__ for layer in failing]
+    if not isinstance(error, ValueError | RuntimeError):
+        words = f"{type(error).__name__}: {words}"
+    if not names:
+        return ValueError(f"model {model.name!r} can't be quantized: {words}")
+    listed = ", ".join(
+        f"layer {name!r} ({kind})" for name, kind in zip(names, kinds, strict=True)
+    )
+    return ValueError(
+        f"{listed} can't be trained quantization-aware ({words}); {_OTHERWISE}"
+    )
+
+
+def _words(error: Exception) -> str:
+    """What an error says, in one line, without the arguments that Keras repeats."""
+    text = " ".join(str(error).split()).partition(" Call arguments received by")[0]
+    return text.partition(" Provided weights: ")[0]
+
+
+def _failing_alone(
+    model: keras.Model, attempt: Callable[[keras.Model], Any], kind: type[Exception]
+) -> list[Any]:
+    found = {}
+    for node in _graph.nodes(model):
+        given = [keras.Input(one.shape[1:], dtype=one.dtype) for one in _tensors(node)]
+        stands = dict(zip(map(id, _tensors(node)), given, strict=True))
+        args, kwargs = tf.nest.map_structure(
+            lambda one, stands=stands: stands.get(id(one), one),
+            (node.call_args, node.call_kwargs),
+        )
+        try:
+            made = type(node.layer).from_config(node.layer.get_config())
+            alone = keras.Model(given, made(*args, **kwargs))
+        except Exception:  # Then nothing is learned of it.
+            continue
+        try:
+            attempt(alone)
+        except kind:
+            found[id(node.layer)] = node.layer
+        except Exception:  # What it needs beside it is missing.
+            pass
+    return [*found.values()]
+
+
+def _tensors(node: Any) -> list[Any]:
+    return list({id(one): one for one in node.keras_inputs}.values())
 
 
 def check_model(model: Any) -> None:
@@ -184,6 +258,11 @@ def _obstacle(layer: Any, final: bool, in_float: bool) -> str | None:
         return f"{kind}: int8 has no exact operator for it; {_OTHERWISE}"
     activation = getattr(layer, "activation", None)
     if isinstance(activation, layers.Layer):
+        if activation.weights:
+            return (
+                f"{kind} with activation {type(activation).__name__}: that has "
+                "weights; make it a layer of its own behind"
+            )
         return _obstacle(activation, final, in_float)
     name = activation_name(layer)
     if activation is not None and not takes_activation(name):

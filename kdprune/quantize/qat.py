@@ -29,7 +29,7 @@ from kdprune.quantize.configs import (
     config_of,
     round_depthwise_kernels,
 )
-from kdprune.quantize.obstacles import check_model, check_no_obstacles
+from kdprune.quantize.obstacles import check_model, check_no_obstacles, explained
 from kdprune.quantize.rewrite import (
     FLOAT_KINDS,
     Rewritten,
@@ -144,29 +144,36 @@ def wrap_model(
     check_model(model)
     with _float32_policy():
         # What the file's input says of its pixels is no layer of the network.
-        base = for_bytes(to_unit_range(cast_model(model, "float32")))
+        try:
+            base = for_bytes(to_unit_range(cast_model(model, "float32")))
+        except ValueError:
+            check_no_obstacles(model, float_layers)  # Which may be why.
+            raise
         front = [call.layer for call in read_chain(base).calls]
         core = read_chain(base).bypassed()
         if as_before:
             rewritten = Rewritten(core)
         else:
             check_no_obstacles(core, float_layers)
-            rewritten = rewrite(core, float_layers)
+            try:
+                rewritten = rewrite(core, float_layers)
+            except ValueError:
+                raise
+            except Exception as error:
+                raise explained(error, core, rewrite) from error
         if front:
             copies = [type(one).from_config(one.get_config()) for one in front]
             rewritten.model = _graph.rebuild(rewritten.model, first=copies)
+
+        def wrapped(one: Rewritten) -> keras.Model:
+            plain = {layer.name for layer in front}
+            return _wrapped(one, preserve_sparsity, preserve_clusters, as_before, plain)
+
         try:
-            quantized = _wrapped(
-                rewritten,
-                preserve_sparsity,
-                preserve_clusters,
-                as_before,
-                {one.name for one in front},
-            )
-        except (RuntimeError, TypeError, ValueError) as error:
-            words = " ".join(str(error).split())
-            raise ValueError(
-                f"model {model.name!r} can't be quantized: {words}"
+            quantized = wrapped(rewritten)
+        except Exception as error:
+            raise explained(
+                error, rewritten.model, lambda alone: wrapped(Rewritten(alone))
             ) from error
     for layer in quantized.layers:
         if isinstance(layer, quantize_layer.QuantizeLayer):
