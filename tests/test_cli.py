@@ -212,6 +212,18 @@ def test_compare_of_a_model_with_itself_finds_no_difference(capsys, tmp_path, im
     assert comparison["difference"] == 0
 
 
+def test_a_model_of_other_classes_than_the_datas_is_not_measured(
+    capsys, tmp_path, images
+):
+    ours, theirs = (str(tmp_path / name) for name in ("two.keras", "thousand.keras"))
+    save_model(build_model("article_student", classes=2), ours)
+    save_model(build_model("article_student", classes=1000), theirs)
+    data = ["--dataset", "folder", "--data-path", images]
+    said = f"{theirs}: expected 2 outputs, one for each class of the data. Received: 10"
+    assert said in refused(capsys, "evaluate", theirs, *data)
+    assert said in refused(capsys, "compare", theirs, theirs, *data)
+
+
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(FileNotFoundError):
         cli.main(["run", str(tmp_path / "absent.yaml"), "--debug"])

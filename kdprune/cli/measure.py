@@ -139,6 +139,7 @@ def evaluate_files(options: argparse.Namespace) -> None:
             threads=options.threads,
             latency=not options.no_latency,
             order=order,
+            classes=len(description["classes"]),
         ).entry
         entries.append(entry)
         logger.info("%s", _summary(entry))
@@ -160,7 +161,7 @@ def compare_files(options: argparse.Namespace) -> None:
     from kdprune import evaluate
 
     orders = _orders(options, [options.a, options.b], description)
-    a, b = (
+    given = (
         evaluate.predict_for_labels(
             path,
             test.images,
@@ -171,10 +172,12 @@ def compare_files(options: argparse.Namespace) -> None:
         )[0]
         for path in (options.a, options.b)
     )
-    a, b = (
-        scores if order is None else scores[:, list(order)]
-        for scores, order in zip((a, b), orders, strict=True)
-    )
+    found = []
+    for path, scores, order in zip((options.a, options.b), given, orders, strict=True):
+        evaluate.check_outputs(scores.shape[1], len(description["classes"]), str(path))
+        reordered = order is not None
+        found.append(evaluate.reorder_scores(scores, order) if reordered else scores)
+    a, b = found
     result = evaluate.compare_predictions(a, b, test.labels)
     logger.info("%s", evaluate.describe_comparison(result, description["classes"]))
     if options.json:

@@ -62,6 +62,7 @@ def evaluate_model(
     latency: bool = True,
     order: Sequence[int] | None = None,
     check_range: bool = True,
+    classes: int | None = None,
 ) -> Evaluation:
     """Measures a model or file: accuracy, calibration, size, zeros, MACs, latency.
 
@@ -79,6 +80,8 @@ def evaluate_model(
             that order.
         check_range: Whether to score up to 200 of the images in the other usual pixel
             ranges, too, and to refuse a range that another one surely beats.
+        classes: How many classes (or labels) the data has, of which the images may
+            show fewer: a model of another number of outputs is refused.
 
     Returns:
         An `Evaluation`. Its entry's name is the file's stem or the model's name, its
@@ -93,6 +96,9 @@ def evaluate_model(
     """
     path = Path(model) if isinstance(model, str | os.PathLike) else None
     description = describe_file(model)
+    if classes is not None and description["output"] is not None:
+        outputs = description["output"]["shape"][-1]
+        check_outputs(outputs, classes, str(path or f"model {model.name!r}"))
     several = of_labels(labels)
     scores, units = predict_for_labels(
         model,
@@ -141,6 +147,21 @@ def evaluate_model(
     }
     entry |= {key: result[key] for key in _OF_TASKS if key in result}
     return Evaluation(entry, scores)
+
+
+def check_outputs(outputs: int, classes: int, name: str) -> None:
+    """Raises a `ValueError` unless there is an output for each class, and no other.
+
+    Args:
+        outputs: How many a model has; a single unit is of two classes.
+        classes: How many classes or labels the data has.
+        name: What the model is called in the error.
+    """
+    if outputs != classes and (outputs, classes) != (1, 2):
+        raise ValueError(
+            f"{name}: expected {classes} outputs, one for each class of the data. "
+            f"Received: {outputs} outputs; measure it on data of its classes"
+        )
 
 
 def _check_range(

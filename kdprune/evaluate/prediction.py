@@ -31,8 +31,6 @@ from kdprune.tflite.inspection import head_of_file
 from kdprune.tflite.interpreter import open_interpreter
 
 KERAS_BATCH = 250
-# What the runtime fixes an integer softmax's or sigmoid's output to: 256 steps from 0.
-_QUANTIZATION = {"int8": (1 / 256, -128), "uint8": (1 / 256, 0)}
 # Of its span: how far an input's range may be from a usual one that it is taken for.
 _NEARLY = 0.25
 
@@ -154,13 +152,13 @@ def _predict(
 
 
 def _finish(
-    outputs: NDArray, head: str, done: bool
+    outputs: NDArray, head: str, done: bool, step: float = 0.0
 ) -> tuple[NDArray[np.float32], str, int]:
     """Probabilities of a model's outputs, of both classes where it has one unit."""
     outputs = np.asarray(outputs, np.float32)
     units = outputs.shape[1]
     if head == "softmax":
-        return outputs if done else to_probabilities(outputs), head, units
+        return outputs if done else to_probabilities(outputs, step), head, units
     if not done:
         outputs = expit(outputs)
     if units == 1:
@@ -187,15 +185,22 @@ def reorder_scores(
     return scores[:, np.asarray(order)]
 
 
-def to_probabilities(outputs: ArrayLike) -> NDArray[np.float32]:
+def to_probabilities(outputs: ArrayLike, step: float = 0.0) -> NDArray[np.float32]:
     """Applies a softmax to logits; leaves what already are probabilities alone.
 
     Rows that are all non-negative and all sum to 1 are taken for probabilities:
     logits do not do that by chance over more than a few images.
+
+    Args:
+        outputs: A model's outputs, `(n, classes)`.
+        step: What they were rounded to, of an integer file: rounded probabilities sum
+            to 1 but for half a step each.
     """
     outputs = np.asarray(outputs, np.float32)
     sums = outputs.sum(axis=1)
-    if outputs.min() >= 0 and np.abs(sums - 1).max() < 1e-3:
+    rounding = step / 2 * outputs.shape[1]
+    inside = outputs.min() >= -step / 2 and outputs.max() <= 1 + 1e-3 + step
+    if inside and np.abs(sums - 1).max() < 1e-3 + rounding:
         return outputs
     powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
@@ -265,15 +270,12 @@ def _predict_tflite(
             ) from error
         raw[i] = interpreter.get_tensor(target["index"])[0]
     if not np.issubdtype(raw.dtype, np.integer):
-        return _finish(raw, head, found == "sigmoid")
+        return _finish(raw, head, bool(found))
     scale, zero_point = target["quantization"]
     if not scale:
         raise ValueError(f"{path}: its integer output has no scale")
     outputs = ((raw.astype(np.float64) - zero_point) * scale).astype(np.float32)
-    # Rounding keeps integer probabilities from summing to 1, so that those are
-    # known by the quantization the runtime prescribes for a softmax.
-    done = (scale, zero_point) == _QUANTIZATION.get(raw.dtype.name)
-    return _finish(outputs, head, done or found == "sigmoid")
+    return _finish(outputs, head, bool(found), float(scale))
 
 
 def _predict_keras(
@@ -303,7 +305,7 @@ def _predict_keras(
         for start in progress(starts, f"{name}, batches of {KERAS_BATCH}")
     ]
     found = np.concatenate(outputs)
-    done = final_activation(model)[0] == "sigmoid"
+    done = bool(final_activation(model)[0])
     if not done and head == "sigmoid" and not is_graph_model(model):
         # What Python code hides is told by its values.
         done = bool(found.min() >= 0 and found.max() <= 1)

@@ -147,6 +147,7 @@ class Evaluate(Stage):
             source=None if scores is None else (source.name, scores),
             resolver=self.resolver,
             threads=self.threads,
+            classes=len(run.dataset.classes),
             check_range=False,  # The stages before have seen to it.
             latency=False,  # Of all files at the end, interleaved.
         )

@@ -113,6 +113,28 @@ def test_softmax_is_applied_to_logits_once_and_to_probabilities_never():
     np.testing.assert_array_equal(huge, [[1, 0]])
 
 
+def test_probabilities_that_were_rounded_are_no_logits():
+    rng = np.random.default_rng(0)
+    given = to_probabilities(rng.normal(size=(50, 200)).astype(np.float32))
+    for step in (1 / 256, 1 / 1000):  # As of a file whose softmax is made by hand.
+        rounded = np.rint(given / step).astype(np.float32) * np.float32(step)
+        assert np.abs(rounded.sum(axis=1) - 1).max() > 1e-3
+        np.testing.assert_array_equal(to_probabilities(rounded, step), rounded)
+    logits = np.rint(rng.normal(size=(50, 4)) / 0.1).astype(np.float32) * 0.1
+    assert to_probabilities(logits, 0.1).sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_softmax_in_half_precision_is_not_softened_again(pixels):
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.Dense(5, kernel_initializer="ones")(keras.layers.Flatten()(image))
+    x = keras.layers.Lambda(lambda x: x * np.array([0.1, 0, 0, 0.02, 0]))(x)
+    head = keras.layers.Activation("softmax", dtype="bfloat16")
+    model = keras.Model(image, head(x))
+    outputs = np.asarray(model(pixels / np.float32(255)), np.float32)
+    assert np.abs(outputs.sum(axis=1) - 1).max() > 1e-3
+    np.testing.assert_array_equal(predict(model, pixels), outputs)
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [
