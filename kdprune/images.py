@@ -1,23 +1,126 @@
 """Pixels: the one check of images that every public function makes.
 
 Images are arrays of shape `(n, height, width, channels)`, either uint8 or float in
-[0, 1], which is the byte divided by 255. Both are taken everywhere. Needs NumPy alone.
+[0, 1], which is the byte divided by 255. Both are taken everywhere. More of them than
+memory holds are `Rows`, which are read where they are needed. Needs NumPy alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Shape = Sequence[int | None]
+# Bytes of the images that are read at a time where all of them are gone through.
+_PART = 2**24
+
+
+class Rows:
+    """Images that stay where they are, on a disk, until some of them are asked for.
+
+    They look like a uint8 array `(n, height, width, channels)` of which images are
+    chosen: `rows[3]`, `rows[10:20]` and `rows[[3, 1]]` read those into an array,
+    `numpy.asarray(rows)` reads all. `select` reads none.
+
+    Attributes:
+        shape: `(n, height, width, channels)`.
+        dtype: uint8, whatever the images are stored in.
+    """
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __init__(self, base: Any, indices: ArrayLike | None = None) -> None:
+        """Takes images as they are, without reading one.
+
+        Args:
+            base: A memory-mapped array, uint8 or floats in [0, 1]; or anything with
+                its `shape` and `take(indices, axis=0)`.
+            indices: Which of its images, in which order, shape `(n,)`; None for all.
+        """
+        # Slices and takes of a np.memmap would be np.memmap as well.
+        self._base = base.view(np.ndarray) if isinstance(base, np.memmap) else base
+        every = np.arange(len(base)) if indices is None else np.asarray(indices)
+        self._indices: NDArray[np.int64] = every.astype(np.int64, copy=False)
+        self.shape: tuple[int, ...] = (len(every), *base.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @property
+    def size(self) -> int:
+        """The number of values."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def select(self, indices: ArrayLike) -> Rows:
+        """These of the images, as `rows[indices]`, without reading one."""
+        return Rows(self._base, self._indices[np.asarray(indices)])
+
+    def take(self, indices: ArrayLike, axis: int = 0) -> NDArray[np.uint8]:
+        """Reads the images at `indices`, shape `(m,)`."""
+        chosen = self._indices[np.asarray(indices)]
+        if not chosen.size:
+            return np.empty((0, *self.shape[1:]), np.uint8)
+        return as_uint8(self._base.take(chosen, axis=axis))
+
+    def __getitem__(self, key: Any) -> NDArray[np.uint8]:
+        if isinstance(key, slice):
+            return self.take(np.arange(len(self))[key])
+        if np.ndim(key) == 0:
+            return self.take([operator.index(key)])[0]
+        return self.take(np.arange(len(self))[np.asarray(key)])
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        for part in parts(self):
+            yield from part
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray:
+        return self[:].astype(dtype or np.uint8, copy=False)
+
+
+class _Joined:
+    """Images of several arrays, one array after the other, as the base of `Rows`."""
+
+    def __init__(self, arrays: Sequence[Any]) -> None:
+        self._arrays = arrays
+        self._ends = np.cumsum([len(array) for array in arrays])
+        self.shape = (int(self._ends[-1]), *arrays[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def take(self, indices: NDArray, axis: int = 0) -> NDArray[np.uint8]:
+        found = np.empty((len(indices), *self.shape[1:]), np.uint8)
+        which = np.searchsorted(self._ends, indices, side="right")
+        for number in np.unique(which):
+            here = which == number
+            start = self._ends[number] - len(self._arrays[number])
+            found[here] = self._arrays[number].take(indices[here] - start, axis=axis)
+        return found
+
+
+def join(arrays: Sequence[NDArray | Rows]) -> NDArray | Rows:
+    """Images of one shape one after the other: copied, or as `Rows` if any are."""
+    if not any(isinstance(array, Rows) for array in arrays):
+        return np.concatenate(arrays)
+    return Rows(_Joined(arrays))
+
+
+def parts(images: Any) -> Iterator[NDArray]:
+    """Yields the images, some megabytes at a time, for what goes through them all."""
+    size = max(1, _PART // max(1, int(np.prod(images.shape[1:], dtype=np.int64))))
+    for start in range(0, len(images), size):
+        yield images[start : start + size]
 
 
 def check(
     images: ArrayLike, shape: Shape | None = None, name: str = "images"
 ) -> NDArray:
-    """Checks images and returns them as they are, without a copy.
+    """Checks images and returns them as they are, without a copy; `Rows` unread.
 
     Args:
         images: uint8, or float in [0, 1], shape `(n, height, width, channels)`, n > 0.
@@ -32,7 +135,7 @@ def check(
         ValueError: If the shape or the type is another, or a float is NaN, infinite
             or outside [0, 1].
     """
-    array = np.asarray(images)
+    array: Any = images if isinstance(images, Rows) else np.asarray(images)
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         known = array.dtype.kind in "iub"
         received = str(array.dtype) if known else type(images).__name__
@@ -100,7 +203,7 @@ def as_uint8(
     """
     array = check(images, shape, name)
     if array.dtype == np.uint8:
-        return array
+        return np.asarray(array)
     return np.rint(array * 255).astype(np.uint8)
 
 

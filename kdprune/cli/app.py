@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import kdprune
 from kdprune import _log
 from kdprune.cli import bench, compress, doctor, fits, measure, recipes, slim
-from kdprune.cli.options import add_debug
+from kdprune.cli.options import add_debug, cache_told
 from kdprune.runner.errors import explain
 
 _DESCRIPTION = """Makes image classifiers small: distills, prunes, quantizes, proves.
@@ -83,7 +83,7 @@ def _guarded(
     A user's errors become a line each and exit status 2.
     """
     try:
-        with _log.shown():
+        with _log.shown(), cache_told(options):
             return function(options) or 0
     except Exception as error:
         lines = explain(error)

@@ -7,7 +7,7 @@ import pathlib
 import sys
 
 from kdprune._log import logger
-from kdprune.cli.options import add_debug
+from kdprune.cli.options import add_cache, add_debug
 from kdprune.cli.quiet import import_tensorflow_quietly
 from kdprune.compression.request import DEVICES, Request, command_of
 
@@ -160,6 +160,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-dir", metavar="DIR", help="where cifar10 is, or what --images is in"
     )
+    add_cache(parser)
     add_debug(parser)
 
 

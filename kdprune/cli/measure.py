@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdprune import _io, records
 from kdprune._log import logger
-from kdprune.cli.options import add_debug, add_json, check_json
+from kdprune.cli.options import add_cache, add_debug, add_json, check_json
 from kdprune.cli.quiet import import_tensorflow_quietly
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         help="whose test images: cifar10, shapes, folder or FILE.npz",
     )
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set is")
+    add_cache(parser)
     parser.add_argument(
         "--data-path", metavar="DIR", help="needed with --dataset folder: the images"
     )

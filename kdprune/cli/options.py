@@ -3,14 +3,48 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--debug", action="store_true", help="show Python's traceback of an error"
     )
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        help="where the decoded images of a large folder are kept "
+        "(KDPRUNE_CACHE_DIR, else ~/.cache/kdprune)",
+    )
+    parser.add_argument(
+        "--cache-limit",
+        metavar="GIB",
+        help="above so many GiB, images are decoded each time they are used (200)",
+    )
+
+
+@contextlib.contextmanager
+def cache_told(options: argparse.Namespace) -> Iterator[None]:
+    """Tells this process, and those it starts, where decoded images are kept."""
+    given = {
+        "KDPRUNE_CACHE_DIR": getattr(options, "cache_dir", None),
+        "KDPRUNE_CACHE_LIMIT": getattr(options, "cache_limit", None),
+    }
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update({name: value for name, value in given.items() if value})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

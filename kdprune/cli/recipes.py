@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from kdprune import config, records
 from kdprune._log import logger
-from kdprune.cli.options import add_debug
+from kdprune.cli.options import add_cache, add_debug
 from kdprune.cli.quiet import import_tensorflow_quietly
 from kdprune.stages import FLOAT_MODEL
 
@@ -73,6 +73,7 @@ def add_run_options(parser: argparse.ArgumentParser, until: bool) -> None:
         "--output", metavar="DIR", help="the run's folder (default: runs/NAME)"
     )
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set is")
+    add_cache(parser)
     parser.add_argument(
         "--set",
         dest="overrides",

@@ -14,7 +14,8 @@ from typing import Any
 from kdprune import _registry
 from kdprune._log import logger
 from kdprune.data import cifar10, folder, npz, shapes
-from kdprune.data.arrays import from_arrays, to_float
+from kdprune.data.arrays import from_arrays, from_batches, to_float
+from kdprune.data.cache import Cache
 from kdprune.data.dataset import TASKS, Dataset, Source, Split, join_splits
 from kdprune.data.splits import stratified_sample, stratified_split
 
@@ -37,6 +38,7 @@ __all__ = [
     "Source",
     "Split",
     "from_arrays",
+    "from_batches",
     "join_splits",
     "load_dataset",
     "register_dataset",
@@ -93,6 +95,8 @@ def load_dataset(
     calibration: float | int = 500,
     seed: int = 0,
     task: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    cache_limit: float | None = None,
     **options: Any,
 ) -> Dataset:
     """Loads a data set by name and draws its validation and calibration images.
@@ -113,6 +117,10 @@ def load_dataset(
         seed: Seed >= 0 of all draws, and of generated images.
         task: "binary" if models are to tell two classes by a single unit; by default
             what the labels' form says. See `Dataset.task`.
+        cache_dir: Where the decoded images of a large folder are kept; by default
+            `KDPRUNE_CACHE_DIR`, else `~/.cache/kdprune`.
+        cache_limit: GiB of decoded images above which they are decoded each time they
+            are used; by default `KDPRUNE_CACHE_LIMIT`, else 200.
         **options: Options of the loader: `path`, `image_size`, `resize`, `channels`,
             `on_error`, `test` of "folder"; `train_images`, `test_images`,
             `unlabelled_images`, `image_size` of "shapes"; `range`, `classes`, `test`
@@ -141,6 +149,9 @@ def load_dataset(
         )
     called = getattr(name, "__name__", type(name).__name__) if callable(name) else name
     given: dict[str, Any] = {"data_dir": data_dir, "seed": seed, "task": task}
+    cache = Cache.of(cache_dir, cache_limit)
+    if load is folder.load:
+        given["cache"] = cache
     if load is npz.load:
         # The file may stand for both: `dataset: FILE.npz`.
         if name == "npz":

@@ -1,13 +1,16 @@
-"""Datasets from NumPy arrays, with every pixel and label checked first."""
+"""Datasets from NumPy arrays and streams, with every pixel and label checked first."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kdprune import images as pixels
+from kdprune.data.cache import Cache
 from kdprune.data.dataset import Dataset, Source, Split, check_split
 from kdprune.data.splits import stratified_split
 
@@ -46,7 +49,8 @@ def from_arrays(
 
     Args:
         images: uint8, or float in [0, 1] (stored as 8 bits), shape
-            `(n, height, width, channels)` or `(n, height, width)`.
+            `(n, height, width, channels)` or `(n, height, width)`. A memory-mapped
+            array (`numpy.load(file, mmap_mode="r")`) stays on the disk.
         labels: Whole numbers from 0, shape `(n,)` or `(n, 1)`, or one-hot rows,
             shape `(n, classes)`. Where several labels may apply to an image, rows of
             zeros and ones, shape `(n, labels)`: rows are taken for that if there are
@@ -99,6 +103,83 @@ def from_arrays(
     )
 
 
+def from_batches(
+    batches: Iterable[tuple[Any, Any]],
+    *,
+    test: Iterable[tuple[Any, Any]] | float | int = 0.2,
+    validation: Iterable[tuple[Any, Any]] | float | int = 0.1,
+    cache_dir: str | os.PathLike | None = None,
+    **options: Any,
+) -> Dataset:
+    """Makes a dataset of streams of batches, such as `tf.data.Dataset`.
+
+    Their images are written to the cache's disk as they come, once, and read from
+    there; the file is gone with the process.
+
+    Args:
+        batches: Pairs of images and labels as `from_arrays` takes them: arrays or
+            tensors, each with a first axis of images. It has to end.
+        test: The test set in the same form, or the share or number of images to hold
+            out for it.
+        validation: The validation set, in the same ways.
+        cache_dir: Where the images are written; by default `KDPRUNE_CACHE_DIR`, else
+            `~/.cache/kdprune`.
+        **options: Others of `from_arrays`.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        ValueError: As `from_arrays`, or if the cache's folder can't be written or
+            becomes full, or images differ in shape.
+
+    Example:
+        >>> train = tf.data.Dataset.from_tensor_slices((x, y)).batch(256)
+        >>> dataset = from_batches(train, test=tested)
+    """
+    cache = Cache.of(cache_dir)
+    given: dict[str, Any] = {**options}
+    for what, part in (("test", test), ("validation", validation)):
+        if not isinstance(part, int | float):
+            part = _spool(part, cache, what)
+        given[what] = part
+    return from_arrays(*_spool(batches, cache, "training"), **given)
+
+
+def _spool(
+    batches: Iterable[tuple[Any, Any]], cache: Cache, what: str
+) -> tuple[NDArray, NDArray]:
+    """A stream's images, mapped from a file, and its labels."""
+    labels: list[NDArray] = []
+    shape: tuple[int, ...] = ()
+
+    def read() -> Iterator[NDArray[np.uint8]]:
+        nonlocal shape
+        for batch in batches:
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                raise ValueError(
+                    f"Expected {what} batches of (images, labels). "
+                    f"Received: {type(batch).__name__}."
+                )
+            images, of_images = (np.asarray(part) for part in batch)
+            if images.ndim == 3:
+                images = images[..., np.newaxis]
+            images = pixels.as_uint8(images, name=f"{what} images")
+            shape = shape or images.shape[1:]
+            if images.shape[1:] != shape or of_images.shape[:1] != images.shape[:1]:
+                raise ValueError(
+                    f"Expected {what} batches of images {shape} and as many labels. "
+                    f"Received: {images.shape} and {of_images.shape}."
+                )
+            labels.append(of_images)
+            yield images
+
+    spooled = cache.spool(read())
+    if spooled is None:
+        raise ValueError(f"Expected {what} batches. Received: none.")
+    return spooled.reshape(-1, *shape), np.concatenate(labels)
+
+
 def are_several(labels: ArrayLike, task: str | None) -> bool:
     """Whether training labels are rows of which several may be 1."""
     labels = np.asarray(labels)
@@ -110,11 +191,15 @@ def are_several(labels: ArrayLike, task: str | None) -> bool:
 
 def _split(images: np.ndarray, labels: np.ndarray, what: str, several: bool) -> Split:
     """Checks one set of images and labels and brings it to the common form."""
-    images = np.asarray(images)
+    mapped = isinstance(images, np.memmap)
+    images = np.asarray(images)  # Of a mapped array a view.
     if images.ndim == 3:
         images = images[..., np.newaxis]
-    checked = pixels.as_uint8(images, name=f"{what} images")
-    return Split(checked, read_labels(labels, len(checked), what, several))
+    if mapped:
+        found: Any = pixels.Rows(pixels.check(images, name=f"{what} images"))
+    else:
+        found = pixels.as_uint8(images, name=f"{what} images")
+    return Split(found, read_labels(labels, len(found), what, several))
 
 
 def read_labels(

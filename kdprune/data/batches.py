@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from kdprune.data.dataset import Split
+from kdprune.images import Rows
 
 Augment = Mapping[str, Any]
 
@@ -46,7 +47,7 @@ def training_batches(
         soft_labels: Teacher logits, an array `(n, classes)` for each view. Epoch e
             then shows view e mod views of the augmentation seeded
             `augment["seed"]`, with the logits the teacher gave to those very
-            pixels; one view at a time is in memory.
+            pixels; of views on a disk only a batch's logits are read at a time.
 
     Returns:
         A `tf.data.Dataset` of `(images, labels)`, images float32 in [0, 1], or of
@@ -70,11 +71,13 @@ def training_batches(
             f"Received: shape {shape}; store them for this data again."
         )
 
-    def logits_of(view: Any) -> Any:
+    def logits_of(view: Any, index: Any) -> Any:
         logits = tf.numpy_function(
-            lambda view: np.asarray(stored[view], np.float16), [view], tf.float16
+            lambda view, index: np.asarray(stored[view])[index].astype(np.float16),
+            [view, index],
+            tf.float16,
         )
-        return tf.ensure_shape(logits, shape)
+        return tf.ensure_shape(logits, (batch_size, shape[1]))
 
     def epoch_indices(epoch: Any) -> tf.data.Dataset:
         order = tf.random.experimental.stateless_shuffle(
@@ -84,7 +87,7 @@ def training_batches(
         draws = _draw(count, view, augment or {}, seed)
         rows = {"index": order, **{k: tf.gather(v, order) for k, v in draws.items()}}
         if views:
-            rows["logits"] = tf.gather(logits_of(view), order)
+            rows["view"] = tf.fill([count], view)
         return tf.data.Dataset.from_tensor_slices(rows).batch(
             batch_size, drop_remainder=True
         )
@@ -94,7 +97,8 @@ def training_batches(
         labels = tf.gather(store.labels, rows["index"])
         if not views:
             return images, labels
-        return images, (labels, tf.cast(rows["logits"], tf.float32))
+        logits = logits_of(rows["view"][0], rows["index"])
+        return images, (labels, tf.cast(logits, tf.float32))
 
     return (
         tf.data.Dataset.range(start_epoch, epochs)
@@ -174,8 +178,17 @@ def evaluation_batches(split: Split, batch_size: int = 500) -> tf.data.Dataset:
         ValueError: If `batch_size` is no whole number above 0.
     """
     _check(split, batch_size)
-    data = tf.data.Dataset.from_tensor_slices((split.images, split.labels))
-    return data.batch(batch_size).map(lambda x, y: (_to_float(x), y)).prefetch(4)
+    if not isinstance(split.images, Rows):
+        data = tf.data.Dataset.from_tensor_slices((split.images, split.labels))
+        return data.batch(batch_size).map(lambda x, y: (_to_float(x), y)).prefetch(4)
+    store = _Store(split, {})
+    rows = {"index": tf.range(len(split.labels)), "labels": split.labels}
+
+    def load(rows: dict[str, Any]) -> Any:
+        return store.read(rows, {}), rows["labels"]
+
+    data = tf.data.Dataset.from_tensor_slices(rows).batch(batch_size)
+    return data.map(load, num_parallel_calls=tf.data.AUTOTUNE).prefetch(4)
 
 
 def _check(split: Split, batch_size: int) -> None:
@@ -227,27 +240,46 @@ def _draw(count: int, view: Any, augment: Augment, seed: int) -> dict[str, Any]:
 
 
 class _Store:
-    """A split held in memory once, read pixel by pixel through index arithmetic.
+    """A split's images, read pixel by pixel through index arithmetic.
 
     Crop, flip, cutout and the choice of images are one gather from the flat array, so
     that augmentation costs about what reading does; padding is by reflection
     and needs no padded copy, and what is cut out is read from a grey pixel at the end.
+    The flat array is that of all images, or of `Rows` that of a batch.
     """
 
     def __init__(self, split: Split, augment: Augment) -> None:
         _, self.height, self.width, self.channels = split.images.shape
-        pixels = split.images.reshape(-1, self.channels)
-        self._grey = len(pixels)
-        if augment.get("cutout"):
-            grey = np.full((1, self.channels), 128, np.uint8)
-            pixels = np.concatenate([pixels, grey])
-        self.pixels = tf.constant(pixels)
+        grey = 1 if augment.get("cutout") else 0
+        self._grey = np.full((grey, self.channels), 128, np.uint8)
+        self._rows = split.images if isinstance(split.images, Rows) else None
         # Half as wide where that is enough, which makes the arithmetic quicker.
-        self._index = tf.int32 if len(pixels) < 2**31 else tf.int64
+        self._index = tf.int32
+        if self._rows is None:
+            pixels = split.images.reshape(-1, self.channels)
+            if grey:
+                pixels = np.concatenate([pixels, self._grey])
+            self._index = tf.int32 if len(pixels) < 2**31 else tf.int64
+            self._pixels = tf.constant(pixels)
         self.labels = tf.constant(np.asarray(split.labels, np.int64))
 
     def read(self, rows: Mapping[str, Any], augment: Augment) -> tf.Tensor:
-        index = rows["index"]
+        if self._rows is None:
+            return self._read(self._pixels, rows["index"], rows, augment)
+        images = tf.numpy_function(self._rows.take, [rows["index"]], tf.uint8)
+        shape = (rows["index"].shape[0], self.height, self.width, self.channels)
+        images = tf.ensure_shape(images, shape)
+        if not rows.keys() & {"crop", "flip", "cutout"}:
+            return _to_float(images)
+        pixels = tf.reshape(images, [-1, self.channels])
+        if len(self._grey):
+            pixels = tf.concat([pixels, self._grey], axis=0)
+        return self._read(pixels, tf.range(tf.shape(images)[0]), rows, augment)
+
+    def _read(
+        self, pixels: Any, index: Any, rows: Mapping[str, Any], augment: Augment
+    ) -> tf.Tensor:
+        """Gathers a batch; `pixels` are those of images that `index` counts through."""
         y = tf.range(self.height)[None, :]
         x = tf.range(self.width)[None, :]
         if "crop" in rows:
@@ -260,8 +292,9 @@ class _Store:
         place = ((start + y) * self.width)[:, :, None] + x[:, None]
         if "cutout" in rows:
             square = self._square(rows["cutout"], augment["cutout"])
-            place = tf.where(square, tf.constant(self._grey, self._index), place)
-        return _to_float(tf.gather(self.pixels, place))
+            grey = tf.shape(pixels, out_type=self._index)[0] - 1
+            place = tf.where(square, grey, place)
+        return _to_float(tf.gather(pixels, place))
 
     def _square(self, centre: Any, size: int) -> tf.Tensor:
         """Which pixels lie in the square to cut out, `(batch, height, width)`."""

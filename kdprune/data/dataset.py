@@ -6,9 +6,11 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from kdprune import images as pixels
 from kdprune._log import logger
 from kdprune.data.splits import stratified_sample, stratified_split
 
@@ -26,15 +28,19 @@ class Split:
     """Images and their labels, checked to belong together.
 
     Attributes:
-        images: uint8, shape `(n, height, width, channels)`.
+        images: uint8, shape `(n, height, width, channels)`: an array, or
+            `kdprune.images.Rows`, which stay on a disk; a memory-mapped array becomes
+            that.
         labels: int64 class indices, shape `(n,)`; or, where several labels may apply
             to an image, zeros and ones, shape `(n, labels)`.
     """
 
-    images: np.ndarray
+    images: Any
     labels: np.ndarray
 
     def __post_init__(self):
+        if isinstance(self.images, np.memmap):
+            object.__setattr__(self, "images", pixels.Rows(self.images))
         shape = self.images.shape
         if self.images.dtype != np.uint8 or len(shape) != 4:
             raise ValueError(
@@ -53,13 +59,19 @@ class Split:
         return len(self.labels)
 
     def take(self, indices: np.ndarray) -> Split:
-        """Returns the images and labels at `indices`, shape `(m,)`, copied."""
+        """Returns the images and labels at `indices`, shape `(m,)`.
+
+        Images in memory are copied, `Rows` are not read.
+        """
+        if isinstance(self.images, pixels.Rows):
+            return Split(self.images.select(indices), self.labels[indices])
         return Split(self.images[indices], self.labels[indices])
 
     def sha256(self) -> str:
         """Returns the digest of the shape, the pixels and the labels."""
         digest = hashlib.sha256(repr(self.images.shape).encode())
-        digest.update(np.ascontiguousarray(self.images).data)
+        for part in pixels.parts(self.images):
+            digest.update(np.ascontiguousarray(part).data)
         if self.labels.ndim == 2:
             digest.update(repr(self.labels.shape).encode())
         digest.update(np.ascontiguousarray(self.labels, "<i8").data)
@@ -311,7 +323,7 @@ def _task_of(source: Source, task: str | None) -> str:
 def join_splits(*splits: Split) -> Split:
     """Puts splits of one image shape one after the other."""
     return Split(
-        np.concatenate([split.images for split in splits]),
+        pixels.join([split.images for split in splits]),
         np.concatenate([split.labels for split in splits]),
     )
 

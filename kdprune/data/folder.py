@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from kdprune._log import logger
+from kdprune.data.cache import Cache
 from kdprune.data.dataset import Source, shorten
 from kdprune.data.decode import (
     OTHER_SUFFIXES,
@@ -41,6 +42,7 @@ def load(
     test: float | int = 0.2,
     data_dir: str | os.PathLike | None = None,
     seed: int = 0,
+    cache: Cache | None = None,
 ) -> Source:
     """Finds the images of a folder and reads those to train on.
 
@@ -48,7 +50,8 @@ def load(
     `validation/<class>/*` and `unlabelled/*`; or only `<class>/*`, of which a
     stratified share is then held out as test set. The splits' folders may be called as
     in `SPLITS`, in any case. Images are turned upright (EXIF), their transparency is
-    dropped, animations give their first frame. Nothing is cached.
+    dropped, animations give their first frame. Images that are many are decoded into a
+    cache once and mapped from there, see `kdprune.data.cache`.
 
     Args:
         path: The folder, relative to `data_dir` if that is given.
@@ -62,6 +65,7 @@ def load(
         test: Share or number of images to hold out where there is no `test/`.
         data_dir: The folder, or what `path` is relative to.
         seed: Seed of the held-out share.
+        cache: Where decoded images of more than 128 MiB go; None to hold all in memory.
 
     Returns:
         The source; test images are opened when it is asked for them.
@@ -73,7 +77,8 @@ def load(
         FileNotFoundError: If the folder is not there.
     """
     root = _root(path, data_dir)
-    reader = Reader(root, channels, check_image_size(image_size), resize, on_error)
+    size = check_image_size(image_size)
+    reader = Reader(root, channels, size, resize, on_error, cache)
     parts = find_parts(root)
     classes = class_names(parts["train"])
     unread: Counter[str] = Counter()
@@ -93,13 +98,14 @@ def load(
         wanted["validation"] = files["validation"]
     if found := find_unlabelled(root, unread):
         wanted["unlabelled"] = found
-    splits = reader.read(wanted, later=[file for file, _ in files["test"]])
+    tested = files["test"]
+    splits = reader.read(wanted, later=[file for file, _ in tested])
     return Source(
         origin=f"image folder {root.name!r}",
         classes=classes,
         train=splits["training"],
-        read_test=lambda: reader.read({"test": files["test"]})["test"],
-        test_size=len(files["test"]),
+        read_test=lambda: reader.read({"test": tested})["test"],
+        test_size=len(tested),
         validation=splits.get("validation"),
         unlabelled=splits.get("unlabelled"),
         unread=dict(sorted(unread.items())),

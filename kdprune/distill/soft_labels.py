@@ -16,6 +16,7 @@ import tf_keras as keras
 from kdprune import _io
 from kdprune._graph import final_activation
 from kdprune._log import logger
+from kdprune.images import parts
 
 _STORE = "store.json"
 _MOST_VIEWS = 1_000  # What three digits in a file's name can tell.
@@ -52,10 +53,13 @@ def store_key(
         for value in teacher.get_weights():
             content.update(np.ascontiguousarray(value).tobytes())
         precisions |= {layer.compute_dtype for layer in teacher._flatten_layers()}
+    pixels = hashlib.sha256()
+    for part in parts(split.images):
+        pixels.update(np.ascontiguousarray(part).data)
     return {
         "teacher": content.hexdigest(),
         "precision": sorted(filter(None, precisions)),
-        "images": _io.sha256(np.ascontiguousarray(split.images).tobytes()),
+        "images": pixels.hexdigest(),
         "augmentation": augment,
         "seed": seed,
     }

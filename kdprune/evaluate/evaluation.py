@@ -17,7 +17,7 @@ from kdprune.benchmark.latency import measure_latency
 from kdprune.evaluate.compare import agreement
 from kdprune.evaluate.metrics import score
 from kdprune.evaluate.prediction import predict, predict_for_labels, reorder_scores
-from kdprune.images import spread
+from kdprune.images import check, spread
 from kdprune.intake.pixels import Given, surely_ahead, usual_ranges
 from kdprune.tflite.sizes import describe_file
 
@@ -111,7 +111,7 @@ def evaluate_model(
     if order is not None:
         scores = reorder_scores(scores, order)
     if check_range and not several:
-        shown = np.asarray(images), np.asarray(labels)
+        shown = check(images), np.asarray(labels)
         _check_range(model, *shown, scores, input_range, order)
     result = score(scores, labels, binary=units == 1)
     on_runtime = description["format"] == "tflite"

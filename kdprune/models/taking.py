@@ -13,7 +13,7 @@ import tf_keras as keras
 from numpy.typing import ArrayLike, NDArray
 
 from kdprune import intake
-from kdprune.images import spread
+from kdprune.images import check, spread
 from kdprune.intake.comparison import (
     HALF_LIMIT,
     LIMIT,
@@ -155,7 +155,7 @@ def values_for(
     values = range_.values(noise).astype(np.float32)
     if images is None:
         return values
-    few = range_.apply(np.asarray(images)[spread(len(images), len(noise))])
+    few = range_.apply(check(images)[spread(len(images), len(noise))])
     return np.concatenate([values, few.reshape(-1, *values.shape[1:])])
 
 

@@ -159,7 +159,7 @@ def _split(data):
         for start in range(0, len(pictures), BATCH_SIZE):
             part = slice(start, start + BATCH_SIZE)
             yield pictures[part], labels[part]
-    elif isinstance(data, (np.ndarray, tf.Tensor)):
+    elif isinstance(data, (np.ndarray, tf.Tensor, images.Rows)):
         for start in range(0, len(data), BATCH_SIZE):
             yield data[start : start + BATCH_SIZE]
     else:

@@ -222,7 +222,7 @@ class Quantize(Compressed):
         """
         from kdprune.data import stratified_sample
 
-        usual = run.dataset.calibration.images
+        usual = np.asarray(run.dataset.calibration.images)
         number = count or self.calibration or len(usual)
         if self.calibration is None and number == len(usual):
             return usual

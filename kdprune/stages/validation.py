@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdprune.data import to_float
 from kdprune.stages.base import Run
 
 if TYPE_CHECKING:
@@ -18,14 +17,14 @@ _IMAGES = 2048
 
 
 def ranking_images(run: Run, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Some training images, float32 in [0, 1], and their labels."""
+    """Some training images, uint8, and their labels."""
     train = run.dataset.train
     order = np.random.default_rng(seed).permutation(len(train))
     chosen = order[:_IMAGES]
     labels = train.labels[chosen]
     # Rows of booleans say that several labels may apply.
     labels = labels.astype(bool) if labels.ndim == 2 else labels
-    return to_float(train.images[chosen]), labels
+    return train.images[chosen], labels
 
 
 def validation_loss(run: Run) -> Callable[[keras.Model], float]:
@@ -62,11 +61,13 @@ def right_by_logits(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
 
 
 def _validation_mean(run: Run, figure: Callable) -> Callable[[keras.Model], float]:
+    from kdprune.data.batches import evaluation_batches
+
     validation = run.dataset.validation
-    images = to_float(validation.images)
+    images = evaluation_batches(validation).map(lambda images, _: images)
 
     def mean(model):
-        logits = model.predict(images, batch_size=500, verbose=0)
+        logits = model.predict(images, verbose=0)
         return float(np.mean(figure(model, validation.labels, logits)))
 
     return mean
