@@ -21,6 +21,7 @@ RESULTS = ROOT / "results"
 STUDIES = sorted(path.parent for path in RESULTS.rglob("records.json"))
 # All of results/ but the teacher of CIFAR-10, in files and in bytes.
 MOST_FILES, MOST_BYTES = 250, 15_000_000
+MOST_BYTES_OF_TEACHERS = 10_000_000
 # Drawn from the records, or measured outside a run: all else must be in an index.
 OTHERS = ("report.md", "report.html", "plots/*.png", "records.json", "bench.json")
 
