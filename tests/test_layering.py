@@ -38,8 +38,8 @@ ROOMS = {
     # The activations that the intake has of its own are followed, too.
     "prune": {"models", "tflite", "intake"},
     # Channels are equalized along the groups that pruning finds, and graphs rewritten
-    # as the intake does.
-    "quantize": {"models", "prune", "intake"},
+    # as the intake does. Ranges have the least size that files can have.
+    "quantize": {"models", "prune", "intake", "tflite"},
     # What pixels a model takes is found out in one place, and asked before a file is
     # made or scored.
     "tflite": {"models", "intake"},

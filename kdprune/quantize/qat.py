@@ -38,6 +38,7 @@ from kdprune.quantize.rewrite import (
     rewrite,
 )
 from kdprune.quantize.schemes import average_centroid_gradients, new_scheme, use_layout
+from kdprune.tflite.aware import widen_ranges
 
 tfmot_quantize = tfmot.quantization.keras
 
@@ -274,7 +275,8 @@ def calibrate_ranges(
     """Sets every range of a QAT model from its weights and from images.
 
     An activation's range becomes the mean of the batches' extremes, what TFMOT's
-    moving average would tend to; a kernel's becomes its own extremes. To be used
+    moving average would tend to, and has a least size, which what is 0 on all images
+    gets; a kernel's becomes its own extremes. To be used
     before a training, and after weights were set from elsewhere (an average of
     weights, say), since ranges are otherwise those of the last training steps.
     Weights and BatchNorm statistics stay as they are.
@@ -315,6 +317,7 @@ def calibrate_ranges(
         for start in range(0, len(checked), batch_size):
             model(checked[start : start + batch_size], training=False)
     observer.assign()
+    widen_ranges(model)
 
 
 class _Observer:

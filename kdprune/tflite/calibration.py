@@ -14,12 +14,17 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow.lite.python.convert import mlir_quantize
+from tensorflow.lite.python.optimize.calibrator import Calibrator
 
 from kdprune.images import spread
-from kdprune.tflite.format import read_tflite, set_ranges
+from kdprune.tflite.format import WITH_KERNEL, read_tflite, set_ranges
 from kdprune.tflite.interpreter import open_interpreter
 from kdprune.tflite.names import layers_of
 
+STEPS = 255  # From one end of a range to the other.
+# What only moves or averages values may make them smaller by that much more than sums
+# are made.
+MOVED = 2.0**-9
 RANGE_METHODS = ("minmax", "percentile", "mse")
 _PERCENTILE = 99.99
 _SHARES = np.linspace(0.3, 1.0, 36)  # Of the extremes, that "mse" tries.
@@ -67,6 +72,70 @@ def narrow(content: bytes, values: Mapping[int, NDArray], range_method: str) -> 
     )
 
 
+def widen(content: bytes) -> bytes:
+    """Gives every tensor of a file its least range.
+
+    What is 0 on all images has none; a file of it has a step of 1e-9 or 0, which the
+    runtime refuses, or what reads it.
+
+    Args:
+        content: What `observe` or `narrow` returned.
+
+    Returns:
+        The content of the file, for `quantize_calibrated`.
+    """
+    graph = read_tflite(content)
+    steps = {
+        index: (max(0.0, tensor.high[0]) - min(0.0, tensor.low[0])) / STEPS
+        for index, tensor in enumerate(graph.tensors)
+        if len(tensor.low) == 1
+    }
+    ranges = {}
+    for op in graph.ops:
+        given = [float(steps[i]) for i in op.inputs if i in steps]
+        if not given:
+            continue
+        constants = [graph.tensors[i].data for i in op.inputs[:2] if i >= 0]
+        factors = [np.abs(c).max() / 127 for c in constants if c is not None]
+        step = sums = max(given)
+        if op.name in (*WITH_KERNEL, "MUL"):
+            sums = float(np.prod(given) * np.prod(factors))
+        elif op.name not in ("ADD", "SUB"):
+            sums *= MOVED
+        for index in op.outputs:
+            if index not in steps:
+                continue
+            least = least_step(steps[index], step, sums)
+            if least > steps[index]:
+                steps[index], ranges[index] = least, around_zero(least)
+    return set_ranges(content, ranges) if ranges else content
+
+
+def least_step(step: float, given: float, sums: float) -> float:
+    """How fine the steps of an operator's output may be.
+
+    Kernels multiply by the ratio of steps, which XNNPACK has below 256. So a step is at
+    least 1/128 of what is summed up, which is more than all of an output that has any
+    use; one that is 0 has the step of its input, as have all behind it.
+
+    Args:
+        step: The step of its output.
+        given: That of its input, the largest one.
+        sums: That of the sums it makes, such as of input times kernel.
+
+    Returns:
+        The step, or a larger one.
+    """
+    if step >= sums / 128:
+        return step
+    return sums / 128 if step > sums * 2.0**-16 else max(given, sums)
+
+
+def around_zero(step: float) -> tuple[float, float]:
+    """The range of 255 such steps around 0."""
+    return -128 * step, 127 * step
+
+
 def quantize_calibrated(
     content: bytes,
     dtype: str = "int8",
@@ -97,6 +166,20 @@ def quantize_calibrated(
         enable_numeric_verify=verify,
         denylisted_nodes=[tensor for name in float_layers for tensor in outputs[name]],
     )
+
+
+def quantize_wide(content: bytes) -> bytes:
+    """Makes an int16x8 file of a calibrated one.
+
+    Args:
+        content: What `observe` returned.
+
+    Returns:
+        The content of the file.
+    """
+    wide, bias = np.dtype("int16").num, np.dtype("int64").num
+    quantizer = Calibrator(content)._calibrator
+    return bytes(quantizer.QuantizeModel(wide, wide, False, wide, bias, False, False))
 
 
 def check_float_layers(content: bytes, names: Collection[str]) -> None:

@@ -7,7 +7,7 @@ import functools
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -20,28 +20,33 @@ from kdprune._graph import (
     final_activation,
     head_of,
     is_graph_model,
-    is_quantized_layer,
     named_layers,
 )
 from kdprune.images import as_float, spread
 from kdprune.intake import (
     ByteInput,
-    byte_input,
     for_bytes,
     select_output,
     split_input,
     to_unit_range,
 )
-from kdprune.intake.file_input import UNIT_INPUT, for_floats, stated_range
-from kdprune.intake.pixels import Given, read_chain
+from kdprune.intake.file_input import UNIT_INPUT, for_floats
+from kdprune.intake.pixels import Given
 from kdprune.models.io import open_model
+from kdprune.tflite.aware import (
+    behind_input,
+    fit_for_file,
+    is_quantization_aware,
+)
 from kdprune.tflite.calibration import (
     RANGE_METHODS,
     check_float_layers,
     narrow,
     observe,
     quantize_calibrated,
+    quantize_wide,
     sample_values,
+    widen,
 )
 from kdprune.tflite.format import scale_input
 from kdprune.tflite.layers import compare_layers, correct_biases
@@ -146,11 +151,14 @@ def convert_tflite(
         model = for_floats(for_bytes(model) if dtype == "int16x8" else model)
         if dtype == "int16x8":
             images = _spanning(model, calibration)
-    with _converting(model, dtype):
+    with _converting(model, dtype), fit_for_file(model):
         converter = _new_converter(model, head)
-        _set_precision(converter, dtype, images)
+        if images is not None:
+            converter.target_spec.supported_ops = [_INT16X8]
+            return quantize_wide(widen(observe(converter, images)))
+        _set_precision(converter, dtype)
         content = bytes(converter.convert())
-    return scale_input(content, _behind_input(model).factor) if aware else content
+    return scale_input(content, behind_input(model).factor) if aware else content
 
 
 class Calibration:
@@ -226,13 +234,12 @@ class Calibration:
 
     def with_ranges(self, range_method: str) -> bytes:
         """A float file with these ranges noted, for `quantize_calibrated`."""
-        if range_method == "minmax":
-            return self._observed
         if range_method not in self._narrowed:
-            observed = self._observed
+            found = self._observed
             with _converting(self.model, "int8"):
-                found = narrow(observed, self._values, range_method)
-            self._narrowed[range_method] = found
+                if range_method != "minmax":
+                    found = narrow(found, self._values, range_method)
+                self._narrowed[range_method] = widen(found)
         return self._narrowed[range_method]
 
     @functools.cached_property
@@ -326,7 +333,7 @@ def _new_converter(model: keras.Model, head: str) -> tf.lite.TFLiteConverter:
     """A converter of the model with its head, for one image at a time."""
     logits = not final_activation(model)[0]
     probabilities = tf.nn.softmax if head == "softmax" else tf.sigmoid
-    front = _behind_input(model)
+    front = behind_input(model)
 
     # Autograph has nothing to translate here, and would leave files in /tmp.
     @tf.function(autograph=False)
@@ -357,7 +364,7 @@ def input_range_of(model: keras.Model) -> tuple[float, float]:
         range the nearest to it in which a byte is 0.
     """
     if is_quantization_aware(model):
-        taken = _behind_input(model).input or UNIT_INPUT
+        taken = behind_input(model).input or UNIT_INPUT
     else:
         taken = split_input(for_bytes(to_unit_range(model)))[1]
     return taken.bounds
@@ -381,37 +388,8 @@ def meant_by_bytes(model: keras.Model) -> keras.Model:
     return for_bytes(to_unit_range(model))
 
 
-class _Front(NamedTuple):
-    """What of a model is behind the range of its pixels."""
-
-    behind: keras.Model
-    input: ByteInput | None = None
-    factor: float = 1.0
-
-
-def _behind_input(model: keras.Model) -> _Front:
-    """What of a quantization-aware model is behind the range of its pixels.
-
-    Its pixels in [0, 1] are brought to what the bytes stand for, which the file's input
-    says, before anything is quantized; a float model is all behind.
-    """
-    chain = read_chain(model) if is_quantization_aware(model) else None
-    if chain is None or not chain.calls:
-        return _Front(model)
-    last = list(chain.calls)[-1]
-    behind = keras.Model(last.outputs, model.outputs, name=model.name)
-    return _Front(behind, byte_input(stated_range(chain)), chain.factor)
-
-
-def is_quantization_aware(model: Any) -> bool:
-    """Whether `model` is wrapped for quantization-aware training."""
-    if not isinstance(model, keras.Model):
-        return False
-    return any(is_quantized_layer(layer) for _, layer in named_layers(model))
-
-
 def _set_precision(
-    converter: tf.lite.TFLiteConverter, dtype: str, images: NDArray | None
+    converter: tf.lite.TFLiteConverter, dtype: str, images: NDArray | None = None
 ) -> None:
     if dtype == "float32":
         return
@@ -421,13 +399,12 @@ def _set_precision(
         return
     if dtype == "dynamic":
         return
-    wide = dtype == "int16x8"
-    ends = tf.int16 if wide else tf.dtypes.as_dtype(dtype)
+    ends = tf.dtypes.as_dtype(dtype)
     converter.inference_input_type = converter.inference_output_type = ends
     # With the ranges of a QAT model the converter neither wants calibration images
     # nor takes this restriction without them; the gate looks for float ops.
     if images is not None:
-        converter.target_spec.supported_ops = [_INT16X8 if wide else _INT8]
+        converter.target_spec.supported_ops = [_INT8]
         converter.representative_dataset = lambda: ([image[None]] for image in images)
 
 

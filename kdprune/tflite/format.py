@@ -65,7 +65,7 @@ _DAMAGE = (
 )
 OPERATORS = frozenset(_OP_CODES)
 
-_WITH_KERNEL = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+WITH_KERNEL = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 # Inputs that an operator can't do without. What is not named here, such as a call of
 # another graph, may have none; what has a state may have no output.
 _STATEFUL = (
@@ -332,7 +332,7 @@ def scale_input(content: bytes, factor: float) -> bytes:
     for op in graph.ops:
         if larger.isdisjoint(op.inputs):
             continue
-        if op.name in _WITH_KERNEL:
+        if op.name in WITH_KERNEL:
             smaller.add(op.inputs[1])
         else:
             larger.update(op.outputs)

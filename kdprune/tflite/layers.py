@@ -104,8 +104,10 @@ def correct_biases(content: bytes, report: list[dict[str, Any]]) -> bytes:
         if index < 0 or buffers[graph.tensors[index].buffer] > 1:
             continue
         bias = graph.tensors[index]
-        steps = np.asarray(row["channel_errors"]) / bias.scale
-        corrected[index] = bias.data + np.rint(steps).astype(np.int32)
+        steps = bias.data + np.rint(np.asarray(row["channel_errors"]) / bias.scale)
+        # Of a channel without weights they are so fine that more than fit are asked.
+        limits = np.iinfo(np.int32)
+        corrected[index] = np.clip(steps, limits.min, limits.max).astype(np.int32)
     return set_constants(content, corrected)
 
 

@@ -1,0 +1,194 @@
+"""Scales of files have a least size: for a bias to be an int32, for kernels to run."""
+
+import numpy as np
+import pytest
+import tf_keras as keras
+
+from kdprune import tflite
+from kdprune._graph import unwrapped
+from kdprune.quantize import calibrate_ranges, equalize_channels, quantize_model
+from kdprune.tflite import Calibration, convert_tflite, read_tflite
+
+layers = keras.layers
+GAMMAS = (
+    *(1e-5, 0.0),
+    *(pytest.param(gamma, marks=pytest.mark.slow) for gamma in (1e-3, 3e-5, 1e-8)),
+)
+RANGE_METHODS = ("minmax", "percentile", "mse")
+
+
+def norm(x, name=None):
+    return layers.BatchNormalization(momentum=0.8, name=name)(x)
+
+
+def conv(x, filters=8, **arguments):
+    arguments = {"padding": "same", "kernel_size": 3, **arguments}
+    return layers.Conv2D(filters, **arguments)(x)
+
+
+def network():
+    """Normalization behind all that files fold it into, with ReLU and without."""
+    image = keras.Input((16, 16, 3))
+    x = layers.ReLU()(norm(conv(image, strides=2, use_bias=False), "first"))
+    y = norm(conv(x), "linear")
+    z = layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)
+    z = layers.ReLU(6.0)(norm(z, "depthwise"))
+    t = layers.Conv2DTranspose(8, 3, padding="same", use_bias=False)(x)
+    t = layers.ReLU()(norm(t, "transposed"))
+    x = layers.Add()([layers.Add()([y, z]), t])
+    x = layers.Flatten()(conv(x, 4, strides=2, activation="relu", name="without"))
+    return keras.Model(image, layers.Dense(4)(x))
+
+
+def dead_network():
+    """Branches that give 0 for every image, and what becomes of that behind them."""
+    image = keras.Input((16, 16, 3))
+    x = conv(image, strides=2, activation="relu")
+    below = keras.initializers.Constant(-50)
+    dead = conv(x, activation="relu", bias_initializer=below)
+    y = layers.ReLU()(norm(conv(dead, use_bias=False)))
+    y = conv(conv(y, use_bias=False), use_bias=False, activation="relu")
+    y = layers.DepthwiseConv2D(3, padding="same", use_bias=False)(y)
+    z = layers.Multiply()([x, dead])
+    z = layers.Subtract()([z, layers.UpSampling2D()(layers.MaxPooling2D()(dead))])
+    x = layers.Concatenate()([x, layers.Add()([y, z])])
+    x = layers.Flatten()(conv(x, strides=2, activation="relu"))
+    aside = layers.Dense(4, use_bias=False)(layers.GlobalAveragePooling2D()(dead))
+    return keras.Model(image, layers.Dense(4)(layers.Concatenate()([x, aside])))
+
+
+def fit(model, images, labels, epochs=3):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.005), loss, metrics=["accuracy"])
+    pixels = images.astype(np.float32) / 255
+    return model.fit(pixels, labels, 50, epochs, verbose=0).history["accuracy"][-1]
+
+
+@pytest.fixture(scope="module")
+def data(quadrants):
+    return quadrants(200, 16)
+
+
+@pytest.fixture(scope="module")
+def trained(data):
+    keras.utils.set_random_seed(0)
+    model = network()
+    assert fit(model, *data) > 0.95
+    return model
+
+
+@pytest.fixture(scope="module")
+def dead(data):
+    keras.utils.set_random_seed(0)
+    model = dead_network()
+    assert fit(model, *data, epochs=6) > 0.95
+    return model
+
+
+def set_gamma(model, gamma):
+    """Gives three channels of each normalization that gamma, and a bias."""
+    for layer in map(unwrapped, model.layers):
+        if isinstance(layer, layers.BatchNormalization):
+            gammas, betas = layer.gamma.numpy(), layer.beta.numpy()
+            gammas[:3], betas[:3] = (gamma, -gamma, gamma), (0.7, 1.3, -0.4)
+            layer.gamma.assign(gammas)
+            layer.beta.assign(betas)
+
+
+def probabilities(model, images):
+    scores = model(images.astype(np.float32) / np.float32(255))
+    return keras.activations.softmax(scores).numpy()
+
+
+def values(content, images, index=None):
+    """The real values of a file's tensor, its output by default."""
+    graph = read_tflite(content)
+    index = graph.outputs[0] if index is None else index
+    interpreter = tflite.open_interpreter(content, "builtin", keep_all=True)
+    source = interpreter.get_input_details()[0]
+    scale, zero = source["quantization"]
+    found = []
+    for image in images:
+        steps = np.rint(image / 255 / scale) + zero
+        interpreter.set_tensor(source["index"], steps.astype(source["dtype"])[None])
+        interpreter.invoke()
+        found.append(interpreter.get_tensor(index)[0])
+    tensor = graph.tensors[index]
+    return (np.array(found, float) - tensor.zero_point[0]) * tensor.scale[0]
+
+
+def logits_apart(content, model, images):
+    """How many steps a file's logits are from the model's, at most."""
+    expected = model(images.astype(np.float32) / np.float32(255)).numpy()
+    assert len(np.unique(expected.argmax(axis=1))) == 4
+    graph = read_tflite(content)
+    (head,) = [op for op in graph.ops if op.name == "SOFTMAX"]
+    found = values(content, images, head.inputs[0])
+    return np.abs(found - expected).max() / graph.tensors[head.inputs[0]].scale[0]
+
+
+def check_runs(content):
+    """That all kernels run it, and it computes in integers throughout."""
+    assert not tflite.inspect_tflite(content)["float_ops"]
+    for resolver in ("xnnpack", "builtin", "reference"):
+        tflite.open_interpreter(content, resolver)
+    for tensor in read_tflite(content).tensors:
+        if tensor.dtype == "int32" and tensor.data is not None and len(tensor.scale):
+            assert np.abs(tensor.data.astype(np.int64)).max() < 2**31 * 0.6
+
+
+@pytest.fixture(scope="module")
+def aware(trained):
+    return quantize_model(trained)
+
+
+@pytest.mark.parametrize("gamma", GAMMAS)
+def test_channels_of_a_tiny_gamma_keep_their_bias_in_a_trained_file(aware, data, gamma):
+    images = data[0][:20]
+    set_gamma(aware, gamma)
+    # Neither has a channel of a convolution without normalization a kernel.
+    kernel = aware.get_layer("quant_without")._weight_vars[0][0]
+    kernel.assign(np.concatenate([gamma * kernel[..., :1], kernel[..., 1:]], -1))
+    calibrate_ranges(aware, images)
+    before = aware.get_weights()
+    content = convert_tflite(aware, "int8")
+    check_runs(content)
+    assert logits_apart(content, aware, images) <= 2
+    for old, new in zip(before, aware.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gamma", (1e-5, 0.0))
+def test_channels_of_a_tiny_gamma_keep_their_bias_after_training(trained, data, gamma):
+    images = data[0][:40]
+    set_gamma(trained, gamma)
+    equal = equalize_channels(trained, images)
+    expected = probabilities(trained, images)
+    for model in (trained, equal):
+        shown = Calibration(model, images)
+        for method in RANGE_METHODS:
+            for corrected in (False, True):
+                content = shown.convert(range_method=method, correct_bias=corrected)
+                check_runs(content)
+                scores = values(content, images)
+                assert np.abs(scores - expected).max() < 0.1
+    content = convert_tflite(trained, "int16x8", images)
+    assert np.abs(values(content, images) - expected).max() < 0.02
+
+
+def test_what_is_zero_for_all_images_has_a_scale_that_every_runtime_takes(dead, data):
+    images = data[0][:12]
+    shown = Calibration(dead, images)
+    aware = quantize_model(dead, calibration=images)
+    expected = probabilities(dead, images)
+    files = [shown.convert(range_method=method) for method in RANGE_METHODS]
+    files += [shown.convert(range_method="mse", correct_bias=True)]
+    files += [convert_tflite(aware, "uint8"), convert_tflite(dead, "int16x8", images)]
+    for content in files:
+        check_runs(content)
+        assert np.abs(values(content, images) - expected).max() < 0.05
+        for tensor in read_tflite(content).tensors:
+            if tensor.data is None:
+                assert (tensor.scale > 1e-6).all(), tensor.name
+    assert logits_apart(files[-2], aware, images) <= 2
