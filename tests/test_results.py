@@ -11,15 +11,19 @@ import pytest
 from kdprune import report
 from kdprune._io import sha256
 from kdprune.data import load_dataset
+from kdprune.data.batches import view_batches
+from kdprune.distill import describe_soft_labels
+from kdprune.models import load_model
 from kdprune.report.document import to_markdown
 from kdprune.report.page import write_page
 from kdprune.report.plots import draw_plots
 from kdprune.report.read import read_gathered, read_run
+from kdprune.stages.soft_labels import LEAST_BEYOND_LABELS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 STUDIES = sorted(path.parent for path in RESULTS.rglob("records.json"))
-# All of results/ but the teacher of CIFAR-10, in files and in bytes.
+# All of results/ but the teachers of CIFAR-10, in files and in bytes.
 MOST_FILES, MOST_BYTES = 250, 15_000_000
 MOST_BYTES_OF_TEACHERS = 10_000_000
 # Drawn from the records, or measured outside a run: all else must be in an index.
@@ -189,3 +193,15 @@ def test_a_tflite_file_scores_what_its_record_says(path, entry, cifar10_dir):
     assert len(test.labels) == entry["test_images"] == 10_000
     # Another processor's kernels may round a few images to another class.
     assert accuracy == pytest.approx(entry["accuracy"], abs=5e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "warned"), [("cifar10", True), ("teaching", False)])
+def test_the_teacher_with_label_smoothing_is_warned_of(name, warned, cifar10_dir):
+    split = load_dataset("cifar10", data_dir=cifar10_dir).train.take(np.arange(1_000))
+    augment = {"crop": 4, "flip": "alternating"}
+    (images,) = view_batches(split, 1_000, view=0, seed=1, augment=augment)
+    logits = load_model(RESULTS / name / "teacher.keras")(images, training=False)
+    for temperature in (1.0, 2.0, 4.0):
+        said = describe_soft_labels(logits, split.labels, temperature)
+        assert (said["beyond_labels"] < LEAST_BEYOND_LABELS) == warned

@@ -14,8 +14,10 @@ from kdprune._log import logger
 from kdprune.stages.base import FLOAT_MODEL, SOFT_LABELS, Node, Result, Run, Stage
 from kdprune.stages.settings import Augment, Count, Name
 
-# Nats that soft labels must say beyond the labels, not to be warned of.
-LEAST_BEYOND_LABELS = 0.03
+# Nats that soft labels must say beyond the labels, not to be warned of. Of CIFAR-10
+# the teachers that taught say 0.11 to 0.16 at temperatures 1 to 4; the one trained with
+# label smoothing, whose students gained nothing, says 0.05, 0.03 and 0.01.
+LEAST_BEYOND_LABELS = 0.08
 _STORE, _VIEWS = "store.json", "view-*.npy"
 
 
@@ -90,7 +92,8 @@ class SoftLabels(Stage):
         if run.dataset.task != "labels":
             for t in sorted({1.0, 2.0, 4.0, *self._temperatures(run, node)}):
                 said[f"{t:g}"] = distill.describe_soft_labels(first, labels, t)
-        if said:
+        # Of images without labels whatever the teacher says is news.
+        if said and run.dataset.unlabelled is None:
             self._warn_if_little(run, node, said)
         stored = sorted(path.name for path in folder.glob(_VIEWS))
         return Result(
