@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pathlib
 from collections.abc import Callable
 
@@ -10,6 +11,8 @@ from kdprune import config, records
 from kdprune._log import logger
 from kdprune.cli.options import add_cache, add_debug
 from kdprune.cli.quiet import import_tensorflow_quietly
+from kdprune.runner import cluster
+from kdprune.runner.hosts import find_layout
 from kdprune.stages import FLOAT_MODEL
 
 # What each of these commands runs: the stages whose kind has this role, with what
@@ -90,6 +93,18 @@ def add_run_options(parser: argparse.ArgumentParser, until: bool) -> None:
         help="stages run at once, each on its share of the cores (1); for small "
         "networks one job per core is quickest",
     )
+    parser.add_argument(
+        "--workers",
+        metavar="HOST:PORT,…",
+        help="train on several hosts: the address of each worker, the same list on all "
+        "of them (default: those of TF_CONFIG, if it is set)",
+    )
+    parser.add_argument(
+        "--index",
+        type=int,
+        metavar="I",
+        help="this worker's place in --workers, from 0; the first is the chief",
+    )
     if until:
         parser.add_argument(
             "--until", metavar="STAGE", help="run this stage and what it needs"
@@ -109,26 +124,34 @@ def run_recipe(options: argparse.Namespace) -> None:
 
         logger.info("report: %s", report.write_report(options.recipe))
         return
+    layout = find_layout(options.workers, options.index)
     recipe = config.load_recipe(options.recipe, options.overrides)
     folder = pathlib.Path(options.output or f"runs/{recipe.name}")
     accepts = wanted(options.role) if options.role else None
     until = getattr(options, "until", None)
-    import_tensorflow_quietly()
-    from kdprune.runner import run as runner
-
     if options.dry_run:
+        import_tensorflow_quietly()
+        from kdprune.runner import run as runner
+
         text = runner.preview(recipe, folder, options.data_dir, until, accepts)
         logger.info("%s", text)
         return
-    runner.run(
-        recipe,
-        folder,
-        data_dir=options.data_dir,
-        until=until,
-        wanted=accepts,
-        command=records.command(),
-        jobs=options.jobs,
-    )
+    # Before TensorFlow takes its seconds to load.
+    joined = cluster.join(layout, cluster.about(recipe)) if layout else None
+    with joined or contextlib.nullcontext() as workers:
+        import_tensorflow_quietly()
+        from kdprune.runner import run as runner
+
+        runner.run(
+            recipe,
+            folder,
+            data_dir=options.data_dir,
+            until=until,
+            wanted=accepts,
+            command=records.command(),
+            jobs=options.jobs,
+            workers=workers,
+        )
 
 
 def wanted(role: str) -> Callable[[config.Recipe, str], bool]:

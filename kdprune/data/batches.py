@@ -18,6 +18,9 @@ from kdprune.images import Rows
 
 Augment = Mapping[str, Any]
 
+# Which of the replicas that share each batch are here, and how many there are in all.
+Replicas = tuple[range, int]
+
 # Streams of random numbers that must not coincide for one (seed, epoch).
 _SHUFFLE, _AUGMENT, _FLIP = 0, 1, 2
 
@@ -31,6 +34,7 @@ def training_batches(
     start_epoch: int = 0,
     augment: Augment | None = None,
     soft_labels: Sequence[Any] | None = None,
+    replicas: Replicas | None = None,
 ) -> tf.data.Dataset:
     """Batches of all epochs from `start_epoch` on, in one unbroken stream.
 
@@ -48,6 +52,8 @@ def training_batches(
             then shows view e mod views of the augmentation seeded
             `augment["seed"]`, with the logits the teacher gave to those very
             pixels; of views on a disk only a batch's logits are read at a time.
+        replicas: Those of this worker, where several share each batch in equal
+            parts: each has a batch of its own then, one after the other.
 
     Returns:
         A `tf.data.Dataset` of `(images, labels)`, images float32 in [0, 1], or of
@@ -55,13 +61,20 @@ def training_batches(
 
     Raises:
         ValueError: If `batch_size` is no whole number above 0, `crop` is not smaller
-            than the images, or `soft_labels` are not of as many images.
+            than the images, `soft_labels` are not of as many images, or a batch does
+            not divide among `replicas`.
     """
     _check(split, batch_size)
     count = len(split.labels)
     batch_size = min(batch_size, count)
     store = _Store(split, augment or {})
     _check_crop(augment, split)
+    if replicas and batch_size % replicas[1]:
+        raise ValueError(
+            f"batch_size must be a multiple of {replicas[1]}, the replicas that share "
+            f"a batch. Received: {batch_size}"
+        )
+    own_size = batch_size // (replicas[1] if replicas else 1)
     stored = () if soft_labels is None else soft_labels
     views = len(stored)
     shape: tuple[int, ...] = np.shape(stored[0]) if views else ()
@@ -77,7 +90,7 @@ def training_batches(
             [view, index],
             tf.float16,
         )
-        return tf.ensure_shape(logits, (batch_size, shape[1]))
+        return tf.ensure_shape(logits, (own_size, shape[1]))
 
     def epoch_indices(epoch: Any) -> tf.data.Dataset:
         order = tf.random.experimental.stateless_shuffle(
@@ -88,9 +101,16 @@ def training_batches(
         rows = {"index": order, **{k: tf.gather(v, order) for k, v in draws.items()}}
         if views:
             rows["view"] = tf.fill([count], view)
-        return tf.data.Dataset.from_tensor_slices(rows).batch(
-            batch_size, drop_remainder=True
-        )
+        data = tf.data.Dataset.from_tensor_slices(rows)
+        if replicas is None:
+            return data.batch(batch_size, drop_remainder=True)
+        here, shares = replicas
+        data = data.take(count // batch_size * batch_size)
+        data = data.batch(own_size, drop_remainder=True).enumerate()
+        own = (here.start, here.stop)
+        return data.filter(
+            lambda place, _: (place % shares >= own[0]) & (place % shares < own[1])
+        ).map(lambda _, rows: rows)
 
     def load(rows: dict[str, Any]) -> Any:
         images = store.read(rows, augment or {})
@@ -164,12 +184,16 @@ def view_batches(
     )
 
 
-def evaluation_batches(split: Split, batch_size: int = 500) -> tf.data.Dataset:
+def evaluation_batches(
+    split: Split, batch_size: int = 500, replicas: Replicas | None = None
+) -> tf.data.Dataset:
     """Batches of a split in its own order, without augmentation.
 
     Args:
         split: Images uint8 `(n, height, width, channels)` and labels `(n,)`.
         batch_size: Images per batch; the last one may be smaller.
+        replicas: Those of this worker, as for `training_batches`: all replicas have as
+            many batches, and each image is in one of them.
 
     Returns:
         A `tf.data.Dataset` of `(images, labels)`, images float32 in [0, 1].
@@ -178,6 +202,8 @@ def evaluation_batches(split: Split, batch_size: int = 500) -> tf.data.Dataset:
         ValueError: If `batch_size` is no whole number above 0.
     """
     _check(split, batch_size)
+    if replicas is not None:
+        return _parts(split, batch_size, *replicas)
     if not isinstance(split.images, Rows):
         data = tf.data.Dataset.from_tensor_slices((split.images, split.labels))
         return data.batch(batch_size).map(lambda x, y: (_to_float(x), y)).prefetch(4)
@@ -189,6 +215,27 @@ def evaluation_batches(split: Split, batch_size: int = 500) -> tf.data.Dataset:
 
     data = tf.data.Dataset.from_tensor_slices(rows).batch(batch_size)
     return data.map(load, num_parallel_calls=tf.data.AUTOTUNE).prefetch(4)
+
+
+def evaluation_steps(split: Split, batch_size: int = 500, replicas: int = 1) -> int:
+    """Counts the batches that each replica has of `evaluation_batches`."""
+    return -(-len(split.labels) // (replicas * batch_size))
+
+
+def _parts(split: Split, batch_size: int, here: range, shares: int) -> tf.data.Dataset:
+    """The batches of some of the replicas that share a split."""
+    count, steps = len(split.labels), evaluation_steps(split, batch_size, shares)
+    # The parts are of nearly the same size, and none is empty.
+    ends = [count * part // (shares * steps) for part in range(shares * steps + 1)]
+    store, labels = _Store(split, {}), tf.constant(split.labels)
+
+    def load(start: Any, stop: Any) -> Any:
+        index = tf.range(start, stop)
+        return store.read({"index": index}, {}), tf.gather(labels, index)
+
+    own = [step * shares + replica for step in range(steps) for replica in here]
+    starts, stops = [ends[part] for part in own], [ends[part + 1] for part in own]
+    return tf.data.Dataset.from_tensor_slices((starts, stops)).map(load).prefetch(4)
 
 
 def _check(split: Split, batch_size: int) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import pathlib
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from kdprune.stages import Node
 
 if TYPE_CHECKING:
     from kdprune.data import Dataset
+    from kdprune.runner.cluster import Cluster
 
 _RECORD, _BEGUN = "record.json", "begun.json"
 
@@ -34,6 +36,7 @@ class Run:
         data_dir: Where the data set is, or None for its usual places.
         command: What made the run, for the records.
         reads_test: Whether the test images may be read: not by a dry run.
+        workers: The workers that train together; None for this process alone.
     """
 
     recipe: Recipe
@@ -41,6 +44,7 @@ class Run:
     data_dir: str | None = None
     command: str = ""
     reads_test: bool = True
+    workers: Cluster | None = None
 
     def __post_init__(self) -> None:
         self.folder = pathlib.Path(self.folder)
@@ -75,7 +79,7 @@ class Run:
             if not all(self.record(parent) for parent in node.all_parents()):
                 return None
             record = records.read_record(self.folder / node.name / _RECORD)
-            if not record or self._fingerprint(node) != record.get("fingerprint"):
+            if not record or self.fingerprint(node) != record.get("fingerprint"):
                 return None
             if not self._holds(node, record["outputs"]):
                 return None
@@ -95,7 +99,7 @@ class Run:
         if self.record(node):
             self.skip(node)
             return
-        fingerprint = self._fingerprint(node)
+        fingerprint = self.fingerprint(node)
         folder = self._prepare(node, fingerprint)
         logger.info("\n== %s (%s) ==", node.name, node.kind)
         started, clock = datetime.now(UTC), time.perf_counter()
@@ -126,11 +130,22 @@ class Run:
         }
         if result.identity:
             record["identity"] = result.identity
+        if self.workers and node.settings.together():
+            record["workers"] = list(self.workers.addresses)
         self._publish(node, record)
         _io.write_json(folder / _RECORD, record)
         for checkpoints in folder.rglob("checkpoints"):
             shutil.rmtree(checkpoints)
         logger.info("%s: done in %.0f s", node.name, record["seconds"])
+
+    def accompany(self, node: Node) -> None:
+        """Takes part in a stage that trains, of which the chief keeps what it makes."""
+        from kdprune import training
+
+        logger.info("\n== %s (%s), with the chief ==", node.name, node.kind)
+        training.seed_everything(node.settings.own_seed)
+        with tempfile.TemporaryDirectory(prefix="kdprune-") as scratch:
+            node.settings.execute(self, node, pathlib.Path(scratch))
 
     def skip(self, node: Node) -> None:
         """Leaves a node that is done as it is; shows again what it has published."""
@@ -154,7 +169,7 @@ class Run:
             copied.append(name)
         return copied
 
-    def _fingerprint(self, node: Node) -> str:
+    def fingerprint(self, node: Node) -> str:
         """Hashes all that determines the result; not the machine."""
         content = {
             "schema": records.SCHEMA,
@@ -196,7 +211,7 @@ class Run:
     def half_done(self, node: Node) -> bool:
         """Whether a node was started with its present inputs and not ended."""
         begun = _io.read_object(self.folder / node.name / _BEGUN)
-        return begun.get("fingerprint") == self._fingerprint(node)
+        return begun.get("fingerprint") == self.fingerprint(node)
 
     def sweep(self) -> None:
         """Removes what killed processes were writing, where it can be this run's."""

@@ -7,17 +7,22 @@ import errno
 import fcntl
 import os
 import pathlib
+import time
 from collections.abc import Callable, Iterator
-from typing import IO
+from typing import IO, Any
 
+from kdprune._log import logger
 from kdprune._registry import nearest
 from kdprune.config import Recipe
-from kdprune.runner import parallel
+from kdprune.runner import cluster, parallel
 from kdprune.runner.folder import Run
 from kdprune.stages import Node, check
 
 # Tells whether a stage of a recipe, by its name, is wanted.
 Wanted = Callable[[Recipe, str], bool]
+
+# Seconds after which other hosts see what was written to a folder that they share.
+_SEEN_BY = 60.0
 
 
 def run(
@@ -29,6 +34,7 @@ def run(
     wanted: Wanted | None = None,
     command: str = "",
     jobs: int = 1,
+    workers: cluster.Cluster | None = None,
 ) -> None:
     """Runs a recipe's stages in order; what is done already is skipped.
 
@@ -41,13 +47,29 @@ def run(
             with what they need. None for all.
         command: What made the run, for the records.
         jobs: Stages run at once; more than one have processes of their own.
+        workers: Those that train together, each of which calls this; None for this
+            process alone.
 
     Raises:
-        ValueError: If the recipe, the data or a result is not as it must be.
+        ValueError: If the recipe, the data or a result is not as it must be, or
+            workers have others.
         OSError: If a file can't be read or written.
     """
     current = Run(recipe, pathlib.Path(folder), data_dir, command)
-    execute(current, select(current, until=until, wanted=wanted), jobs)
+    nodes = select(current, until=until, wanted=wanted)
+    if workers is None:
+        execute(current, nodes, jobs)
+        return
+    if jobs != 1:
+        raise ValueError(
+            f"--jobs expects 1 where several workers train together. Received: {jobs}"
+        )
+    workers.strategy  # noqa: B018  # It is made before anything is computed.
+    current.workers = workers
+    if workers.index:
+        _accompany(current, nodes, workers)
+    else:
+        execute(current, nodes)
 
 
 def execute(current: Run, nodes: list[Node], jobs: int = 1) -> None:
@@ -60,7 +82,69 @@ def execute(current: Run, nodes: list[Node], jobs: int = 1) -> None:
             parallel.execute(current, nodes, jobs, lock)
             return
         for node in nodes:
+            if current.workers and not current.record(node):
+                _announce(current, node, current.workers)
             current.execute(node)
+
+
+def _announce(current: Run, node: Node, workers: cluster.Cluster) -> None:
+    """Tells the others what the chief does next, and has them ready to take part."""
+    together = node.settings.together()
+    told = {"node": node.name, "kind": node.kind, "together": together}
+    workers.tell({**told, "fingerprint": current.fingerprint(node)})
+    if together:
+        refused = [answer["refused"] for answer in workers.answers()]
+        for line in filter(None, refused):
+            raise cluster.Refused(line)
+
+
+def _accompany(current: Run, nodes: list[Node], workers: cluster.Cluster) -> None:
+    """What the others do: train with the chief, and wait while it does the rest."""
+    by_name = {node.name: node for node in nodes}
+    while True:
+        message, _ = workers.hear()
+        if "end" in message:
+            return
+        node = by_name[message["node"]]
+        if not message["together"]:
+            logger.info("%s (%s): waiting for the chief", node.name, node.kind)
+            continue
+        workers.tell({"refused": _unlike(current, node, message, workers)})
+        current.accompany(node)
+
+
+def _unlike(
+    current: Run, node: Node, message: dict[str, Any], workers: cluster.Cluster
+) -> str | None:
+    """What of this worker's images or files is not as the chief has it, or None."""
+    parents = list(node.all_parents())
+    deadline = time.monotonic() + _SEEN_BY
+    told = False
+    while missing := [one.name for one in parents if not current.record(one)]:
+        # A shared folder may show a file later than it is written.
+        there = any(
+            (current.folder / name / "record.json").exists() for name in missing
+        )
+        if there or time.monotonic() > deadline:
+            break
+        if not told:
+            logger.info("waiting for %s to be seen in %s", missing[0], current.folder)
+            told = True
+        time.sleep(1)
+    name = workers.layout.name(workers.index)
+    folder = f"let its --output ({current.folder}) be a folder that all workers share"
+    if missing:
+        return (
+            f"{name} has no results of stage {missing[0]!r} as this recipe and these "
+            f"images make them: {folder}, or a copy of the chief's"
+        )
+    if current.fingerprint(node) != message["fingerprint"]:
+        return (
+            f"{name} has other images, files or results than the chief for stage "
+            f"{node.name!r}: give it the same data, and {folder}, or a new copy of the "
+            "chief's"
+        )
+    return None
 
 
 def preview(

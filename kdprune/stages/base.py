@@ -117,6 +117,8 @@ class Run(Protocol):
     command: str
     nodes: list[Node]
     reads_test: bool
+    workers: Any
+    """Those that train together (`runner.cluster.Cluster`), or None."""
 
     @property
     def recipe(self) -> Any:
@@ -227,6 +229,10 @@ class Stage(Settings):
     def draws(self) -> bool:
         """Whether the result depends on the seed: otherwise all seeds share it."""
         return True
+
+    def together(self) -> bool:
+        """Whether all workers take part, where there are several: in training."""
+        return False
 
     def writes_int8(self) -> bool:
         """Whether what it hands on is exported in int8: it may be the flagship then."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdprune import data, distill, prune, quantize, training
-from kdprune._graph import head_of
+from kdprune._graph import head_of, rebuild
 from kdprune._log import logger
 from kdprune.data import batches
 from kdprune.models import count_macs, count_parameters, load_model, save_model
@@ -76,6 +76,7 @@ def fit_stage(
         callbacks=tuple(callbacks),
         head=run.dataset.head,
         class_weights=_class_weights(run, settings),
+        workers=run.workers if stage.together() else None,
     )
     try:
         model, history, policy = fitting(
@@ -256,6 +257,7 @@ class _Fitting:
     callbacks: tuple[Any, ...]
     head: str | None
     class_weights: Any = None
+    workers: Any = None
 
     def __call__(
         self,
@@ -270,12 +272,16 @@ class _Fitting:
         settings, teaching = self.stage.training, self.teaching
         steps = batches.steps_per_epoch(split, settings.batch_size)
         training.seed_everything(self.stage.own_seed)
-        with training.strategy().scope():
+        workers = self.workers
+        strategy = workers.strategy if workers else training.strategy()
+        with strategy.scope():
             model = self._model(epochs * steps)
             policy = "float32"
             if self.cast:
                 policy = training.resolve_precision(settings.precision, model)
-                if self._is_worth_measuring(model, epochs * steps, policy):
+                if workers:
+                    policy = workers.agree(policy)
+                elif self._is_worth_measuring(model, epochs * steps, policy):
                     policy = training.resolve_precision(
                         settings.precision, model, settings.batch_size
                     )
@@ -286,7 +292,7 @@ class _Fitting:
                 model = cast_model(model, policy)
             compiled = self._compile(model, epochs * steps)
 
-        def stream(start):
+        def stream(start, replicas=None):
             return batches.training_batches(
                 split,
                 settings.batch_size,
@@ -295,14 +301,29 @@ class _Fitting:
                 start_epoch=start,
                 augment=teaching.augment or augment_of(settings),
                 soft_labels=teaching.logits,
+                replicas=replicas,
             )
 
+        given, validation_steps = stream, None
+        validation = self.validation and batches.evaluation_batches(self.validation)
+        if workers:
+            given = functools.partial(_shared, strategy, stream)
+            if self.validation:
+                held = functools.partial(batches.evaluation_batches, self.validation)
+                validation = _shared(strategy, held)
+                validation_steps = batches.evaluation_steps(
+                    self.validation, replicas=strategy.num_replicas_in_sync
+                )
+            _start_alike(workers, compiled)
+            # The others go on from where the chief was stopped.
+            workers.share(folder / "checkpoints")
         history = training.fit(
             compiled,
-            stream,
-            self.validation and batches.evaluation_batches(self.validation),
+            given,
+            validation,
             epochs=epochs,
             steps=steps,
+            validation_steps=validation_steps,
             folder=folder,
             select=select,
             patience=patience,
@@ -316,6 +337,8 @@ class _Fitting:
 
     def _model(self, steps: int) -> keras.Model:
         model = self.make_model(steps)
+        if not training.is_in_scope(model):
+            model = rebuild(model)  # Made elsewhere, it can't be mirrored.
         bn_l1 = self.stage.training.bn_l1
         return prune.add_bn_l1(model, bn_l1) if bn_l1 else model
 
@@ -376,6 +399,38 @@ class _Fitting:
             steps_per_execution=together,
         )
         return model
+
+
+def _start_alike(workers: Any, model: keras.Model) -> None:
+    """Gives all workers the chief's weights.
+
+    What was computed to make the model (scores, ranges) is rounded by each processor
+    in its own way.
+    """
+    # Some are means over the workers, which all must ask for.
+    values = [variable.numpy() for variable in model.variables]
+    shapes = [list(value.shape) for value in values]
+    if workers.agree(shapes) != shapes:
+        raise ValueError(
+            "expected the chief's model, whose weights have other shapes: what it was "
+            "pruned by was rounded otherwise by this worker's processor. Run "
+            "this stage with --until on one host, then go on with all"
+        )
+    given = workers.agree_on_arrays(values)
+    for variable, value in zip(model.variables, given, strict=True):
+        variable.assign(value)
+
+
+def _shared(strategy: Any, stream: Callable[..., Any], *arguments: Any) -> Any:
+    """Batches of which each worker reads its replicas' rows."""
+
+    def own(context):
+        own = context.num_replicas_in_sync // context.num_input_pipelines
+        first = context.input_pipeline_id * own
+        replicas = (range(first, first + own), context.num_replicas_in_sync)
+        return stream(*arguments, replicas=replicas)
+
+    return strategy.distribute_datasets_from_function(own)
 
 
 @contextlib.contextmanager

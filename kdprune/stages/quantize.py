@@ -101,6 +101,10 @@ class Quantize(Compressed):
     def trains(self) -> bool:
         return "training" in self.model_fields_set
 
+    def together(self) -> bool:
+        # What `auto` trains depends on files that are measured on one machine.
+        return self.trains() and self.method == "qat"
+
     def writes_int8(self) -> bool:
         return self.method in ("ptq", "qat", "auto")
 

@@ -40,8 +40,13 @@ class Trains(Stage):
         """Whether it trains with these settings."""
         return True
 
+    def together(self) -> bool:
+        return self.trains()
+
     def check(self, run: Run, node: Node) -> None:
         super().check(run, node)
+        if run.workers and self.together():
+            self._check_shares(run, node)
         if self.training.class_weight and run.dataset.task == "labels":
             raise ValueError(
                 f"stages.{node.stage}.training.class_weight: expected data of one "
@@ -52,6 +57,23 @@ class Trains(Stage):
                 f"stages.{node.stage}.training.bn_l1: expected in a train or distill "
                 "stage, whose channels are pruned by bn_scale later, got it in a "
                 f"{node.kind} stage"
+            )
+
+    def _check_shares(self, run: Run, node: Node) -> None:
+        """Each replica gets as much of a batch, and some of the validation images."""
+        from kdprune.stages import fitting
+
+        shares = run.workers.strategy.num_replicas_in_sync
+        size = min(self.training.batch_size, fitting.images_of(run, node))
+        if size % shares:
+            raise ValueError(
+                f"stages.{node.stage}.training.batch_size: expected a multiple of "
+                f"{shares}, the replicas that share a batch, got {size}"
+            )
+        if len(run.dataset.validation) < shares:
+            raise ValueError(
+                f"data.validation: expected at least {shares} images, one for each "
+                f"replica, got {len(run.dataset.validation)}"
             )
 
     def estimate(self, run: Run, node: Node) -> float:

@@ -10,6 +10,7 @@ from kdprune.training.losses import (
 )
 from kdprune.training.optimizers import OneCycle, build_optimizer
 from kdprune.training.setup import (
+    is_in_scope,
     resolve_precision,
     seed_everything,
     steps_together,
@@ -27,6 +28,7 @@ __all__ = [
     "build_optimizer",
     "cross_entropy",
     "fit",
+    "is_in_scope",
     "known_seconds",
     "resolve_precision",
     "seed_everything",

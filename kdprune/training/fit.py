@@ -32,6 +32,7 @@ def fit(
     *,
     epochs: int,
     steps: int,
+    validation_steps: int | None = None,
     folder: Path | None = None,
     select: str = "last",
     patience: int | None = None,
@@ -55,6 +56,8 @@ def fit(
             without: the history then has no "val_" values.
         epochs: Number of epochs in all.
         steps: Batches in an epoch.
+        validation_steps: Batches of `validation`, where that is distributed and can't
+            be asked.
         folder: `pathlib.Path` for checkpoints, `history.csv` and TensorBoard
             logs; None to keep nothing.
         select: "last", or "best" for the weights of the epoch with the highest
@@ -94,7 +97,10 @@ def fit(
             "them, or train for a fixed number of epochs."
         )
     build_variables(model)
-    keeper = _EpochKeeper(validation, folder, select, patience)
+    if _over_hosts(model):
+        # Keras sums metrics over workers that were summed already.
+        model.distribute_reduction_method = "first"
+    keeper = _EpochKeeper(validation, validation_steps, folder, select, patience)
     done = keeper.restore(model)
     if done < epochs and not keeper.out_of_patience():
         if done and verbose:
@@ -187,6 +193,7 @@ class _EpochKeeper(keras.callbacks.Callback):
     def __init__(
         self,
         validation: Any,
+        validation_steps: int | None,
         folder: Path | None,
         select: str,
         patience: int | None,
@@ -194,6 +201,7 @@ class _EpochKeeper(keras.callbacks.Callback):
         super().__init__()
         self.history: list[dict[str, float]] = []
         self._validation = validation
+        self._validation_steps = validation_steps
         self._folder = folder
         self._select = select
         self._patience = patience
@@ -229,6 +237,7 @@ class _EpochKeeper(keras.callbacks.Callback):
         optimizer = self.model.optimizer
         # Measured before validation, which is not part of training's speed.
         seconds = time.perf_counter() - self._started
+        _agree_on_statistics(self.model)
         with averaged_weights(self.model):
             logs.update(self._validate(optimizer))
             rate = _learning_rate(optimizer, _steps_done(optimizer) - 1)
@@ -251,7 +260,12 @@ class _EpochKeeper(keras.callbacks.Callback):
                 if not np.isfinite(variable.numpy()).all():
                     raise _diverged(f"weight {variable.name}", "infinite", optimizer)
             return {}
-        values = self.model.evaluate(self._validation, verbose=0, return_dict=True)
+        values = self.model.evaluate(
+            self._validation,
+            steps=self._validation_steps,
+            verbose=0,
+            return_dict=True,
+        )
         if not math.isfinite(values["loss"]):
             raise _diverged("validation loss", values["loss"], optimizer)
         return {f"val_{name}": value for name, value in values.items()}
@@ -266,6 +280,21 @@ class _EpochKeeper(keras.callbacks.Callback):
     def _best_epoch(self) -> int:
         accuracies = [row["val_accuracy"] for row in self.history]
         return accuracies.index(max(accuracies))
+
+
+def _agree_on_statistics(model: keras.Model) -> None:
+    """Gives all workers the mean of their normalizations' statistics, as is saved.
+
+    A run that is resumed goes on from that mean, and so does one that goes on.
+    """
+    for variable in model.non_trainable_variables if _over_hosts(model) else ():
+        if variable.synchronization == tf.VariableSynchronization.ON_READ:
+            variable.assign(variable.read_value())
+
+
+def _over_hosts(model: keras.Model) -> bool:
+    strategy = model.distribute_strategy
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
 def _random_states(model: keras.Model) -> list:

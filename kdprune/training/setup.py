@@ -93,6 +93,12 @@ def strategy() -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
+def is_in_scope(model: keras.Model) -> bool:
+    """Whether a model was made under the strategy that is in scope now."""
+    created = tf.distribute.get_strategy().extended.variable_created_in_scope
+    return all(created(variable) for variable in model.variables)
+
+
 @functools.cache
 def _mirrored() -> tf.distribute.Strategy:
     # Two such strategies in one process mistake each other's messages.

@@ -1,9 +1,16 @@
-"""What tests of runs share: a run folder of an earlier version, and a run's states."""
+"""What tests of runs share: an earlier run's folder, a run's states, and workers."""
 
+import contextlib
+import os
+import socket
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from kdprune.runner import run as runner
 
@@ -32,3 +39,61 @@ def states():
         }
 
     return read
+
+
+@pytest.fixture
+def hosts():
+    """Worker processes on this machine: `free(n)` addresses, `start`, `finish`."""
+    return SimpleNamespace(free=free, start=start, finish=finish)
+
+
+@contextlib.contextmanager
+def _ports(count):
+    """Ports that are held until their workers start."""
+    held = [socket.socket() for _ in range(count)]
+    for one in held:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.bind(("127.0.0.1", 0))
+    try:
+        yield [f"127.0.0.1:{one.getsockname()[1]}" for one in held]
+    finally:
+        for one in held:
+            one.close()
+
+
+def free(count):
+    with _ports(count) as addresses:
+        return tuple(addresses)
+
+
+def start(folder, recipe, addresses, output="run", program=None, **environment):
+    """A process of `kdprune run` for each address; `recipe` may be one for each."""
+    recipes = recipe if isinstance(recipe, list) else [recipe] * len(addresses)
+    started = []
+    for index, content in enumerate(recipes):
+        path = folder / f"recipe-{index}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        outputs = output if isinstance(output, list) else [output] * len(addresses)
+        command = ["run", str(path), "--output", str(folder / outputs[index])]
+        command += ["--workers", ",".join(addresses), "--index", str(index)]
+        code = program or "import sys; from kdprune.cli import main; sys.exit(main())"
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code, *command],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **environment},
+            )
+        )
+    return started
+
+
+def finish(processes, within=240):
+    """`(status, stdout, stderr)` of each, none of which outlives the test."""
+    try:
+        found = [one.communicate(timeout=within) for one in processes]
+    finally:
+        for one in processes:
+            one.kill()
+    return [(p.returncode, *told) for p, told in zip(processes, found, strict=True)]
