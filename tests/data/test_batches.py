@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kdprune.data import Split
 from kdprune.data.batches import (
     evaluation_batches,
+    evaluation_steps,
     steps_per_epoch,
     training_batches,
     view_batches,
@@ -301,3 +303,55 @@ def test_what_is_no_split_or_no_size_is_refused(read):
     for size in (0, -1, 2.5, None):
         with pytest.raises(ValueError, match="batch_size must be a whole number"):
             read(Split(images, labels), size)
+
+
+@pytest.mark.parametrize("shares", [2, 3])
+def test_workers_read_their_parts_of_the_same_batches(split, shares):
+    """Together, the replicas' rows are the batch that one machine would train on."""
+    options = {"epochs": 2, "seed": 3, "augment": {"crop": 2, "flip": True}}
+    count = len(split.labels)
+    logits = [np.random.default_rng(view).normal(size=(count, 10)) for view in (0, 1)]
+    for stored in (None, logits):
+        options["soft_labels"] = stored
+        whole = training_batches(split, 6, **options)
+        parts = [
+            training_batches(split, 6, replicas=(range(i, i + 1), shares), **options)
+            for i in range(shares)
+        ]
+        steps = 0
+        for batch, *rows in zip(whole, *parts, strict=True):
+            joined = tf.nest.map_structure(lambda *own: tf.concat(own, 0), *rows)
+            tf.nest.map_structure(np.testing.assert_array_equal, joined, batch)
+            steps += 1
+        assert steps == 2 * (count // 6)
+
+
+def test_a_host_of_several_devices_reads_a_batch_for_each(split):
+    options = {"epochs": 1, "seed": 3}
+    whole = next(iter(training_batches(split, 6, **options)))
+    host = iter(training_batches(split, 6, replicas=(range(1, 3), 3), **options))
+    for start, (images, labels) in zip((2, 4), host, strict=False):
+        np.testing.assert_array_equal(images, whole[0][start : start + 2])
+        np.testing.assert_array_equal(labels, whole[1][start : start + 2])
+
+
+@pytest.mark.parametrize("shares", [2, 3])
+def test_workers_evaluate_each_image_once_in_as_many_steps(split, shares):
+    """No worker waits for a batch that another one has not."""
+    parts = [
+        list(evaluation_batches(split, 4, replicas=(range(i, i + 1), shares)))
+        for i in range(shares)
+    ]
+    steps = evaluation_steps(split, 4, shares)
+    assert {len(part) for part in parts} == {steps}
+    rows = [part[step] for step in range(steps) for part in parts]
+    whole = list(evaluation_batches(split, 500))
+    assert all(0 < len(images) <= 4 for images, _ in rows)
+    for place in (0, 1):
+        joined = np.concatenate([row[place] for row in rows])
+        np.testing.assert_array_equal(joined, whole[0][place])
+
+
+def test_a_batch_that_does_not_divide_is_refused(split):
+    with pytest.raises(ValueError, match="must be a multiple of 4, the replicas that"):
+        training_batches(split, 6, epochs=1, seed=0, replicas=(range(1), 4))
