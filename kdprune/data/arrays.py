@@ -140,9 +140,8 @@ def from_batches(
     cache = Cache.of(cache_dir)
     given: dict[str, Any] = {**options}
     for what, part in (("test", test), ("validation", validation)):
-        if not isinstance(part, int | float):
-            part = _spool(part, cache, what)
-        given[what] = part
+        held_out = isinstance(part, int | float)
+        given[what] = part if held_out else _spool(part, cache, what)
     return from_arrays(*_spool(batches, cache, "training"), **given)
 
 

@@ -21,6 +21,9 @@ Augment = Mapping[str, Any]
 # Which of the replicas that share each batch are here, and how many there are in all.
 Replicas = tuple[range, int]
 
+# Batches of 500 that are made beforehand, as long as their images are no more bytes.
+_AHEAD, _AHEAD_BYTES = 4, 2**28
+
 # Streams of random numbers that must not coincide for one (seed, epoch).
 _SHUFFLE, _AUGMENT, _FLIP = 0, 1, 2
 
@@ -173,14 +176,12 @@ def view_batches(
     _check_crop(augment, split)
     draws = _draw(len(split.labels), tf.constant(view, tf.int64), augment or {}, seed)
     rows = {"index": tf.range(len(split.labels)), **draws}
+    ahead = _ahead(split, batch_size)
     return (
         tf.data.Dataset.from_tensor_slices(rows)
         .batch(batch_size)
-        .map(
-            lambda rows: store.read(rows, augment or {}),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
-        .prefetch(4)
+        .map(lambda rows: store.read(rows, augment or {}), num_parallel_calls=ahead)
+        .prefetch(ahead)
     )
 
 
@@ -204,9 +205,11 @@ def evaluation_batches(
     _check(split, batch_size)
     if replicas is not None:
         return _parts(split, batch_size, *replicas)
+    ahead = _ahead(split, batch_size)
     if not isinstance(split.images, Rows):
         data = tf.data.Dataset.from_tensor_slices((split.images, split.labels))
-        return data.batch(batch_size).map(lambda x, y: (_to_float(x), y)).prefetch(4)
+        data = data.batch(batch_size).map(lambda x, y: (_to_float(x), y))
+        return data.prefetch(ahead)
     store = _Store(split, {})
     rows = {"index": tf.range(len(split.labels)), "labels": split.labels}
 
@@ -214,7 +217,13 @@ def evaluation_batches(
         return store.read(rows, {}), rows["labels"]
 
     data = tf.data.Dataset.from_tensor_slices(rows).batch(batch_size)
-    return data.map(load, num_parallel_calls=tf.data.AUTOTUNE).prefetch(4)
+    return data.map(load, num_parallel_calls=ahead).prefetch(ahead)
+
+
+def _ahead(split: Split, batch_size: int) -> int:
+    """How many batches to make beforehand: fewer of large images."""
+    size = 4 * batch_size * int(np.prod(split.images.shape[1:]))
+    return max(1, min(_AHEAD, _AHEAD_BYTES // size))
 
 
 def evaluation_steps(split: Split, batch_size: int = 500, replicas: int = 1) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import tf_keras as keras
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from kdprune._graph import (
     check_float_model,
@@ -117,7 +117,7 @@ def take_model(
     found = None
     if images is not None and labels is not None:
         found = pixels.find_range(
-            lambda values: flat.predict(values, batch_size=_BATCH, verbose=0),
+            lambda values: _scores(flat, values),
             check(images, flat.input_shape[1:]),
             np.asarray(labels),
             given=given,
@@ -127,6 +127,14 @@ def take_model(
     notes += _told(chain, range_, given is not None, found)
     return Taken(
         _in_unit_range(flat, chain, range_), head, range_, found, random, tuple(notes)
+    )
+
+
+def _scores(model: keras.Model, values: NDArray) -> NDArray:
+    """What `predict` gives, which holds copies of its arrays for some time."""
+    starts = range(0, len(values), _BATCH)
+    return np.concatenate(
+        [np.asarray(model.predict_on_batch(values[i : i + _BATCH])) for i in starts]
     )
 
 

@@ -429,8 +429,8 @@ def _spanning(
     shape = tuple(model.input_shape[1:])
     assert calibration is not None  # Checked before.
     images = as_float(calibration, shape, "calibration images")
-    black, white = np.zeros((1, *shape)), np.ones((1, *shape))
-    spanning = np.concatenate([images, black, white]).astype("float32")
+    black = np.zeros((1, *shape), np.float32)
+    spanning = np.concatenate([images, black, black + 1])
     return spanning if taken == UNIT_INPUT else taken.apply(spanning)
 
 
