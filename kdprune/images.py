@@ -46,6 +46,8 @@ class Rows:
         self._base = base.view(np.ndarray) if isinstance(base, np.memmap) else base
         every = np.arange(len(base)) if indices is None else np.asarray(indices)
         self._indices: NDArray[np.int64] = every.astype(np.int64, copy=False)
+        if len(every) and not 0 <= every.min() <= every.max() < len(base):
+            raise IndexError(f"expected indices of {len(base)} images")
         self.shape: tuple[int, ...] = (len(every), *base.shape[1:])
 
     def __len__(self) -> int:
@@ -60,12 +62,19 @@ class Rows:
         """These of the images, as `rows[indices]`, without reading one."""
         return Rows(self._base, self._indices[np.asarray(indices)])
 
-    def take(self, indices: ArrayLike, axis: int = 0) -> NDArray[np.uint8]:
-        """Reads the images at `indices`, shape `(m,)`."""
+    def take(
+        self, indices: ArrayLike, axis: int = 0, out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
+        """Reads the images at `indices`, shape `(m,)`, into `out` if that is given."""
         chosen = self._indices[np.asarray(indices)]
-        if not chosen.size:
-            return np.empty((0, *self.shape[1:]), np.uint8)
-        return as_uint8(self._base.take(chosen, axis=axis))
+        if out is None:
+            out = np.empty((len(chosen), *self.shape[1:]), np.uint8)
+        if isinstance(self._base, np.ndarray) and self._base.dtype == np.uint8:
+            # Without "clip", for which there is no need here, NumPy copies twice.
+            self._base.take(chosen, axis=axis, out=out, mode="clip")
+        elif len(chosen):
+            out[:] = as_uint8(self._base.take(chosen, axis=axis))
+        return out
 
     def __getitem__(self, key: Any) -> NDArray[np.uint8]:
         if isinstance(key, slice):

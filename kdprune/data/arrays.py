@@ -140,8 +140,10 @@ def from_batches(
     cache = Cache.of(cache_dir)
     given: dict[str, Any] = {**options}
     for what, part in (("test", test), ("validation", validation)):
-        held_out = isinstance(part, int | float)
-        given[what] = part if held_out else _spool(part, cache, what)
+        if isinstance(part, int | float):
+            given[what] = part
+        else:
+            given[what] = _spool(part, cache, what)
     return from_arrays(*_spool(batches, cache, "training"), **given)
 
 

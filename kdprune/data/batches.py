@@ -7,11 +7,13 @@ can be stored for exactly the pixels a student will be shown.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from kdprune.data.dataset import Split
 from kdprune.images import Rows
@@ -23,6 +25,8 @@ Replicas = tuple[range, int]
 
 # Batches of 500 that are made beforehand, as long as their images are no more bytes.
 _AHEAD, _AHEAD_BYTES = 4, 2**28
+
+_ALIGNED = 64
 
 # Streams of random numbers that must not coincide for one (seed, epoch).
 _SHUFFLE, _AUGMENT, _FLIP = 0, 1, 2
@@ -322,15 +326,27 @@ class _Store:
     def read(self, rows: Mapping[str, Any], augment: Augment) -> tf.Tensor:
         if self._rows is None:
             return self._read(self._pixels, rows["index"], rows, augment)
-        images = tf.numpy_function(self._rows.take, [rows["index"]], tf.uint8)
-        shape = (rows["index"].shape[0], self.height, self.width, self.channels)
-        images = tf.ensure_shape(images, shape)
+        pixels = tf.numpy_function(self._gather, [rows["index"]], tf.uint8)
+        pixels = tf.ensure_shape(pixels, (None, self.channels))
         if not rows.keys() & {"crop", "flip", "cutout"}:
-            return _to_float(images)
-        pixels = tf.reshape(images, [-1, self.channels])
-        if len(self._grey):
-            pixels = tf.concat([pixels, self._grey], axis=0)
-        return self._read(pixels, tf.range(tf.shape(images)[0]), rows, augment)
+            shape = (self.height, self.width, self.channels)
+            images = tf.reshape(pixels, [-1, *shape])
+            return _to_float(tf.ensure_shape(images, (rows["index"].shape[0], *shape)))
+        index = tf.range(tf.shape(rows["index"])[0])
+        images = self._read(pixels, index, rows, augment)
+        return tf.ensure_shape(images, (rows["index"].shape[0], *images.shape[1:]))
+
+    def _gather(self, index: NDArray) -> NDArray[np.uint8]:
+        """The pixels of `Rows` at an index, and the grey one behind them."""
+        assert self._rows is not None
+        shape = (len(index), self.height, self.width, self.channels)
+        size = math.prod(shape) + self._grey.size
+        # What starts like this, TensorFlow takes without copying it.
+        room = np.empty(size + _ALIGNED, np.uint8)
+        found = room[-room.ctypes.data % _ALIGNED :][:size]
+        self._rows.take(index, out=found[: math.prod(shape)].reshape(shape))
+        found[math.prod(shape) :] = self._grey.ravel()
+        return found.reshape(-1, self.channels)
 
     def _read(
         self, pixels: Any, index: Any, rows: Mapping[str, Any], augment: Augment
