@@ -144,7 +144,13 @@ def check(
         ValueError: If the shape or the type is another, or a float is NaN, infinite
             or outside [0, 1].
     """
-    array: Any = images if isinstance(images, Rows) else np.asarray(images)
+    try:
+        array: Any = images if isinstance(images, Rows) else np.asarray(images)
+    except ValueError:
+        raise ValueError(
+            f"{name} must be one array of images of equal shapes, without labels. "
+            f"Received: {type(images).__name__} of arrays of unequal shapes"
+        ) from None
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         known = array.dtype.kind in "iub"
         received = str(array.dtype) if known else type(images).__name__

@@ -176,8 +176,9 @@ def compare_files(options: argparse.Namespace) -> None:
     found = []
     for path, scores, order in zip((options.a, options.b), given, orders, strict=True):
         evaluate.check_outputs(scores.shape[1], len(description["classes"]), str(path))
-        reordered = order is not None
-        found.append(evaluate.reorder_scores(scores, order) if reordered else scores)
+        if order is not None:
+            scores = evaluate.reorder_scores(scores, order)
+        found.append(scores)
     a, b = found
     result = evaluate.compare_predictions(a, b, test.labels)
     logger.info("%s", evaluate.describe_comparison(result, description["classes"]))

@@ -14,8 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-# How far a row of probabilities may be from adding up to 1; bfloat16 has 3 digits.
-_SUM_TOLERANCE = 1e-2
+from kdprune._answers import (
+    SUM_TOLERANCE,
+    check_answers,
+    check_classes,
+    no_answers,
+    no_probabilities,
+    no_rows,
+    out_of_range,
+    wrong_width,
+)
+
 # Messages of the checks within a training step; `explain` makes errors of them.
 PROBABILITIES = "expected logits, got probabilities"
 OUT_OF_RANGE = "expected labels within the classes"
@@ -94,7 +103,7 @@ def as_labels(labels: Any, classes: int | None, head: str = "softmax") -> Labels
         if rank != 2 and classes == 1:
             labels, width = tf.reshape(labels, [-1, 1]), 1
         elif rank != 2 or (width is not None and classes not in (None, width)):
-            raise ValueError(_no_rows(labels.shape, classes))
+            raise ValueError(no_rows(labels.shape, classes))
         return _from_answers(tf.cast(labels, tf.float32))
     if classes == 1:
         raise ValueError(
@@ -103,7 +112,7 @@ def as_labels(labels: Any, classes: int | None, head: str = "softmax") -> Labels
         )
     if rank == 2 and width != 1:
         if width is not None and classes is not None and width != classes:
-            raise ValueError(_wrong_width(width, classes))
+            raise ValueError(wrong_width(width, classes))
         return _from_rows(tf.cast(labels, tf.float32))
     if rank not in (None, 1, 2):
         raise ValueError(
@@ -158,7 +167,7 @@ def check_arrays(
         raise ValueError("images must be finite. Received: NaN or infinity among them")
     labels, logits = split_targets(targets)
     if labels is not None:
-        check = _check_answers if head == "sigmoid" else _check_labels
+        check = check_answers if head == "sigmoid" else check_classes
         check(np.asarray(labels), len(images), classes)
     if logits is not None:
         _check_logits(np.asarray(logits), len(images), classes)
@@ -173,7 +182,7 @@ _NUMBERS = (
 def _from_rows(rows: Any) -> Labels:
     sums = tf.reduce_sum(rows, axis=1)
     given = sums > 0.5
-    ones = tf.abs(sums - 1.0) < _SUM_TOLERANCE
+    ones = tf.abs(sums - 1.0) < SUM_TOLERANCE
     valid = tf.reduce_all(rows >= 0.0) & tf.reduce_all(ones | tf.equal(sums, 0.0))
     likeliest = tf.argmax(rows, axis=1, output_type=tf.int32)
     indices = tf.where(given, likeliest, -1)
@@ -207,47 +216,6 @@ def _check_shape(shape: Any, expected: Any) -> None:
         )
 
 
-def _check_labels(labels: np.ndarray, count: int, classes: int | None) -> None:
-    if labels.dtype.kind not in "biuf":
-        raise ValueError(
-            "labels must be class indices or rows of probabilities. Received: "
-            f"{labels.dtype}; number the classes from 0"
-        )
-    if labels.ndim not in (1, 2) or len(labels) != count:
-        raise ValueError(
-            f"expected a label for each of {count} images: indices ({count},) or rows "
-            f"of probabilities ({count}, {classes or 'classes'}). Received: shape "
-            f"{labels.shape}"
-        )
-    if labels.ndim == 2 and labels.shape[1] != 1:
-        if classes is not None and labels.shape[1] != classes:
-            raise ValueError(_wrong_width(labels.shape[1], classes))
-        sums = labels.sum(axis=1, dtype=np.float64)
-        ones = np.abs(sums - 1.0) < _SUM_TOLERANCE
-        if not ((labels >= 0).all() and (ones | (sums == 0)).all()):
-            raise ValueError(no_probabilities(sums.min(), sums.max()))
-        return
-    low, high = labels.min(), labels.max()
-    whole = labels.dtype.kind != "f" or bool((labels == np.rint(labels)).all())
-    if not (whole and low >= -1 and (classes is None or high < classes)):
-        raise ValueError(out_of_range(low, high, classes))
-
-
-def _check_answers(labels: np.ndarray, count: int, classes: int | None) -> None:
-    if labels.dtype.kind not in "biuf" or len(labels) != count:
-        raise ValueError(
-            f"expected labels for each of {count} images. Received: {labels.dtype} of "
-            f"shape {labels.shape}"
-        )
-    single = labels.ndim == 1 and classes == 1
-    if not single and (labels.ndim != 2 or classes not in (None, labels.shape[1])):
-        raise ValueError(_no_rows(labels.shape, classes))
-    rows = labels.reshape(count, -1).astype(np.float64)
-    inside = ((rows >= 0) & (rows <= 1)).all(axis=1)
-    if not (inside | (rows == -1).all(axis=1)).all():
-        raise ValueError(no_answers(rows.min(), rows.max()))
-
-
 def _check_logits(logits: np.ndarray, count: int, classes: int | None) -> None:
     expected = f"({count}, {classes or 'classes'})"
     if logits.dtype.kind != "f" or not _fits(logits.shape, (count, classes)):
@@ -272,47 +240,6 @@ def explain(message: str, classes: int | None) -> str | None:
     if found[1] == NO_ANSWERS:
         return no_answers(low, high)
     return out_of_range(low, high, classes)
-
-
-def out_of_range(low: Any, high: Any, classes: int | None) -> str:
-    """The error of labels from `low` to `high`."""
-    last = "classes - 1" if classes is None else classes - 1
-    return (
-        f"labels must be whole numbers from 0 to {last}, or -1 where one is missing. "
-        f"Received: labels from {low:g} to {high:g}"
-    )
-
-
-def no_probabilities(low: Any, high: Any) -> str:
-    """The error of rows of labels whose sums are from `low` to `high`."""
-    return (
-        "rows of labels must be probabilities: at least 0, with the sum 1, or all 0 "
-        f"where a label is missing. Received: sums from {low:g} to {high:g}; for "
-        "labels of which several may apply, give Distiller(..., head='sigmoid')"
-    )
-
-
-def no_answers(low: Any, high: Any) -> str:
-    """The error of labels, of which several may apply, from `low` to `high`."""
-    return (
-        "labels must be 1 where one applies and 0 where not, or all -1 where they are "
-        f"missing. Received: from {low:g} to {high:g}"
-    )
-
-
-def _no_rows(shape: Any, classes: int | None) -> str:
-    wanted = "(batch,)" if classes == 1 else f"(batch, {classes or 'labels'})"
-    return (
-        f"the student has {classes} outputs by sigmoid, so that labels have the shape "
-        f"{wanted}, 1 where one applies and 0 where not. Received: shape {shape}"
-    )
-
-
-def _wrong_width(width: int, classes: int | None) -> str:
-    return (
-        f"the student has {classes} outputs, so that rows of labels have {classes} "
-        f"columns. Received: {width}"
-    )
 
 
 def _fits(shape: Any, expected: Any) -> bool:

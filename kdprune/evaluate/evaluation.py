@@ -98,7 +98,8 @@ def evaluate_model(
     description = describe_file(model)
     if classes is not None and description["output"] is not None:
         outputs = description["output"]["shape"][-1]
-        check_outputs(outputs, classes, str(path or f"model {model.name!r}"))
+        name = getattr(model, "name", "model") if path is None else str(path)
+        check_outputs(outputs, classes, name)
     several = of_labels(labels)
     scores, units = predict_for_labels(
         model,

@@ -379,8 +379,8 @@ def _gradients(model, variables, data):
         return tape.gradient(loss, variables, unconnected_gradients="zero")
 
     totals, count = [0.0] * len(variables), 0
-    for images, labels in batches(data, labelled=True):
+    for images, labels in batches(data, model):
         new = step(images, labels)
         totals = [total + part.numpy() for total, part in zip(totals, new, strict=True)]
-        count += len(labels)
+        count += len(tf.nest.flatten(images)[0])
     return [total / count for total in totals]

@@ -192,7 +192,7 @@ def test_gradients_for_pruning_are_of_the_loss_of_the_labels(activation):
     model = net(3, 1, activation)
     logits = net(3, 1)(images).numpy()
     expected = binary_cross_entropy(labels, logits)
-    (given, rows), *_ = batches((images, labels), labelled=True)
+    (given, rows), *_ = batches((images, labels), model)
     assert rows.dtype == bool
     found = label_loss(model, given, tf.constant(rows))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
@@ -206,6 +206,6 @@ def test_gradients_for_pruning_are_of_the_loss_of_the_labels(activation):
 def test_rows_in_a_stream_say_by_their_type_what_they_are():
     images, labels = some()
     stream = [(images, labels.astype(np.float32))]
-    with pytest.raises(ValueError, match="sum 1, or be booleans"):
-        list(batches(stream, labelled=True))
-    assert len(list(batches([(images, labels == 1)], labelled=True))) == 1
+    with pytest.raises(ValueError, match="with the sum 1, .* give booleans"):
+        list(batches(stream, net(3, 1)))
+    assert len(list(batches([(images, labels == 1)], net(3, 1)))) == 1

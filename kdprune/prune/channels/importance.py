@@ -308,7 +308,9 @@ class ChannelStatistics:
             )
         totals: list[np.ndarray] | None = None
         count = 0
-        for images, labels in batches(self.data, labelled):
+        for images, labels in batches(
+            self.data, self.graph.model if labelled else None
+        ):
             size = len(tf.nest.flatten(images)[0])
             new = [np.stack(pair) * size for pair in step(images, labels)]
             totals = new if totals is None else list(map(np.add, totals, new))
