@@ -22,6 +22,21 @@ _GRAPH_CALLS = {
     model_class.call for model_class in (keras.Sequential, *keras.Sequential.__mro__)
     if model_class.__name__ in ("Sequential", "Functional")
 }  # fmt: skip
+# Layers that pass images or features through when the model is used.
+RANDOM = tuple(
+    getattr(layers, name)
+    for name in """
+    RandomBrightness RandomContrast RandomCrop RandomFlip RandomHeight RandomRotation
+    RandomTranslation RandomWidth RandomZoom
+    """.split()
+)
+DROPOUT = (
+    *(layers.AlphaDropout, layers.Dropout, layers.GaussianDropout),
+    *(layers.GaussianNoise, layers.SpatialDropout1D, layers.SpatialDropout2D),
+)
+TRAINING_ONLY = (*RANDOM, *DROPOUT)
+# In training these go by the batch that an image is in; frozen, as in use.
+_BY_BATCH = (layers.BatchNormalization,)
 # What makes probabilities of scores, by what Keras and TensorFlow call the functions.
 _HEADS = {"softmax": "softmax", "softmax_v2": "softmax", "sigmoid": "sigmoid"}
 HEADS = ("softmax", "sigmoid")
@@ -64,8 +79,41 @@ def check_graph_model(model: Any) -> None:
         )
 
 
+def check_repeatable(model: Any) -> None:
+    """Raises a `ValueError` if dropout or the like is at work when a model is used.
+
+    That is where a call has `training=True`, also around a model inside the model: then
+    a graph model says something else each time, or of each batch.
+    """
+    layer = _changing(model, False)
+    if layer is not None:
+        raise ValueError(
+            f"layer {layer.name!r} ({type(layer).__name__}) is called with "
+            "training=True, so that the model says something else each time or of each "
+            "batch; call it without"
+        )
+
+
+def _changing(model, training):
+    for node in nodes(model):
+        layer, given = node.layer, (*node.call_args[1:], *node.call_kwargs.values())
+        said = node.call_kwargs.get("training")
+        on = said is not False and (training or any(one is True for one in given))
+        if is_graph_model(layer):
+            found = _changing(layer, on)
+            if found is not None:
+                return found
+        elif on and isinstance(layer, TRAINING_ONLY + _BY_BATCH):
+            if layer.trainable or not isinstance(layer, _BY_BATCH):  # Else as in use.
+                return layer
+    return None
+
+
 def check_float_model(model: Any) -> None:
-    """Raises a `ValueError` unless it is a graph model without wrapped layers."""
+    """Raises a `ValueError` for wrapped layers, or what is no model to work on.
+
+    That is one without a graph, or one of which `check_repeatable` refuses a layer.
+    """
     check_graph_model(model)
     for path, layer in named_layers(model):
         if is_tfmot_layer(layer):
@@ -74,6 +122,7 @@ def check_float_model(model: Any) -> None:
                 f"({type(layer).__name__}); change the float model first, then "
                 "quantize it or prune its weights"
             )
+    check_repeatable(model)
 
 
 def nodes(model: keras.Model, inputs: bool = False) -> list:

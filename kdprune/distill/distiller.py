@@ -15,12 +15,17 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kdprune._graph import final_activation, head_of, is_graph_model
+from kdprune._graph import (
+    check_repeatable,
+    final_activation,
+    head_of,
+    is_graph_model,
+)
 from kdprune.distill import pixels, targets
 from kdprune.distill.feature_extractor import feature_extractor, match_feature_layers
 from kdprune.distill.loss_spec import SoftLoss, as_soft_losses, plain_line
 from kdprune.distill.schedule import Schedule, Value
-from kdprune.intake import PixelRange, parse_range
+from kdprune.intake import PixelRange, parse_range, select_output
 from kdprune.intake.pixels import Given
 from kdprune.models.counts import count_parameters
 from kdprune.training.class_weights import weight_classes
@@ -582,6 +587,9 @@ def _range_of_config(config: Mapping[str, Any] | None) -> PixelRange | None:
 
 def _check_model(model: Any, role: str) -> None:
     if isinstance(model, keras.Model):
+        if is_graph_model(model):
+            select_output(model, None)  # Says which there are, if several.
+            check_repeatable(model)
         return
     if isinstance(model, str | os.PathLike):
         raise ValueError(

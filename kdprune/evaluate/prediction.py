@@ -14,7 +14,13 @@ from scipy.special import expit
 
 from kdprune import images as pixels
 from kdprune._answers import of_labels
-from kdprune._graph import HEADS, final_activation, head_of, is_graph_model
+from kdprune._graph import (
+    HEADS,
+    check_repeatable,
+    final_activation,
+    head_of,
+    is_graph_model,
+)
 from kdprune._io import first_line
 from kdprune._log import progress
 from kdprune.intake import (
@@ -287,6 +293,7 @@ def _predict_keras(
 ) -> tuple[NDArray[np.float32], str, int]:
     if is_graph_model(model):
         select_output(model, None)  # Says which there are, if several.
+        check_repeatable(model)
     for port in ("input_shape", "output_shape"):
         if not isinstance(getattr(model, port, None), tuple):
             raise ValueError(

@@ -12,26 +12,19 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from kdprune._graph import check_graph_model, is_graph_model, nodes, walk
+from kdprune._graph import (
+    DROPOUT,
+    RANDOM,
+    TRAINING_ONLY,
+    check_graph_model,
+    check_repeatable,
+    is_graph_model,
+    nodes,
+    walk,
+)
 from kdprune._io import first_line
 
 layers = keras.layers
-
-# Layers that pass images or features through when the model is used.
-_RANDOM = tuple(
-    getattr(layers, name)
-    for name in """
-    RandomBrightness RandomContrast RandomCrop RandomFlip RandomHeight RandomRotation
-    RandomTranslation RandomWidth RandomZoom
-    """.split()
-)
-_DROPOUT = (
-    *(layers.AlphaDropout, layers.Dropout, layers.GaussianDropout),
-    *(layers.GaussianNoise, layers.SpatialDropout1D, layers.SpatialDropout2D),
-)
-TRAINING_ONLY = (*_RANDOM, *_DROPOUT)
-# In training these go by the batch that an image is in.
-_BY_BATCH = (layers.BatchNormalization,)
 
 
 def inline(
@@ -61,7 +54,8 @@ def inline(
             makes the model say something else each time, or of each batch.
     """
     check_graph_model(model)
-    inliner = _Inliner(model, _RANDOM if keep_dropout else TRAINING_ONLY)
+    check_repeatable(model)
+    inliner = _Inliner(model, RANDOM if keep_dropout else TRAINING_ONLY)
     if not inliner.needed:
         return model, []
     return inliner.flat(model), inliner.changes()
@@ -86,9 +80,7 @@ class _Inliner:
         self.nested: dict[str, int] = {}
         self.dropped: dict[str, None] = {}
         self.needed = any(
-            is_graph_model(node.layer)
-            or isinstance(node.layer, left_out)
-            or _called_in_training(node.call_kwargs, node.call_args)
+            is_graph_model(node.layer) or isinstance(node.layer, left_out)
             for node in nodes(model)
         )
 
@@ -124,14 +116,7 @@ class _Inliner:
                 inner = frozen or kwargs.get("training") is False or not layer.trainable
                 outputs = self._run(layer, tensors, inner)
                 return tf.nest.pack_sequence_as(layer._nested_outputs, outputs)
-            training = _called_in_training(kwargs, args)
-            if training and isinstance(layer, TRAINING_ONLY + _BY_BATCH):
-                raise ValueError(
-                    f"layer {layer.name!r} ({type(layer).__name__}) is called with "
-                    "training=True, so that the model says something else each time "
-                    "or of each batch; call it without"
-                )
-            idle = frozen and isinstance(layer, _DROPOUT)
+            idle = frozen and isinstance(layer, DROPOUT)
             if idle or isinstance(layer, self.left_out):
                 kind = f"{layer.name} ({type(layer).__name__})"
                 self.dropped[kind] = None
@@ -167,10 +152,6 @@ class _Inliner:
                 candidates.append(f"{model_name}_{name}_{number}")
         self.names.add(candidates[0])
         return candidates[0]
-
-
-def _called_in_training(kwargs: Any, args: Any) -> bool:
-    return kwargs.get("training") is True or any(given is True for given in args[1:])
 
 
 def _inputs(model: keras.Model) -> list:

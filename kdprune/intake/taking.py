@@ -10,6 +10,7 @@ import tf_keras as keras
 from numpy.typing import ArrayLike, NDArray
 
 from kdprune._graph import (
+    TRAINING_ONLY,
     check_float_model,
     check_graph_model,
     is_graph_model,
@@ -19,7 +20,7 @@ from kdprune.images import check
 from kdprune.intake import pixels
 from kdprune.intake.comparison import Comparison
 from kdprune.intake.heads import Head, select_output, split_head
-from kdprune.intake.inline import TRAINING_ONLY, inline
+from kdprune.intake.inline import inline
 
 _BATCH = 100
 

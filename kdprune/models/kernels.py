@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
-from kdprune._graph import check_graph_model, is_graph_model, named_layers
+from kdprune._graph import (
+    check_graph_model,
+    check_repeatable,
+    is_graph_model,
+    named_layers,
+)
 from kdprune._log import logger
 from kdprune.models.counts import NO_KERNELS, kernels
 
@@ -66,6 +71,7 @@ def choose_layers(
             not excluded, or if nothing is left.
     """
     check_graph_model(model)
+    check_repeatable(model)
     found = {layer.name: layer for layer in model.layers if kernel_name(layer)}
     nested = [
         layer.name

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from kdprune import _io
 from kdprune._former import former_arguments
 from kdprune._graph import (
+    check_repeatable,
     final_activation,
     head_of,
     is_graph_model,
@@ -451,6 +452,7 @@ def _check_model(model: Any, dtype: str) -> None:
         )
     if is_graph_model(model):
         select_output(model, None)  # Says which there are, if several.
+        check_repeatable(model)
     shape = model.input_shape
     if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
         raise ValueError(
