@@ -176,7 +176,17 @@ def quantize_wide(content: bytes) -> bytes:
 
     Returns:
         The content of the file.
+
+    Raises:
+        ValueError: If an operator has no 16-bit form that runs, with its layer's name.
     """
+    for op in (graph := read_tflite(content)).ops:
+        if op.name == "RSQRT":  # It is written, and ends the process that runs it.
+            name = next(iter(layers_of(graph.tensors[op.outputs[0]].name)), "?")
+            raise ValueError(
+                f"layer {name!r} is normalized by RSQRT, which runs in 8 bits, not "
+                "in 16: quantize to int8"
+            )
     wide, bias = np.dtype("int16").num, np.dtype("int64").num
     quantizer = Calibrator(content)._calibrator
     return bytes(quantizer.QuantizeModel(wide, wide, False, wide, bias, False, False))

@@ -50,6 +50,7 @@ from kdprune.tflite.calibration import (
     widen,
 )
 from kdprune.tflite.format import scale_input
+from kdprune.tflite.gate import check_content
 from kdprune.tflite.layers import compare_layers, correct_biases
 
 DTYPES = ("float32", "float16", "dynamic", "int16x8", "int8", "uint8")
@@ -127,6 +128,9 @@ def convert_tflite(
     Raises:
         ValueError: If the arguments don't fit together, or the model does not
             convert: then with what the converter said.
+        RefusedFile: If the file has operators in float that were not asked for, or
+            the runtime does not run it. A `ValueError`. Whether its scores are right
+            is for `check_tflite` to say, of images and labels.
     """
     if isinstance(model, str | os.PathLike):
         model = open_model(model)
@@ -156,10 +160,19 @@ def convert_tflite(
         converter = _new_converter(model, head)
         if images is not None:
             converter.target_spec.supported_ops = [_INT16X8]
-            return quantize_wide(widen(observe(converter, images)))
-        _set_precision(converter, dtype)
-        content = bytes(converter.convert())
-    return scale_input(content, behind_input(model).factor) if aware else content
+            content = quantize_wide(widen(observe(converter, images)))
+        else:
+            _set_precision(converter, dtype)
+            content = bytes(converter.convert())
+    if not aware:
+        check_content(content)
+        return content
+    front = behind_input(model)
+    content = scale_input(content, front.factor)
+    origin = getattr(model, "quantized_from", None)
+    in_float = getattr(origin, "float_layers", ())
+    check_content(content, in_float, (front.input or UNIT_INPUT).bounds)
+    return content
 
 
 class Calibration:
@@ -213,7 +226,8 @@ class Calibration:
                 content = correct_biases(
                     content, compare_layers(verified, self._some_images())
                 )
-            return content
+        check_content(content, float_layers, self._input.bounds)
+        return content
 
     def _some_images(self) -> NDArray:
         """Calibration images, without the black and the white one at their end."""

@@ -22,6 +22,7 @@ from kdprune.intake.file_input import UNIT_INPUT
 from kdprune.intake.pixels import Given
 from kdprune.tflite.format import File
 from kdprune.tflite.inspection import float_layers_of, inspect_tflite
+from kdprune.tflite.interpreter import try_out
 
 # Of [0, 1] data, by type: the zero point, and the scales of input and output.
 _INTEGERS = {
@@ -31,8 +32,10 @@ _INTEGERS = {
     "int16": (0, 1 / 32767, 1 / 32768),
 }
 _ONE_SIDED_95 = 1.6449  # Standard deviations.
-# Of `max_disagreement`, for a file that was trained as it computes.
+# Of `max_disagreement` and `max_deviation`, for a file that was trained as it computes.
 _STRICT = 0.4
+# Times that limit: what the images of one class may deviate by on the mean.
+_OF_A_CLASS = 2
 _ONE_SIDED_99 = 2.3263
 
 
@@ -42,12 +45,43 @@ class RefusedFile(ValueError):
     Attributes:
         reasons: What is wrong, each with the argument that would allow it, if any.
         figures: What `check_tflite` would have returned.
+        content: The file's content, if it was just converted.
     """
 
-    def __init__(self, reasons: list[str], figures: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        reasons: list[str],
+        figures: dict[str, Any],
+        content: bytes | None = None,
+    ) -> None:
         super().__init__("; ".join(reasons))
         self.reasons = reasons
         self.figures = figures
+        self.content = content
+
+
+def check_content(
+    content: bytes, float_layers: Sequence[str] = (), input_range: Given = (0, 1)
+) -> None:
+    """Refuses a converted file for what the gate would refuse without any image.
+
+    Args:
+        content: The file's content.
+        float_layers: As for `check_tflite`.
+        input_range: As there.
+
+    Raises:
+        RefusedFile: If it computes in float where it was not to, takes pixels wrongly,
+            or does not run.
+    """
+    figures = inspect_tflite(content)
+    _, reasons = _check_integers(figures, float_layers, input_range)
+    try:
+        try_out(content)
+    except ValueError as error:
+        reasons.append(f"it does not run: {error}")
+    if reasons:
+        raise RefusedFile(reasons, figures, content)
 
 
 def check_tflite(
@@ -83,7 +117,9 @@ def check_tflite(
     images and loses 0.2 points, and a weak model, or one of many classes, changes its
     mind between classes of nearly the same probability. So disagreement counts where
     probabilities deviate as well: by the mean over images of the largest deviation of
-    a class, which is a model's disagreement if it is always sure.
+    a class, which is a model's disagreement if it is always sure. A single class may
+    be wrong where all others are right: so each one's images must not surely (95 %)
+    deviate by more than twice that limit.
 
     Args:
         data: The file's content, or its path.
@@ -99,19 +135,22 @@ def check_tflite(
         max_drop: Largest accuracy the file may lose, as a share of images; of labels
             the largest loss of macro F1.
         max_deviation: Largest mean deviation of probabilities, in [0, 1], whether the
-            best classes differ or not: that of a second softmax is far beyond it.
+            best classes differ or not: that of a second softmax is far beyond it. The
+            images of a class (those that it is best for, or a label applies to, by the
+            Keras model) may deviate by twice as much.
         float_layers: The layers that the conversion was asked to leave in float;
             an operator of any other is refused.
         strict: Whether the Keras model rounds as the file does (QAT), so that they
-            may differ on 0.4 of `max_disagreement` only, give or take what chance
-            makes of it on so many images.
+            may differ on and deviate by 0.4 of the limits only, give or take what
+            chance makes of it on so many images.
         input_range: What bytes mean to an 8-bit file, as `take_model` takes it;
             `input_range_of(model)` of the model it was made from.
 
     Returns:
         What `inspect_tflite` and `paired_drop` return, `deviation`, the mean of the
-        largest deviation of a probability, and `float_layers`, those that are in float
-        indeed: JSON-able.
+        largest deviation of a probability, `most`, the `image` and `class` that deviate
+        most with both `scores`, the Keras model's first, and `float_layers`, those that
+        are in float indeed: JSON-able.
 
     Raises:
         RefusedFile: If the file fails: all that is wrong, by how much, what to do, and
@@ -125,11 +164,15 @@ def check_tflite(
         figures, float_layers, input_range
     )
     figures |= paired_drop(keras_scores, tflite_scores, labels)
-    deviation = figures["deviation"] = _deviation(keras_scores, tflite_scores)
+    before, after = _as_probabilities(keras_scores, tflite_scores)
+    apart = np.abs(before - after)
+    deviation = figures["deviation"] = float(apart.max(axis=1).mean())
+    figures["most"] = _most(before, after, range(len(apart)))
     n = figures["images"]
-    limit = max_disagreement
+    limit, most = max_disagreement, max_deviation
     if strict:
         limit = min(limit, _by_chance(_STRICT * limit, n))
+        most *= _STRICT
     if figures["disagreement"] > limit and deviation > limit:
         reasons.append(
             f"the .tflite file and its Keras model disagree on "
@@ -138,13 +181,17 @@ def check_tflite(
             "both get the same images, use more calibration images, train "
             "quantization-aware, or allow it by max_disagreement"
         )
-    elif not deviation <= max_deviation:  # NaN is not.
+    elif not deviation <= max_deviation or (
+        strict and not _surely(apart.max(axis=1)) <= most
+    ):  # NaN is not.
         reasons.append(
             "the .tflite file's probabilities deviate from its Keras model's by "
-            f"{deviation:.3f} (mean of {n} images; limit {max_deviation:.3f}): check "
-            "that both end in the same activation and get the same images, or allow it "
-            "by max_deviation"
+            f"{deviation:.3f} (mean of {n} images; limit {most:.3f}), "
+            f"{_told(figures['most'])}: check that both end in the same activation and "
+            "get the same images, or allow it by max_deviation"
         )
+    else:
+        reasons += _wrong_classes(before, after, several, _OF_A_CLASS * most)
     if figures["drop_interval"][0] > max_drop:
         what = ("macro_f1", "macro F1") if several else ("accuracy", "accuracy")
         before, after = (figures[f"{whose}_{what[0]}"] for whose in ("keras", "tflite"))
@@ -387,14 +434,77 @@ def _at_chance(right: NDArray, labels: NDArray) -> bool:
     return bool(0 < chance < 1 and right.mean() <= chance + margin)
 
 
+def _as_probabilities(*given: ArrayLike) -> list[NDArray]:
+    """Scores as probabilities: what is one already, else softmax of logits."""
+    scores = [np.asarray(one, np.float64) for one in given]
+    return [
+        one if one.min() >= 0 and one.max() <= 1 else special.softmax(one, 1)
+        for one in scores
+    ]
+
+
 def _deviation(keras_scores: ArrayLike, tflite_scores: ArrayLike) -> float:
     """The mean over images of the largest deviation of a probability."""
-    scores = [np.asarray(given, np.float64) for given in (keras_scores, tflite_scores)]
-    first, second = (
-        given if given.min() >= 0 and given.max() <= 1 else special.softmax(given, 1)
-        for given in scores
-    )
+    first, second = _as_probabilities(keras_scores, tflite_scores)
     return float(np.abs(first - second).max(axis=1).mean())
+
+
+def _most(before: NDArray, after: NDArray, images: Sequence[int]) -> dict[str, Any]:
+    """Which of these images deviates most, in which class, and its two scores."""
+    apart = np.abs(before - after)[images]
+    place, chosen = np.unravel_index(apart.argmax(), apart.shape)
+    image = int(images[place])
+    scores = [float(one[image, chosen]) for one in (before, after)]
+    return {"image": image, "class": int(chosen), "scores": scores}
+
+
+def _told(most: Mapping[str, Any]) -> str:
+    before, after = most["scores"]
+    return (
+        f"most for image {most['image']}, of class {most['class']}: {after:.3f} "
+        f"instead of {before:.3f}"
+    )
+
+
+def _surely(deviations: NDArray) -> float:
+    """A mean that is exceeded with 95 % confidence; two more images deviate by 0."""
+    all_of_them = np.append(deviations, [0.0, 0.0])
+    spread = float(all_of_them.std()) / len(all_of_them) ** 0.5
+    return float(all_of_them.mean()) - _ONE_SIDED_95 * spread
+
+
+def _wrong_classes(
+    before: NDArray, after: NDArray, several: bool, limit: float
+) -> list[str]:
+    """The reason to refuse a file for the classes whose scores are wrong, if any."""
+    apart = np.abs(before - after)
+    groups = []
+    for one in range(before.shape[1]):
+        # Those that a label does not apply to are nearly all images.
+        if several:
+            groups.append((one, np.flatnonzero(before[:, one] > 0.5), apart[:, one]))
+        else:
+            chosen = np.flatnonzero(before.argmax(axis=1) == one)
+            groups.append((one, chosen, apart.max(axis=1)))
+    found = [
+        (float(deviations[images].mean()), one, images)
+        for one, images, deviations in groups
+        if len(images) and _surely(deviations[images]) > limit
+    ]
+    if not found:
+        return []
+    mean, one, images = max(found, key=lambda each: each[0])
+    wrong = sorted({one for _, one, _ in found})
+    others = f" (and {len(wrong) - 1} others)" if len(wrong) > 1 else ""
+    column = slice(one, one + 1) if several else slice(None)
+    most = _most(before[:, column], after[:, column], images)
+    most["class"] += one if several else 0
+    return [
+        f"the .tflite file's probabilities of class {one}{others} deviate from its "
+        f"Keras model's by {mean:.3f} (mean of {len(images)} images; limit "
+        f"{limit:.3f}), {_told(most)}: check the layers by layer_report, use more "
+        "calibration images, train quantization-aware, or allow it by max_deviation"
+    ]
 
 
 def _by_chance(share: float, n: int) -> float:

@@ -1,14 +1,16 @@
 """Quantize stages: what a budget tries, and what is refused before any training."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import tf_keras as keras
 
-from kdprune import quantize
+from kdprune import quantize, tflite
 from kdprune.config import parse_recipe
 from kdprune.models import build_model, load_model, save_model
 from kdprune.runner import run as runner
+from kdprune.stages import export
 from kdprune.stages.budget import _after_training, _by_training
 from kdprune.tflite import convert_tflite
 
@@ -255,3 +257,13 @@ def test_a_refused_file_is_kept_with_its_reasons(tmp_path, monkeypatch):
     runner.run(recipe(**stages, files=files | {"max_drop": 0.9}), tmp_path / "run")
     names = {path.name for path in folder.iterdir()}
     assert "small.int8.tflite" in names and not any("rejected" in n for n in names)
+
+
+def test_a_file_that_is_refused_as_it_is_converted_is_kept_as_well(tmp_path):
+    refused = tflite.RefusedFile(["it computes in float"], {"ops": {}}, b"content")
+    node = SimpleNamespace(name="files")
+    kept = export._keep(tmp_path / "small.int8.tflite", refused, None, node)
+    assert (tmp_path / kept["file"]).read_bytes() == b"content"
+    assert "small.int8.tflite failed the export gate: it computes" in kept["message"]
+    record = json.loads((tmp_path / "small.int8.rejected.json").read_text())
+    assert record["reasons"] == ["it computes in float"]

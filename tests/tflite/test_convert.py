@@ -439,10 +439,10 @@ def test_the_gate_refuses_a_file_that_lost_accuracy(model, files, data):
 
 def scores_with(n, lost, gained=0):
     """Two-class scores: all right before; afterwards `lost` wrong, as labelled."""
-    labels = np.zeros(n, int)
-    before, after = np.tile([1.0, 0.0], (n, 1)), np.tile([1.0, 0.0], (n, 1))
-    after[:lost] = [0.0, 1.0]
-    before[n - gained :] = [0.0, 1.0]
+    labels = np.arange(n) % 2
+    before, after = np.eye(2)[labels], np.eye(2)[labels]
+    after[:lost] = 1 - after[:lost]
+    before[n - gained :] = 1 - before[n - gained :]
     return before, after, labels
 
 
