@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import queue
+import shutil
 import socket
 import struct
 import sys
@@ -64,7 +65,10 @@ class Cluster:
 
     Attributes:
         layout: Who they are, and which this is.
+        scratch: A temporary folder to remove where the process ends at once.
     """
+
+    scratch: pathlib.Path | None = None
 
     def __init__(self, layout: Layout, peers: list[_Peer]) -> None:
         self.layout = layout
@@ -233,6 +237,8 @@ class Cluster:
             peer.socket.settimeout(ANSWER)
             with contextlib.suppress(OSError):
                 _send(peer, {"lost": True, "line": lines[0]})
+        if self.scratch is not None:
+            shutil.rmtree(self.scratch, ignore_errors=True)
         _exit(lines)
 
 

@@ -138,13 +138,14 @@ class Run:
             shutil.rmtree(checkpoints)
         logger.info("%s: done in %.0f s", node.name, record["seconds"])
 
-    def accompany(self, node: Node) -> None:
+    def accompany(self, node: Node, workers: Cluster) -> None:
         """Takes part in a stage that trains, of which the chief keeps what it makes."""
         from kdprune import training
 
         logger.info("\n== %s (%s), with the chief ==", node.name, node.kind)
         training.seed_everything(node.settings.own_seed)
         with tempfile.TemporaryDirectory(prefix="kdprune-") as scratch:
+            workers.scratch = pathlib.Path(scratch)
             node.settings.execute(self, node, pathlib.Path(scratch))
 
     def skip(self, node: Node) -> None:

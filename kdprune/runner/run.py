@@ -109,8 +109,11 @@ def _accompany(current: Run, nodes: list[Node], workers: cluster.Cluster) -> Non
         if not message["together"]:
             logger.info("%s (%s): waiting for the chief", node.name, node.kind)
             continue
-        workers.tell({"refused": _unlike(current, node, message, workers)})
-        current.accompany(node)
+        refused = _unlike(current, node, message, workers)
+        workers.tell({"refused": refused})
+        if refused:
+            workers.hear()  # The chief ends all workers.
+        current.accompany(node, workers)
 
 
 def _unlike(

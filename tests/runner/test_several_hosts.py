@@ -1,11 +1,16 @@
 """Runs on several workers: what they train, what they agree on, and a lost one."""
 
 import json
+import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
+
+from kdprune.models import load_model
 
 TRAINING = {"epochs": 2, "batch_size": 60, "optimizer": "adam", "learning_rate": 0.003}
 NETWORK = {"name": "dscnn", "width": 8, "blocks": 1}
@@ -94,3 +99,134 @@ def test_a_run_goes_on_after_a_worker_was_killed(tmp_path, hosts):
             np.testing.assert_array_equal(mine[name], others[name], err_msg=name)
     ranges = [mine[name] for name in mine.files if "post_activation_m" in name]
     assert ranges and any(value not in (-6.0, 6.0) for value in ranges)
+
+
+def weights_of(folder, stage):
+    return [w for w in load_model(folder / stage / "model.keras").get_weights()]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("count", [2, 3])
+def test_all_stages_on_several_workers_and_a_store_of_another_key(
+    tmp_path, hosts, count
+):
+    """Trains, teaches in the loop and from a store, prunes, quantizes, exports."""
+    taught = {"kind": "distill", "model": NETWORK, "training": TRAINING}
+    content = recipe(
+        teacher={"kind": "train", "model": NETWORK, "training": TRAINING},
+        soft={
+            "kind": "soft_labels",
+            "teacher": "teacher",
+            "views": 2,
+            "augment": {"crop": 2},
+        },
+        student={**taught, "soft_labels": "soft"},
+        pruned={
+            "kind": "prune",
+            "from": "student",
+            "teacher": "teacher",
+            "sparsity": 0.6,
+            "frequency": 3,
+            "training": TRAINING,
+        },
+        slim={
+            "kind": "prune_channels",
+            "from": "student",
+            "ratio": 0.4,
+            "round_to": 4,
+            "training": TRAINING,
+        },
+        int8={
+            "kind": "quantize",
+            "from": "pruned",
+            "method": "qat",
+            "teacher": "teacher",
+            "training": TRAINING,
+        },
+        files={
+            "kind": "export",
+            "from": ["int8"],
+            "max_disagreement": 1.0,
+            "max_drop": 1.0,
+        },
+        measured={
+            "kind": "evaluate",
+            "from": ["student", "slim", "files"],
+            "latency": False,
+        },
+        page={"kind": "report", "from": ["measured"]},
+    )
+    content["flagship"] = "int8"
+    addresses = hosts.free(count)
+    found = hosts.finish(hosts.start(tmp_path, content, addresses), within=500)
+    assert [status for status, *_ in found] == [0] * count, found
+    run = tmp_path / "run"
+    for stage in content["stages"]:
+        told = record(run, stage)
+        trains = "training" in content["stages"][stage]
+        assert told.get("workers") == (list(addresses) if trains else None)
+        if not trains:
+            assert f"{stage} ({told['kind']}): waiting for the chief" in found[1][1]
+    assert max(record(run, "pruned")["results"]["sparsity_by_layer"].values()) > 0.5
+
+    # Again, one machine trains another teacher, whose store is not the chief's.
+    shutil.copytree(run, tmp_path / "other")
+    alone = ["--output", str(tmp_path / "other"), "--until", "soft"]
+    alone += ["--set", "stages.teacher.seed=5"]
+    subprocess.run(
+        [sys.executable, "-m", "kdprune", "run", tmp_path / "recipe-0.yaml", *alone],
+        check=True,
+    )
+    shutil.rmtree(run / "student")
+    outputs = ["run"] * (count - 1) + ["other"]
+    found = hosts.finish(hosts.start(tmp_path, content, addresses, outputs))
+    for status, _, errors in found:
+        assert (status, errors.count("\n")) == (2, 1), errors
+        last = count - 1
+        assert f"worker {last} ({addresses[last]}) has no results of stage" in errors
+
+
+@pytest.mark.soak
+def test_a_repeated_and_a_resumed_run_of_the_same_workers_are_bit_equal(
+    tmp_path, hosts
+):
+    content = recipe(
+        base={
+            "kind": "train",
+            "model": NETWORK,
+            "training": {**TRAINING, "epochs": 12, "ema": 0.9, "augment": {"crop": 2}},
+        }
+    )
+    addresses = hosts.free(2)
+    for output in ("first", "second"):
+        found = hosts.finish(hosts.start(tmp_path, content, addresses, output))
+        assert [status for status, *_ in found] == [0, 0], found
+    workers = hosts.start(tmp_path, content, addresses, "third")
+    kill_after(workers, 0, tmp_path / "third" / "base" / "checkpoints")
+    hosts.finish(workers)
+    assert not (tmp_path / "third" / "base" / "record.json").exists()
+    found = hosts.finish(hosts.start(tmp_path, content, addresses, "third"))
+    assert all("resuming after epoch" in shown for _, shown, _ in found)
+    first = weights_of(tmp_path / "first", "base")
+    for output in ("second", "third"):
+        for mine, others in zip(
+            first, weights_of(tmp_path / output, "base"), strict=True
+        ):
+            np.testing.assert_array_equal(mine, others, err_msg=output)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_worker_that_hangs_is_named_within_two_minutes(tmp_path, hosts, which):
+    training = {**TRAINING, "epochs": 1000}
+    content = recipe(base={"kind": "train", "model": NETWORK, "training": training})
+    addresses = hosts.free(2)
+    workers = hosts.start(tmp_path, content, addresses)
+    checkpoints = tmp_path / "run" / "base" / "checkpoints"
+    hung = kill_after(workers, which, checkpoints, signal.SIGSTOP)
+    ((status, _, errors),) = hosts.finish(workers[1 - which : 2 - which])
+    workers[which].kill()
+    assert time.monotonic() - hung < 120
+    name = f"worker {which} ({addresses[which]})"
+    assert (status, errors.count("\n")) == (2, 1)
+    assert f"kdprune: {name} was lost: gave no sign for 60 s" in errors
