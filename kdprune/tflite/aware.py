@@ -188,8 +188,8 @@ class _Ranges:
             inner = is_graph_model(node.layer)
             found = (self._follow if inner else self._behind)(node.layer, taken)
             known |= dict.fromkeys(map(id, tf.nest.flatten(node.outputs)), found)
-        found = [known[id(tensor)] for tensor in model.outputs]
-        return max(found, key=lambda one: one.step)
+        outputs = [known[id(tensor)] for tensor in model.outputs]
+        return max(outputs, key=lambda one: one.step)
 
     def _behind(self, wrapper: Any, given: list[_Tensor]) -> _Tensor:
         layer = unwrapped(wrapper)

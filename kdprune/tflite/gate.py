@@ -497,7 +497,7 @@ def _wrong_classes(
     wrong = sorted({one for _, one, _ in found})
     others = f" (and {len(wrong) - 1} others)" if len(wrong) > 1 else ""
     column = slice(one, one + 1) if several else slice(None)
-    most = _most(before[:, column], after[:, column], images)
+    most = _most(before[:, column], after[:, column], images.tolist())
     most["class"] += one if several else 0
     return [
         f"the .tflite file's probabilities of class {one}{others} deviate from its "
