@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ _ONE_SIDED_95 = 1.6449  # Standard deviations.
 _STRICT = 0.4
 # Times that limit: what the images of one class may deviate by on the mean.
 _OF_A_CLASS = 2
+_FEWEST_OF_A_CLASS = 10  # Images; of fewer nothing is said.
 _ONE_SIDED_99 = 2.3263
 
 
@@ -167,12 +168,14 @@ def check_tflite(
     before, after = _as_probabilities(keras_scores, tflite_scores)
     apart = np.abs(before - after)
     deviation = figures["deviation"] = float(apart.max(axis=1).mean())
-    figures["most"] = _most(before, after, range(len(apart)))
+    figures["most"] = _most(before, after)
     n = figures["images"]
-    limit, most = max_disagreement, max_deviation
+    limit, share, judged = max_disagreement, 1.0, deviation
     if strict:
-        limit = min(limit, _by_chance(_STRICT * limit, n))
-        most *= _STRICT
+        limit, share = min(limit, _by_chance(_STRICT * limit, n)), _STRICT
+        # Of many labels one is always a step off.
+        each = apart.mean(axis=1) if several else apart.max(axis=1)
+        judged = _surely(each)
     if figures["disagreement"] > limit and deviation > limit:
         reasons.append(
             f"the .tflite file and its Keras model disagree on "
@@ -181,17 +184,18 @@ def check_tflite(
             "both get the same images, use more calibration images, train "
             "quantization-aware, or allow it by max_disagreement"
         )
-    elif not deviation <= max_deviation or (
-        strict and not _surely(apart.max(axis=1)) <= most
-    ):  # NaN is not.
+    elif not (deviation <= max_deviation and judged <= share * max_deviation):  # NaN.
         reasons.append(
             "the .tflite file's probabilities deviate from its Keras model's by "
-            f"{deviation:.3f} (mean of {n} images; limit {most:.3f}), "
+            f"{deviation:.3f} (mean of {n} images; limit {share * max_deviation:.3f}), "
             f"{_told(figures['most'])}: check that both end in the same activation and "
-            "get the same images, or allow it by max_deviation"
+            "get the same images, or allow it by "
+            f"max_deviation={_allowing(max(deviation, judged / share))}"
         )
     else:
-        reasons += _wrong_classes(before, after, several, _OF_A_CLASS * most)
+        reasons += _wrong_classes(
+            before, after, several, _OF_A_CLASS * share, max_deviation
+        )
     if figures["drop_interval"][0] > max_drop:
         what = ("macro_f1", "macro F1") if several else ("accuracy", "accuracy")
         before, after = (figures[f"{whose}_{what[0]}"] for whose in ("keras", "tflite"))
@@ -449,13 +453,12 @@ def _deviation(keras_scores: ArrayLike, tflite_scores: ArrayLike) -> float:
     return float(np.abs(first - second).max(axis=1).mean())
 
 
-def _most(before: NDArray, after: NDArray, images: Sequence[int]) -> dict[str, Any]:
-    """Which of these images deviates most, in which class, and its two scores."""
-    apart = np.abs(before - after)[images]
-    place, chosen = np.unravel_index(apart.argmax(), apart.shape)
-    image = int(images[place])
+def _most(before: NDArray, after: NDArray) -> dict[str, Any]:
+    """Which image deviates most, in which class, and its two scores."""
+    apart = np.abs(before - after)
+    image, chosen = map(int, np.unravel_index(apart.argmax(), apart.shape))
     scores = [float(one[image, chosen]) for one in (before, after)]
-    return {"image": image, "class": int(chosen), "scores": scores}
+    return {"image": image, "class": chosen, "scores": scores}
 
 
 def _told(most: Mapping[str, Any]) -> str:
@@ -466,45 +469,77 @@ def _told(most: Mapping[str, Any]) -> str:
     )
 
 
-def _surely(deviations: NDArray) -> float:
-    """A mean that is exceeded with 95 % confidence; two more images deviate by 0."""
+def _surely(deviations: NDArray, tests: int = 1) -> float:
+    """A mean that is exceeded with 95 % confidence, of so many that are tested.
+
+    Two more images deviate by 0, so that a few alike prove nothing.
+    """
     all_of_them = np.append(deviations, [0.0, 0.0])
     spread = float(all_of_them.std()) / len(all_of_them) ** 0.5
-    return float(all_of_them.mean()) - _ONE_SIDED_95 * spread
+    return float(all_of_them.mean() - special.ndtri(1 - 0.05 / tests) * spread)
+
+
+def _by_class(
+    before: NDArray, apart: NDArray, several: bool
+) -> Iterator[tuple[int, NDArray, NDArray]]:
+    """Each class with its images, by the Keras model, and what they deviate by.
+
+    Of labels also with the images that one does not apply to.
+    """
+    best, largest = before.argmax(axis=1), apart.max(axis=1)
+    for one in range(before.shape[1]):
+        if several:
+            applies = before[:, one] > 0.5
+            for chosen in map(np.flatnonzero, (applies, ~applies)):
+                yield one, chosen, apart[chosen, one]
+        else:
+            chosen = np.flatnonzero(best == one)
+            yield one, chosen, largest[chosen]
 
 
 def _wrong_classes(
-    before: NDArray, after: NDArray, several: bool, limit: float
+    before: NDArray, after: NDArray, several: bool, share: float, allowed: float
 ) -> list[str]:
-    """The reason to refuse a file for the classes whose scores are wrong, if any."""
-    apart = np.abs(before - after)
-    groups = []
-    for one in range(before.shape[1]):
-        # Those that a label does not apply to are nearly all images.
-        if several:
-            groups.append((one, np.flatnonzero(before[:, one] > 0.5), apart[:, one]))
-        else:
-            chosen = np.flatnonzero(before.argmax(axis=1) == one)
-            groups.append((one, chosen, apart.max(axis=1)))
+    """The reason to refuse a file for the classes whose scores are wrong, if any.
+
+    Args:
+        before: Probabilities of the Keras model, shape `(n, classes)`.
+        after: Those of the file.
+        several: Whether several labels may apply to an image.
+        share: What the limit is of `max_deviation`.
+        allowed: `max_deviation`.
+    """
+    groups = [
+        group
+        for group in _by_class(before, np.abs(before - after), several)
+        if len(group[1]) >= _FEWEST_OF_A_CLASS
+    ]
     found = [
-        (float(deviations[images].mean()), one, images)
+        (float(deviations.mean()), one, images)
         for one, images, deviations in groups
-        if len(images) and _surely(deviations[images]) > limit
+        if _surely(deviations, len(groups)) > share * allowed
     ]
     if not found:
         return []
     mean, one, images = max(found, key=lambda each: each[0])
-    wrong = sorted({one for _, one, _ in found})
+    wrong = {one for _, one, _ in found}
     others = f" (and {len(wrong) - 1} others)" if len(wrong) > 1 else ""
     column = slice(one, one + 1) if several else slice(None)
-    most = _most(before[:, column], after[:, column], images.tolist())
+    most = _most(before[images, column], after[images, column])
+    most["image"] = int(images[most["image"]])
     most["class"] += one if several else 0
     return [
         f"the .tflite file's probabilities of class {one}{others} deviate from its "
         f"Keras model's by {mean:.3f} (mean of {len(images)} images; limit "
-        f"{limit:.3f}), {_told(most)}: check the layers by layer_report, use more "
-        "calibration images, train quantization-aware, or allow it by max_deviation"
+        f"{share * allowed:.3f}), {_told(most)}: check the layers by layer_report, use "
+        "more calibration images, train quantization-aware, or allow it by "
+        f"max_deviation={_allowing(mean / share)}"
     ]
+
+
+def _allowing(deviation: float) -> str:
+    """The least limit of two decimals that a deviation is within."""
+    return f"{np.ceil(100 * deviation) / 100:g}"
 
 
 def _by_chance(share: float, n: int) -> float:

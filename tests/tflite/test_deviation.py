@@ -71,10 +71,31 @@ def test_one_class_whose_scores_are_wrong_is_named_with_its_worst_image(file):
 
 def test_what_chance_makes_of_a_few_images_is_not_held_against_a_file(file):
     """One image in 5,000 deviated by 0.64 of honest files of sound models."""
-    before, labels = sure(41)
-    after = moved(before, [7], 7, 0.64)
-    after = moved(after, [40], 0, 0.3)
-    assert check_tflite(file, before, after, labels, max_drop=1)["deviation"] > 0.02
+    before, labels = sure(120)
+    after = moved(before, [7, 17, 27, 37], 7, 0.64)
+    # The mean of class 7 is above the limit, and so is that of twelve in a thousand.
+    assert np.abs(after - before)[labels == 7].max(axis=1).mean() > 0.2
+    figures = check_tflite(
+        file, before, after, labels, max_drop=1, max_disagreement=0.1
+    )
+    assert figures["deviation"] > 0.02
+    # Of nine images nothing is said.
+    few = np.flatnonzero(labels == 7)[3:]
+    before, after = (np.delete(one, few[:3], axis=0) for one in (before, after))
+    after = moved(after, np.delete(labels, few[:3]) == 7, 7, 0.1)
+    given = before, after, np.delete(labels, few[:3])
+    assert check_tflite(file, *given, max_drop=1, max_disagreement=0.1)
+
+
+def test_files_of_many_labels_are_a_step_off_in_one_of_them(labels_file):
+    rng = np.random.default_rng(0)
+    before = np.full((400, 80), 0.1)
+    before[np.arange(400), np.arange(400) % 80] = 0.9
+    after = before + rng.normal(0, 0.03, before.shape).clip(-0.09, 0.09)
+    figures = check_tflite(
+        labels_file, before, after, (before > 0.5).astype(int), strict=True
+    )
+    assert figures["deviation"] > 0.06
 
 
 def test_a_file_deviates_little_from_the_graph_it_was_trained_as(file):
@@ -96,12 +117,13 @@ def test_a_label_whose_scores_are_wrong_is_named(labels_file):
     rng = np.random.default_rng(0)
     labels = (rng.random((400, CLASSES)) < 0.1).astype(int)
     before = np.where(labels, 0.9, 0.1)
-    for value, fault, named in ((1, -0.3, "of class 4 deviate"), (0, 0.3, "deviate")):
+    for value, fault, strict in ((1, -0.3, False), (0, 0.09, True)):
         wrong = before.copy()
         wrong[:, 4] += fault * (labels[:, 4] == value)
         assert ((wrong > 0.5) == labels).all()
-        with pytest.raises(RefusedFile, match=rf"ies {named} .* of class 4: 0\."):
-            check_tflite(labels_file, before, wrong, labels)
+        message = r"probabilities of class 4 deviate .* of class 4: 0\."
+        with pytest.raises(RefusedFile, match=message):
+            check_tflite(labels_file, before, wrong, labels, strict=strict)
     assert check_tflite(labels_file, before, before + 0.05, labels)
 
 
