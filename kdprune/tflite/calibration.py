@@ -25,6 +25,8 @@ STEPS = 255  # From one end of a range to the other.
 # What only moves or averages values may make them smaller by that much more than sums
 # are made.
 MOVED = 2.0**-9
+# The sizes of what these make say nothing of the sizes of what they are given.
+_NOT_LINEAR = tuple("DIV EXP LOG POW RSQRT SQRT SQUARE SQUARED_DIFFERENCE".split())
 RANGE_METHODS = ("minmax", "percentile", "mse")
 _PERCENTILE = 99.99
 _SHARES = np.linspace(0.3, 1.0, 36)  # Of the extremes, that "mse" tries.
@@ -100,6 +102,8 @@ def widen(content: bytes) -> bytes:
         step = sums = max(given)
         if op.name in (*WITH_KERNEL, "MUL"):
             sums = float(np.prod(given) * np.prod(factors))
+        elif op.name in _NOT_LINEAR:
+            sums = 0.0
         elif op.name not in ("ADD", "SUB"):
             sums *= MOVED
         for index in op.outputs:
@@ -126,7 +130,7 @@ def least_step(step: float, given: float, sums: float) -> float:
     Returns:
         The step, or a larger one.
     """
-    if step >= sums / 128:
+    if step > 0 and step >= sums / 128:
         return step
     return sums / 128 if step > sums * 2.0**-16 else max(given, sums)
 

@@ -192,3 +192,20 @@ def test_what_is_zero_for_all_images_has_a_scale_that_every_runtime_takes(dead, 
             if tensor.data is None:
                 assert (tensor.scale > 1e-6).all(), tensor.name
     assert logits_apart(files[-2], aware, images) <= 2
+
+
+@pytest.mark.parametrize("scale", [1.0, 1_000.0])
+def test_features_of_any_size_are_normalized(scale, data):
+    """What RSQRT makes is the smaller, the larger its input, and keeps its steps."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((16, 16, 3))
+    biased = keras.initializers.RandomUniform(0, 2)
+    x = conv(image, strides=4, activation="relu", bias_initializer=biased)
+    x = layers.LayerNormalization(epsilon=1e-6)(x)
+    model = keras.Model(image, layers.Dense(4)(layers.Flatten()(x)))
+    kernel, bias, *others = model.get_weights()
+    model.set_weights([kernel * scale, bias * scale, *others])
+    expected = probabilities(model, data[0])
+    assert np.ptp(expected, axis=0).max() > 0.1
+    made = values(convert_tflite(model, "int8", data[0]), data[0])
+    assert np.abs(made - expected).max(axis=1).mean() < 0.02
