@@ -137,7 +137,8 @@ def run_recipe(options: argparse.Namespace) -> None:
         logger.info("%s", text)
         return
     # Before TensorFlow takes its seconds to load.
-    joined = cluster.join(layout, cluster.about(recipe)) if layout else None
+    about = cluster.about(recipe, until, options.role)
+    joined = cluster.join(layout, about) if layout else None
     with joined or contextlib.nullcontext() as workers:
         import_tensorflow_quietly()
         from kdprune.runner import run as runner

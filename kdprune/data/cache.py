@@ -55,10 +55,13 @@ class Wrong(NamedTuple):
     Attributes:
         why: In words; the size of an image that differs from the others'.
         of_size: Whether it is that.
+        passing: Whether the system could not read the file, which says nothing of
+            its content and may be over the next time.
     """
 
     why: str
     of_size: bool = False
+    passing: bool = False
 
 
 # What becomes of a file: pixels `(height, width, channels)`, or why there are none.
@@ -203,7 +206,9 @@ class _Set:
                 f"Expected these images in {self.folder}. Received: the cache of "
                 "others. Remove that folder."
             )
-        blocks = index.get("blocks")
+        blocks: Any = index.get("blocks")
+        if _are_blocks(blocks) and any(one.passing for one in _wrong(blocks).values()):
+            return False
         if index.get("stamp") == _stamp(self.pixels) and _are_blocks(blocks):
             return True
         # Copied or changed by somebody.
@@ -217,11 +222,7 @@ class _Set:
     def wrong(self) -> dict[int, Wrong]:
         """What is wrong with which files."""
         blocks = _io.read_object(self.folder / _INDEX)["blocks"]
-        return {
-            int(row): Wrong(*found)
-            for block in blocks
-            for row, found in block["wrong"].items()
-        }
+        return _wrong(blocks)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -230,11 +231,12 @@ class _Set:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = open(self.folder / _LOCK, "a")
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logger.info("another process caches these images: waiting for it")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with _or_unusable(self.folder):  # Some disks have no locks.
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    logger.info("another process caches these images: waiting for it")
+                    fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def write(self, decode: Callable[[range], Iterable[Decoded]]) -> None:
@@ -354,6 +356,14 @@ def _line(block: Mapping[str, Any]) -> str:
     return json.dumps(block) + "\n"
 
 
+def _wrong(blocks: Sequence[Mapping[str, Any]]) -> dict[int, Wrong]:
+    return {
+        int(row): Wrong(*found)
+        for block in blocks
+        for row, found in block["wrong"].items()
+    }
+
+
 def _are_blocks(blocks: Any) -> bool:
     """Whether this is a list of what `write` notes of a block."""
     return isinstance(blocks, list) and all(
@@ -364,7 +374,7 @@ def _are_blocks(blocks: Any) -> bool:
         and isinstance(block.get("sha256"), str)
         and isinstance(block.get("wrong"), dict)
         and all(
-            row.isdigit() and [type(value) for value in found] == [str, bool]
+            row.isdigit() and [type(value) for value in found] == [str, bool, bool]
             for row, found in block["wrong"].items()
         )
         for block in blocks

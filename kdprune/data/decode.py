@@ -288,7 +288,10 @@ class Reader:
                 return Wrong("AVIF, which needs Pillow 11.3 or later")
             return Wrong(f"not one of {', '.join(FORMATS)}")
         except OSError as error:
-            return Wrong(error.strerror or f"cannot be read: {first_line(error)}")
+            why = error.strerror or f"cannot be read: {first_line(error)}"
+            return Wrong(why, passing=error.errno is not None)
+        except MemoryError:  # Which is no fault of the file.
+            raise
         except Exception as error:  # Pillow's decoders raise many types on bad files.
             return Wrong(f"cannot be read: {first_line(error)}")
         return np.asarray(self._resized(image)).reshape(

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 # Seconds: between two signs of life; after which one that gave none is lost; to wait
 # for workers that are started later; to answer once connected; and that the others
 # have to come to hear of a refusal.
-BEAT, SILENCE, WAIT, ANSWER, GRACE = 1.0, 60.0, 600.0, 10.0, 5.0
-_LARGEST_MESSAGE, _PIECE = 1 << 20, 1 << 20
+BEAT, SILENCE, WAIT, ANSWER, GRACE = 1.0, 90.0, 600.0, 10.0, 5.0
+_LARGEST_MESSAGE, _LARGEST_HELLO, _PIECE = 1 << 20, 1 << 16, 1 << 20
 
 
 class Refused(ValueError):
@@ -265,13 +265,13 @@ def join(layout: Layout, about: dict[str, Any], wait: float = WAIT) -> Cluster:
     return Cluster(layout, meet(layout, about, wait))
 
 
-def about(recipe: Recipe) -> dict[str, Any]:
-    """What must be the same on all workers that run a recipe."""
+def about(recipe: Recipe, *options: str | None) -> dict[str, Any]:
+    """What must be the same on all workers that run a recipe, or some of its stages."""
     matter = ("tensorflow", "tf_keras", "tensorflow-model-optimization", "numpy")
     versions = records.versions()
     content = recipe.model_dump(mode="json", by_alias=True, exclude_unset=True)
     return {
-        "recipe": records.fingerprint(content),
+        "recipe": records.fingerprint({"recipe": content, "options": options}),
         "versions": {
             "kdprune": kdprune.__version__,
             **{name: versions[name] for name in matter if name in versions},
@@ -356,7 +356,7 @@ def _join_chief(layout: Layout, hello: dict[str, Any], wait: float) -> list[_Pee
         # The others would wait for this worker.
         hello = {**hello, "problem": str(_in_use(layout, error))}
     chief = _address(layout, 0)
-    deadline = time.monotonic() + wait
+    deadline = time.monotonic() + (GRACE if "problem" in hello else wait)
     told = False
     while True:
         try:
@@ -364,9 +364,7 @@ def _join_chief(layout: Layout, hello: dict[str, Any], wait: float) -> list[_Pee
             break
         except OSError as error:
             left = deadline - time.monotonic()
-            if "problem" in hello:
-                left = min(left, GRACE)
-            if left <= 0 or "problem" in hello:
+            if left <= 0:
                 raise OSError(
                     hello.get("problem")
                     or f"waited {wait:.0f} s for {layout.name(0)}, the chief: {error}; "
@@ -410,11 +408,12 @@ def _ask_namesake(layout: Layout, hello: dict[str, Any]) -> None:
 
 def _hello_of(connection: socket.socket) -> dict[str, Any] | None:
     """What a worker says first; None if it is none."""
-    connection.settimeout(ANSWER)
+    deadline = time.monotonic() + ANSWER
     try:
-        other, _ = _receive(connection, largest=0)
-    except (OSError, ValueError):
+        other, _ = _receive(connection, 0, _LARGEST_HELLO, deadline)
+    except (OSError, ValueError, RecursionError):  # Lists in lists, of a stranger.
         return None
+    connection.settimeout(ANSWER)
     return other if other.get("kdprune") else None
 
 
@@ -454,7 +453,7 @@ def _problem(
     if other.get("recipe") != mine["recipe"]:
         return (
             f"{name} was given another recipe than the chief: give all workers the "
-            "same file, and the same --set"
+            "same file, the same --set and the same --until"
         )
     return None
 
@@ -466,13 +465,17 @@ def _address(layout: Layout, index: int) -> tuple[str, int]:
 
 
 def _listener(host: str, port: int) -> socket.socket:
-    """Listens on this worker's port, which TensorFlow's server takes over."""
-    family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    """Listens on this worker's port, which TensorFlow's server takes over.
+
+    On all interfaces, as TensorFlow does: the machine's own name may stand for one
+    that others don't reach, and its address for another outside a container.
+    """
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         # So that the port is free once more while connections made by it last.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(where)
+        listener.bind(("", port))
         listener.listen()
     except OSError:
         listener.close()
@@ -504,12 +507,15 @@ def _send(peer: _Peer, message: dict[str, Any], payload: bytes = b"") -> None:
 
 
 def _receive(
-    connection: socket.socket, largest: int | None = None
+    connection: socket.socket,
+    largest: int | None = None,
+    largest_message: int = _LARGEST_MESSAGE,
+    deadline: float | None = None,
 ) -> tuple[dict[str, Any], bytes]:
-    (size,) = struct.unpack(">I", _exactly(connection, 4))
-    if size > _LARGEST_MESSAGE:
+    (size,) = struct.unpack(">I", _exactly(connection, 4, deadline))
+    if size > largest_message:
         raise ValueError(f"a message of {size} bytes")
-    message = json.loads(_exactly(connection, size))
+    message = json.loads(_exactly(connection, size, deadline))
     if not isinstance(message, dict) or type(message.get("bytes")) is not int:
         raise ValueError("a message that is not kdprune's")
     if largest is not None and message["bytes"] > largest:
@@ -517,9 +523,13 @@ def _receive(
     return message, _exactly(connection, message["bytes"])
 
 
-def _exactly(connection: socket.socket, size: int) -> bytes:
+def _exactly(
+    connection: socket.socket, size: int, deadline: float | None = None
+) -> bytes:
     content = bytearray()
     while len(content) < size:
+        if deadline is not None:  # Of all of it: a byte a second is no answer.
+            connection.settimeout(max(deadline - time.monotonic(), 1e-3))
         piece = connection.recv(min(size - len(content), _PIECE))
         if not piece:
             raise ConnectionError("the connection was closed")

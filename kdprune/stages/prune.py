@@ -104,6 +104,10 @@ class Prune(Compressed):
         masks: dict[str, Any] = {}
         if self.schedule == "one_shot":
             masks = self._masks(run, base)
+            if run.workers and self.together():
+                # Scores are rounded by each processor in its own way.
+                agreed = run.workers.agree_on_arrays(list(masks.values()))
+                masks = dict(zip(masks, agreed, strict=True))
             fitted, figures = fitting.fit_stage(
                 run, node, folder, lambda _: prune.apply_masks(base, masks)
             )

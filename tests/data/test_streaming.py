@@ -1,5 +1,6 @@
 """Images that stay on a disk give what images in memory give."""
 
+import errno
 import json
 import os
 import resource
@@ -330,6 +331,25 @@ class TestInterruptions:
 
 
 class TestStaleness:
+    def test_a_file_that_the_system_could_not_read_is_read_the_next_time(
+        self, folder, tmp_path, streamed, monkeypatch
+    ):
+        opened = decode.Image.open
+
+        def one_fails(file, **arguments):
+            if file.name == sorted((folder / "train/elm").iterdir())[3].name:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return opened(file, **arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(decode.Image, "open", one_fails)
+            first = load(folder, tmp_path / "cache", on_error="skip")
+        second = load(folder, tmp_path / "cache", on_error="skip")
+        assert len(first.train) < len(second.train)
+        # What the bytes say is kept.
+        monkeypatch.setattr(decode.Image, "open", None)
+        assert len(load(folder, tmp_path / "cache").train) == len(second.train)
+
     def test_what_is_cached_is_decoded_once(self, folder, tmp_path, streamed, caplog):
         caplog.set_level("INFO", "kdprune")
         first = load(folder, tmp_path / "cache")

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -153,7 +154,9 @@ def test_strangers_at_the_port_are_ignored(hosts):
     host, port = addresses[0].split(":")
 
     def stranger():
-        for content in (b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\2[]", b"\0\0\0\2{}", b""):
+        nested = struct.pack(">I", 60_000) + b"[" * 60_000
+        http = b"GET / HTTP/1.1\r\n\r\n"
+        for content in (http, b"\0\0\0\2[]", b"\0\0\0\2{}", nested, b""):
             for _ in range(100):
                 with contextlib.suppress(OSError):
                     with socket.create_connection((host, int(port))) as one:
@@ -165,6 +168,28 @@ def test_strangers_at_the_port_are_ignored(hosts):
     thread = threading.Thread(target=stranger)
     thread.start()
     assert together([(Layout(addresses, 0), ABOUT)]) == [(1,)]
+    thread.join()
+
+
+def test_a_hello_is_waited_for_as_a_whole(monkeypatch):
+    """A stranger that says a byte at a time keeps nobody waiting."""
+    monkeypatch.setattr(cluster, "ANSWER", 0.5)
+    here, there = socket.socketpair()
+
+    def drip():
+        with contextlib.suppress(OSError):
+            there.sendall(struct.pack(">I", 1_000))
+            for _ in range(60):
+                there.sendall(b" ")
+                time.sleep(0.1)
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    started = time.monotonic()
+    assert cluster._hello_of(here) is None
+    assert time.monotonic() - started < 3
+    here.close()
+    there.close()
     thread.join()
 
 
