@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from kdprune import _io
 from kdprune.stages import InvalidRecipe
+
+# An error of a Python function that TensorFlow calls, such as one that reads images.
+_OF_PYTHON = re.compile(
+    r"\b\w+Error: (.+?)\s*Traceback \(most recent call last\)", re.DOTALL
+)
 
 
 def explain(error: BaseException) -> list[str]:
@@ -20,7 +27,8 @@ def explain(error: BaseException) -> list[str]:
             "images, a smaller batch or model, or end other programs"
         ]
     # TensorFlow's own errors (no space) are neither of the two.
-    told = isinstance(error, (ValueError, OSError)) or (
-        type(error).__module__.startswith("tensorflow.")
-    )
-    return [" ".join(str(error).split())] if told else []
+    of_tensorflow = type(error).__module__.startswith("tensorflow.")
+    told, said = isinstance(error, (ValueError, OSError)), str(error)
+    if of_tensorflow and (inside := _OF_PYTHON.search(said)):
+        said = inside[1]
+    return [" ".join(said.split())] if told or of_tensorflow else []
