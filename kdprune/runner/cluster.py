@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import queue
+import select
 import shutil
 import socket
 import struct
@@ -322,6 +323,8 @@ def _gather(layout: Layout, hello: dict[str, Any], wait: float) -> list[_Peer]:
             if other is None:
                 connection.close()
                 continue
+            for gone in [i for i, one in peers.items() if _is_closed(one.socket)]:
+                peers.pop(gone).socket.close()  # It may have been started again.
             problem = _problem(layout, hello, other, peers)
             index = int(other.get("index", 0)) if not problem else 0
             if problem:
@@ -415,6 +418,16 @@ def _hello_of(connection: socket.socket) -> dict[str, Any] | None:
         return None
     connection.settimeout(ANSWER)
     return other if other.get("kdprune") else None
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Whether the other end, which has nothing to say now, is gone."""
+    if not select.select([connection], [], [], 0)[0]:
+        return False
+    try:
+        return not connection.recv(1, socket.MSG_PEEK)
+    except OSError:
+        return True
 
 
 def _problem(

@@ -171,6 +171,28 @@ def test_strangers_at_the_port_are_ignored(hosts):
     thread.join()
 
 
+def test_a_worker_may_be_started_again_while_others_are_waited_for(hosts):
+    addresses = hosts.free(3)
+    host, port = addresses[0].split(":")
+
+    def ended():
+        """Worker 1 says hello and is killed."""
+        hello = {"kdprune": True, "workers": list(addresses), "index": 1, **ABOUT}
+        for _ in range(100):
+            with contextlib.suppress(OSError):
+                with socket.create_connection((host, int(port))) as one:
+                    one.sendall(cluster._packed(hello))
+                break
+            time.sleep(0.02)
+        time.sleep(0.2)
+        together([(Layout(addresses, 1), ABOUT), (Layout(addresses, 2), ABOUT)])
+
+    thread = threading.Thread(target=ended)
+    thread.start()
+    assert together([(Layout(addresses, 0), ABOUT)]) == [(1, 2)]
+    thread.join()
+
+
 def test_a_hello_is_waited_for_as_a_whole(monkeypatch):
     """A stranger that says a byte at a time keeps nobody waiting."""
     monkeypatch.setattr(cluster, "ANSWER", 0.5)
