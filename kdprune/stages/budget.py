@@ -87,7 +87,8 @@ def within_budget(
     def calibrated(name, options, count):
         conversion = dict(options)
         equalize = conversion.pop("equalize", False)
-        content = shown(equalize, count).convert(**conversion)
+        convert = functools.partial(shown(equalize, count).convert, **conversion)
+        content = tflite.content_of(convert)  # The export says why it is refused.
         made_of = equalized() if equalize else base
         return _Made(name, content, made_of, conversion, count)
 
@@ -99,7 +100,8 @@ def within_budget(
         model, _ = node.settings.train_quantized(run, node, folder, start)
         in_float = list(model.quantized_from.float_layers)
         conversion = {"float_layers": in_float} if in_float else {}
-        content = tflite.convert_tflite(model, "int8", head=head)
+        convert = functools.partial(tflite.convert_tflite, model, "int8", head=head)
+        content = tflite.content_of(convert)
         return _Made(name, content, model, conversion, None)
 
     layers = shown(False, len(calibration)).report()

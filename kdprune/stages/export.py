@@ -244,7 +244,9 @@ def _plain_accuracy(
     base = fitting.load_node(run, parent.parent_of("from"))
     try:
         images = settings.calibration_images(run)
-        content = tflite.convert_tflite(base, dtype, images, head=run.dataset.head)
+        content = tflite.content_of(
+            lambda: tflite.convert_tflite(base, dtype, images, head=run.dataset.head)
+        )
     except ValueError:
         return None
     path = folder / f"partial.plain.{dtype}.tflite"

@@ -151,12 +151,9 @@ class PruneChannels(Compressed, RanksChannels):
         def measure_bytes(model):
             data = run.dataset
             images = data.calibration.images
-            try:
-                content = tflite.convert_tflite(model, "int8", images, head=data.head)
-            except tflite.RefusedFile as error:  # Its size is asked for, no more.
-                if error.content is None:
-                    raise
-                content = error.content
+            content = tflite.content_of(  # Its size is asked for, no more.
+                lambda: tflite.convert_tflite(model, "int8", images, head=data.head)
+            )
             return len(tflite.share_content(content) if slim else content)
 
         table = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,7 @@ class RefusedFile(ValueError):
         reasons: What is wrong, each with the argument that would allow it, if any.
         figures: What `check_tflite` would have returned.
         content: The file's content, if it was just converted.
+        runs: Whether that is known to run.
     """
 
     def __init__(
@@ -54,11 +55,27 @@ class RefusedFile(ValueError):
         reasons: list[str],
         figures: dict[str, Any],
         content: bytes | None = None,
+        runs: bool = True,
     ) -> None:
         super().__init__("; ".join(reasons))
         self.reasons = reasons
         self.figures = figures
         self.content = content
+        self.runs = runs and content is not None
+
+
+def content_of(convert: Callable[[], bytes]) -> bytes:
+    """What a conversion makes, be it refused, for those who measure it.
+
+    Raises:
+        RefusedFile: If it makes no file that runs.
+    """
+    try:
+        return convert()
+    except RefusedFile as error:
+        if error.content is None or not error.runs:
+            raise
+        return error.content
 
 
 def check_content(
@@ -77,12 +94,14 @@ def check_content(
     """
     figures = inspect_tflite(content)
     _, reasons = _check_integers(figures, float_layers, input_range)
+    runs = True
     try:
         try_out(content)
     except ValueError as error:
         reasons.append(f"it does not run: {error}")
+        runs = False
     if reasons:
-        raise RefusedFile(reasons, figures, content)
+        raise RefusedFile(reasons, figures, content, runs)
 
 
 def check_tflite(
