@@ -210,6 +210,7 @@ def test_half_of_the_macs_recover_under_the_original(mine, tmp_path):
     assert "channels removed" in str(made)
 
 
+@pytest.mark.soak
 def test_a_keras_3_model_in_memory_is_compressed(tmp_path):
     environment = dict(os.environ, KERAS_BACKEND="tensorflow")
     environment.pop("TF_USE_LEGACY_KERAS", None)

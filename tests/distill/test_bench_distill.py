@@ -11,7 +11,7 @@ import pytest
 SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "bench_distill.py"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_it_times_all_four_and_says_what_ran(tmp_path):
     arguments = ["--images", "64", "--batch", "32", "--rounds", "1", "--views", "2"]
     done = subprocess.run(

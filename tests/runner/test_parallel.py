@@ -71,7 +71,7 @@ def wait_until(condition, seconds=240):
         time.sleep(0.2)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_stages_run_beside_each_other_and_only_once(tmp_path, capsys):
     path = write(tmp_path)
     first = subprocess.run(

@@ -537,7 +537,7 @@ results = {
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_devices_train_to_what_one_device_does(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", TWO_DEVICES, tmp_path], capture_output=True, text=True
