@@ -248,7 +248,8 @@ def _parts(split: Split, batch_size: int, here: range, shares: int) -> tf.data.D
 
     own = [step * shares + replica for step in range(steps) for replica in here]
     starts, stops = [ends[part] for part in own], [ends[part + 1] for part in own]
-    return tf.data.Dataset.from_tensor_slices((starts, stops)).map(load).prefetch(4)
+    data = tf.data.Dataset.from_tensor_slices((starts, stops)).map(load)
+    return data.prefetch(_ahead(split, batch_size))
 
 
 def _check(split: Split, batch_size: int) -> None:

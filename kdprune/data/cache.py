@@ -215,6 +215,9 @@ class _Set:
         if self._checked(blocks) == self.shape[0] and _size(self.pixels) == (
             self.shape[0] * self._row
         ):
+            with contextlib.suppress(OSError):  # Else it is checked each time.
+                whole = {**index, "stamp": _stamp(self.pixels)}
+                _io.write_json(self.folder / _INDEX, whole)
             return True
         logger.warning("%s is damaged; its images are decoded again", self.folder)
         return False
@@ -263,6 +266,8 @@ class _Set:
         )
         try:
             (self.folder / _INDEX).unlink(missing_ok=True)
+            if not start:  # Rows that another process has mapped stay as they are.
+                self.pixels.unlink(missing_ok=True)
             # Lines are written again, lest one cut short stand before the next.
             _io.write_file(self.folder / _BLOCKS, "".join(map(_line, blocks)))
             with open(self.pixels, "ab") as file, open(self.folder / _BLOCKS, "a") as j:
@@ -318,7 +323,7 @@ class _Set:
         with contextlib.suppress(OSError, ValueError):
             for line in (self.folder / _BLOCKS).read_text().splitlines():
                 blocks.append(json.loads(line))
-        return blocks
+        return blocks if _are_blocks(blocks) else []
 
     def _checked(self, blocks: Any) -> int:
         """How many rows, from the first on, are as the blocks say."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import os
@@ -206,7 +207,7 @@ class Reader:
 
         def decode(rows: range) -> Iterator[Decoded]:
             chosen = files[rows.start : rows.stop]
-            yield from self._decode(chosen)
+            yield from self._decode(chosen, shown=False)
             _check_same(chosen, before[rows.start : rows.stop])
 
         size = f"{len(files):,} images, {math.prod(shape) / 2**30:.1f} GiB"
@@ -235,13 +236,13 @@ class Reader:
                 break
         return self._first and self._first[1]
 
-    def _decode(self, files: Sequence[Path]) -> Iterator[Decoded]:
+    def _decode(self, files: Sequence[Path], shown: bool = True) -> Iterator[Decoded]:
         """The pixels of each file, or why there are none."""
         with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
             # Pillow warns of what is refused here, and of palettes.
             warnings.simplefilter("ignore")
             decoded = self._few_ahead(pool, files)
-            if len(files) > PROGRESS_FROM:
+            if shown and len(files) > PROGRESS_FROM:
                 logger.info("reading %s images", f"{len(files):,}")
                 decoded = progress(decoded, "reading images", len(files))
             yield from decoded
@@ -289,7 +290,7 @@ class Reader:
             return Wrong(f"not one of {', '.join(FORMATS)}")
         except OSError as error:
             why = error.strerror or f"cannot be read: {first_line(error)}"
-            return Wrong(why, passing=error.errno is not None)
+            return Wrong(why, passing=error.errno not in (None, errno.EACCES))
         except MemoryError:  # Which is no fault of the file.
             raise
         except Exception as error:  # Pillow's decoders raise many types on bad files.

@@ -184,9 +184,13 @@ def layer_sparsity(model: keras.Model) -> dict[str, float]:
     for path, layer in named_layers(model):
         values = [np.asarray(kernel) for kernel in kernels(layer)]
         if values:
-            zeros = sum(int((value == 0).sum()) for value in values)
-            found[path] = zeros / sum(value.size for value in values)
+            found[path] = share_of_zeros(values)
     return found
+
+
+def share_of_zeros(arrays: Collection[np.ndarray]) -> float:
+    """The share of zeros in all of some arrays, in [0, 1]."""
+    return sum(int((a == 0).sum()) for a in arrays) / sum(a.size for a in arrays)
 
 
 def _is_depthwise(layer: Any) -> bool:

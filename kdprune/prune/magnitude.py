@@ -20,6 +20,7 @@ from kdprune.models.kernels import (
     kernel_of,
     left_out,
     say_left_out,
+    share_of_zeros,
 )
 
 # Sparsity that rounding and ties may cost a layer before it counts as missed.
@@ -181,14 +182,10 @@ def sparsity_figures(
     ]
     return {
         "asked": asked,
-        "found": _zeros(pruned),
-        "of_all_kernels": _zeros(everything),
+        "found": share_of_zeros(pruned),
+        "of_all_kernels": share_of_zeros(everything),
         "left_out": left_out(model, chosen, exclude),
     }
-
-
-def _zeros(arrays):
-    return sum(int((a == 0).sum()) for a in arrays) / sum(a.size for a in arrays)
 
 
 def sparsity_below(

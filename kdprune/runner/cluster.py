@@ -251,19 +251,18 @@ def _exit(lines: list[str]) -> NoReturn:
         os._exit(2)
 
 
-def join(layout: Layout, about: dict[str, Any], wait: float = WAIT) -> Cluster:
+def join(layout: Layout, about: dict[str, Any]) -> Cluster:
     """Meets the other workers.
 
     Args:
         layout: Who they are.
         about: What must be the same on all, JSON-able: "recipe", "versions".
-        wait: Seconds to wait for workers that are started later.
 
     Raises:
         Refused: If they are not about to run the same, or one of them is not there.
         OSError: If this worker's port is in use, or the chief can't be reached.
     """
-    return Cluster(layout, meet(layout, about, wait))
+    return Cluster(layout, meet(layout, about))
 
 
 def about(recipe: Recipe, *options: str | None) -> dict[str, Any]:

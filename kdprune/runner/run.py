@@ -93,9 +93,9 @@ def _announce(current: Run, node: Node, workers: cluster.Cluster) -> None:
     told = {"node": node.name, "kind": node.kind, "together": together}
     workers.tell({**told, "fingerprint": current.fingerprint(node)})
     if together:
-        refused = [answer["refused"] for answer in workers.answers()]
-        for line in filter(None, refused):
-            raise cluster.Refused(line)
+        refused = [one["refused"] for one in workers.answers() if one["refused"]]
+        if refused:
+            raise cluster.Refused(refused[0])
 
 
 def _accompany(current: Run, nodes: list[Node], workers: cluster.Cluster) -> None:

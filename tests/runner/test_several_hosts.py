@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from kdprune.models import load_model
+from kdprune.runner import cluster
 
 TRAINING = {"epochs": 2, "batch_size": 60, "optimizer": "adam", "learning_rate": 0.003}
 NETWORK = {"name": "dscnn", "width": 8, "blocks": 1}
@@ -229,4 +230,5 @@ def test_a_worker_that_hangs_is_named_within_two_minutes(tmp_path, hosts, which)
     assert time.monotonic() - hung < 120
     name = f"worker {which} ({addresses[which]})"
     assert (status, errors.count("\n")) == (2, 1)
-    assert f"kdprune: {name} was lost: gave no sign for 60 s" in errors
+    silent = f"gave no sign for {cluster.SILENCE:.0f} s"
+    assert f"kdprune: {name} was lost: {silent}" in errors
