@@ -96,8 +96,9 @@ def evaluate_model(
     """
     path = Path(model) if isinstance(model, str | os.PathLike) else None
     description = describe_file(model)
-    if classes is not None and description["output"] is not None:
-        outputs = description["output"]["shape"][-1]
+    shape = (description["output"] or {}).get("shape")
+    if classes is not None and shape:  # Without one, predict says what is wrong.
+        outputs = shape[-1]
         name = getattr(model, "name", "model") if path is None else str(path)
         check_outputs(outputs, classes, name)
     several = of_labels(labels)

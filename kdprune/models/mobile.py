@@ -103,7 +103,7 @@ def inverted_residual_69k(images: Any) -> Any:
 
 
 def inverted_residual_31k(images: Any) -> Any:
-    """`inverted_residual` of no more parameters than `article_student`.
+    """`inverted_residual` of no more trainable parameters than `article_student`.
 
     On 32 x 32 images of ten classes it has 30,922 trainable parameters and 6.26 M
     MACs; the articles' student has 31,082.

@@ -87,7 +87,7 @@ def check_no_obstacles(model: keras.Model, float_layers: Collection[str]) -> Non
     if len(found) == 1:
         name, reason = found[0]
         kind, _, rest = reason.partition(": ")
-        if name not in {layer.name for _, layer in _graph.named_layers(model)}:
+        if name == model.name:  # Of the whole model.
             raise ValueError(
                 f"model {name!r} can't be trained quantization-aware: {reason}"
             )

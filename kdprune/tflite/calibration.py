@@ -97,10 +97,12 @@ def widen(content: bytes) -> bytes:
         given = [float(steps[i]) for i in op.inputs if i in steps]
         if not given:
             continue
-        constants = [graph.tensors[i].data for i in op.inputs[:2] if i >= 0]
-        factors = [np.abs(c).max() / 127 for c in constants if c is not None]
         step = sums = max(given)
         if op.name in (*WITH_KERNEL, "MUL"):
+            # The first input of a transposed convolution is a shape, of integers.
+            taken = [graph.tensors[i] for i in op.inputs[:2] if i >= 0]
+            constants = [t.data for t in taken if t.dtype == "float32"]
+            factors = [np.abs(c).max() / 127 for c in constants if c is not None]
             sums = float(np.prod(given) * np.prod(factors))
         elif op.name in _NOT_LINEAR:
             sums = 0.0

@@ -208,8 +208,7 @@ def check_tflite(
             "the .tflite file's probabilities deviate from its Keras model's by "
             f"{deviation:.3f} (mean of {n} images; limit {share * max_deviation:.3f}), "
             f"{_told(figures['most'])}: check that both end in the same activation and "
-            "get the same images, or allow it by "
-            f"max_deviation={_allowing(max(deviation, judged / share))}"
+            f"get the same images{_allowing(max(deviation, judged / share))}"
         )
     else:
         reasons += _wrong_classes(
@@ -551,14 +550,14 @@ def _wrong_classes(
         f"the .tflite file's probabilities of class {one}{others} deviate from its "
         f"Keras model's by {mean:.3f} (mean of {len(images)} images; limit "
         f"{share * allowed:.3f}), {_told(most)}: check the layers by layer_report, use "
-        "more calibration images, train quantization-aware, or allow it by "
-        f"max_deviation={_allowing(mean / share)}"
+        f"more calibration images, train quantization-aware{_allowing(mean / share)}"
     ]
 
 
 def _allowing(deviation: float) -> str:
-    """The least limit of two decimals that a deviation is within."""
-    return f"{np.ceil(100 * deviation) / 100:g}"
+    """Advice of the least limit of two decimals that would do, if there is one."""
+    limit = np.ceil(100 * deviation) / 100
+    return f", or allow it by max_deviation={limit:g}" if limit < 1 else ""
 
 
 def _by_chance(share: float, n: int) -> float:

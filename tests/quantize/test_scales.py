@@ -209,3 +209,17 @@ def test_features_of_any_size_are_normalized(scale, data):
     assert np.ptp(expected, axis=0).max() > 0.1
     made = values(convert_tflite(model, "int8", data[0]), data[0])
     assert np.abs(made - expected).max(axis=1).mean() < 0.02
+
+
+@pytest.mark.parametrize("kind", [layers.Conv2D, layers.Conv2DTranspose])
+def test_what_cancels_out_is_widened_in_both_convolutions(kind):
+    """The first input of a transposed one is a shape, of numbers far above weights."""
+    grey = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), np.uint8)
+    images = np.repeat(grey, 3, axis=3)
+    image = keras.Input((8, 8, 3))
+    x = kind(1, 1, use_bias=False, name="cancels")(image)
+    model = keras.Model(image, layers.Dense(4)(layers.Flatten()(x)))
+    layer = model.get_layer("cancels")
+    layer.kernel.assign(np.float32([1, -1, 1.5e-5]).reshape(layer.kernel.shape))
+    made = values(convert_tflite(model, "int8", images), images)
+    assert np.abs(made - probabilities(model, images)).max() < 0.05

@@ -138,3 +138,12 @@ def test_files_that_the_gate_or_the_runtime_would_refuse_are_not_made(images):
     ) as raised:
         convert_tflite(normed, "int16x8", images)
     assert "\n" not in str(raised.value)
+
+
+def test_no_limit_is_advised_that_a_recipe_refuses(file):
+    """A share is below 1, and what is not a number is within none."""
+    before, labels = sure()
+    for wrong in (before * np.nan, np.roll(before, 1, axis=1)):
+        with pytest.raises(RefusedFile) as raised:
+            check_tflite(file, before, wrong, labels, max_disagreement=1, strict=True)
+        assert "max_deviation=" not in str(raised.value)
