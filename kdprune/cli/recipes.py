@@ -125,6 +125,11 @@ def run_recipe(options: argparse.Namespace) -> None:
         logger.info("report: %s", report.write_report(options.recipe))
         return
     layout = find_layout(options.workers, options.index)
+    if layout and options.jobs != 1:
+        raise ValueError(
+            "--jobs expects 1 where several workers train together. "
+            f"Received: {options.jobs}"
+        )
     recipe = config.load_recipe(options.recipe, options.overrides)
     folder = pathlib.Path(options.output or f"runs/{recipe.name}")
     accepts = wanted(options.role) if options.role else None

@@ -46,7 +46,8 @@ def run(
         wanted: Function of a recipe and a stage's name; stages it accepts are run
             with what they need. None for all.
         command: What made the run, for the records.
-        jobs: Stages run at once; more than one have processes of their own.
+        jobs: Stages run at once; more than one have processes of their own. Unused
+            with `workers`.
         workers: Those that train together, each of which calls this; None for this
             process alone.
 
@@ -60,10 +61,6 @@ def run(
     if workers is None:
         execute(current, nodes, jobs)
         return
-    if jobs != 1:
-        raise ValueError(
-            f"--jobs expects 1 where several workers train together. Received: {jobs}"
-        )
     workers.strategy  # noqa: B018  # It is made before anything is computed.
     current.workers = workers
     if workers.index:

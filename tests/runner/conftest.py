@@ -47,23 +47,14 @@ def hosts():
     return SimpleNamespace(free=free, start=start, finish=finish)
 
 
-@contextlib.contextmanager
-def _ports(count):
-    """Ports that are held until their workers start."""
-    held = [socket.socket() for _ in range(count)]
-    for one in held:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        one.bind(("127.0.0.1", 0))
-    try:
-        yield [f"127.0.0.1:{one.getsockname()[1]}" for one in held]
-    finally:
-        for one in held:
-            one.close()
-
-
 def free(count):
-    with _ports(count) as addresses:
-        return tuple(addresses)
+    """Addresses whose ports were free just now, each another."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(("127.0.0.1", 0))
+        return tuple(f"127.0.0.1:{one.getsockname()[1]}" for one in sockets)
 
 
 def start(folder, recipe, addresses, output="run", program=None, **environment):
