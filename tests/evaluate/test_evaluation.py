@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 
 from kdprune.data import load_dataset
@@ -161,3 +162,17 @@ def test_a_model_that_another_pixel_range_suits_better_is_not_measured_in_this()
         assert "\n" not in str(e.value)
     unchecked = evaluate_model(model, images, labels, check_range=False)
     assert unchecked.entry["accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("classes", [None, 4])
+def test_a_file_whose_output_is_a_single_number_is_refused(classes, tmp_path):
+    @tf.function(input_signature=[tf.TensorSpec([1, 8, 8, 3], tf.float32)])
+    def total(images):
+        return tf.reduce_sum(images)
+
+    concrete = [total.get_concrete_function()]
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(concrete, total)
+    (tmp_path / "total.tflite").write_bytes(converter.convert())
+    images, labels = np.zeros((8, 8, 8, 3), np.uint8), np.arange(8) % 4
+    with pytest.raises(ValueError, match=r"\(batch, classes\)"):
+        evaluate_model(tmp_path / "total.tflite", images, labels, classes=classes)
