@@ -22,6 +22,7 @@ import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,9 @@ IN_MEMORY = 2**27
 LIMIT = 200.0
 _BLOCK = 2**25
 _PIXELS, _BLOCKS, _INDEX, _LOCK = "pixels", "blocks.json", "index.json", "lock"
+# Says when the disk or the user's quota became full, for so many seconds: the processes
+# of a run would each find it out again.
+_FULL, _STAYS_FULL = "full", 3600.0
 # Of what is written here; another number is another key.
 _SCHEMA = 1
 _LEAVE = 2**28  # Bytes of the disk to leave free.
@@ -70,6 +74,10 @@ Decoded = NDArray[np.uint8] | Wrong
 
 class CacheUnusable(ValueError):
     """The cache's folder can't be written, or has too little room."""
+
+
+class CacheFull(OSError):
+    """The disk, or the user's quota, became full while the cache was written."""
 
 
 @dataclass(frozen=True)
@@ -138,18 +146,30 @@ class Cache:
             whose rows hold nothing.
 
         Raises:
-            CacheUnusable: If the folder can't be written or has too little room.
+            CacheUnusable: If the folder can't be written or has too little room; of
+                one that nobody named, also if it became full within the hour.
             ValueError: If the set's folder holds that of another key.
-            OSError: If the disk is full in the middle; what is written is kept.
+            CacheFull: If that happens in the middle. What is written is kept in a
+                folder that somebody named, and removed from another, where it would
+                keep others from writing.
         """
         key = json.loads(json.dumps({"schema": _SCHEMA, "shape": shape, **key}))
         named = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         folder = self.folder / f"images-{named[:32]}"
         kept = _Set(folder, key, shape)
         if not kept.is_whole():
+            seen = kept.stamps()
+            if not self.named and kept.is_full():
+                raise _unusable(folder, "where the disk or your quota was full lately")
             with kept.alone():
-                if not kept.is_whole():  # Another process may just have written it.
-                    kept.write(decode)
+                # Another process may just have written it.
+                if kept.stamps() == seen or not kept.is_whole():
+                    try:
+                        kept.write(decode)
+                    except CacheFull:
+                        if not self.named:
+                            kept.give_up()
+                        raise
         return np.memmap(kept.pixels, np.uint8, "r", shape=shape), kept.wrong()
 
     def spool(self, batches: Iterable[NDArray[np.uint8]]) -> np.memmap | None:
@@ -221,6 +241,24 @@ class _Set:
             return True
         logger.warning("%s is damaged; its images are decoded again", self.folder)
         return False
+
+    def stamps(self) -> list[list[int]]:
+        """What tells whether another process has written the set meanwhile."""
+        return [_stamp(self.pixels), _stamp(self.folder / _INDEX)]
+
+    def is_full(self) -> bool:
+        """Whether there was no room for it within the hour."""
+        with contextlib.suppress(OSError):
+            age = time.time() - (self.folder / _FULL).stat().st_mtime
+            return age < _STAYS_FULL
+        return False
+
+    def give_up(self) -> None:
+        """Leaves the room to others, and a note for other processes."""
+        for name in (_PIXELS, _BLOCKS):
+            (self.folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self.folder / _FULL).touch()
 
     def wrong(self) -> dict[int, Wrong]:
         """What is wrong with which files."""
@@ -297,7 +335,7 @@ class _Set:
             _io.write_json(self.folder / _INDEX, content_of)
             (self.folder / _BLOCKS).unlink()
         except OSError as error:
-            raise OSError(
+            raise CacheFull(
                 error.errno,
                 f"cannot cache images: {error.strerror or error}; the first "
                 f"{blocks[-1]['rows'][1] if blocks else 0:,} of {self.shape[0]:,} are "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import math
 import os
@@ -24,6 +25,7 @@ from kdprune._log import logger, progress
 from kdprune.data.cache import (
     IN_MEMORY,
     Cache,
+    CacheFull,
     CacheUnusable,
     Decoded,
     Wrong,
@@ -215,7 +217,7 @@ class Reader:
             try:
                 pixels, wrong = cache.images(key, shape, decode)
                 return Rows(pixels), wrong
-            except CacheUnusable as error:
+            except (CacheUnusable, CacheFull) as error:
                 if cache.named:
                     raise
                 logger.warning("%s: decoded each time they are used. %s", size, error)
@@ -338,7 +340,6 @@ class _Undecoded:
     ) -> None:
         self.shape = shape
         self._reader, self._files, self._before = reader, files, before
-        self._pool = ThreadPoolExecutor()
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -347,13 +348,19 @@ class _Undecoded:
         """Decodes these files, `(m,)`, into `(m, height, width, channels)`."""
         files = [self._files[index] for index in indices]
         pixels = np.empty((len(files), *self.shape[1:]), np.uint8)
-        decoded = self._reader._few_ahead(self._pool, files)
+        decoded = self._reader._few_ahead(_pool(), files)
         for place, found in enumerate(decoded):
             if isinstance(found, Wrong):
                 raise _changed(files[place])
             pixels[place] = found
         _check_same(files, self._before[indices])
         return pixels
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    """The threads that decode images each time they are used, of all data sets."""
+    return ThreadPoolExecutor(thread_name_prefix="kdprune-decode")
 
 
 def _check_same(files: Sequence[Path], before: NDArray[np.int64]) -> None:

@@ -484,6 +484,25 @@ class TestBadCaches:
         load(photos, disk)
         assert done and f"going on after {done}" in caplog.text
 
+    def test_one_that_nobody_named_is_done_without_where_it_becomes_full(
+        self, photos, disk, streamed, monkeypatch, caplog
+    ):
+        expected = load(photos, disk.parent / "whole").description
+        monkeypatch.setattr(cache, "_LEAVE", -(2**30))  # A quota is not seen before.
+        monkeypatch.setenv("XDG_CACHE_HOME", str(disk))
+        (disk / "other").write_bytes(bytes(1_024_000))
+        caplog.set_level("INFO", "kdprune")
+        for tried in (True, False):  # Another process does not try within the hour.
+            caplog.clear()
+            assert load(photos).description == expected
+            said = [one.getMessage() for one in caplog.records]
+            assert any("caching" in text for text in said) == tried
+            warned = [one for one in caplog.records if one.levelname == "WARNING"]
+            (told,) = {one.getMessage() for one in warned}
+            assert "decoded each time they are used" in told
+            assert "\n" not in told and "--cache-limit 0" in told
+        assert not list(disk.glob("kdprune/*/pixels"))
+
     def test_a_file_that_may_not_grow(self, photos, tmp_path, streamed):
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, before[1]))
@@ -524,6 +543,7 @@ class TestBadCaches:
             caplog.clear()
             (kept / "pixels").write_bytes(damaged)
             assert load(photos, tmp_path / "two").description == expected
+            assert caplog.text.count("is damaged") == 1  # It is read through once.
             assert "is damaged; its images are decoded again" in caplog.text
         index = json.loads((kept / "index.json").read_text())
         for broken in ({}, {"blocks": [{}]}, {"blocks": 7}, {"stamp": None}):
