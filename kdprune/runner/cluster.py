@@ -20,10 +20,13 @@ import select
 import shutil
 import socket
 import struct
+import subprocess
 import sys
+import tempfile
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -31,6 +34,7 @@ import kdprune
 from kdprune import records
 from kdprune._log import logger
 from kdprune.config import Recipe
+from kdprune.runner import beat
 from kdprune.runner.errors import explain
 from kdprune.runner.hosts import Layout, split_address
 
@@ -54,7 +58,9 @@ class _Peer:
 
     index: int
     socket: socket.socket
+    # Keeps threads apart; what keeps the process that gives signs of life from sending.
     sending: Any = dataclasses.field(default_factory=threading.Lock)
+    alone: Callable[[], Any] = contextlib.nullcontext
     came: queue.Queue = dataclasses.field(default_factory=queue.Queue)
     left: bool = False
 
@@ -78,8 +84,9 @@ class Cluster:
         self._ending = threading.Lock()
         for peer in peers:
             peer.socket.settimeout(SILENCE)
-            for task in (self._listen, self._beat):
-                threading.Thread(target=task, args=(peer,), daemon=True).start()
+        self._beating = _start_beating(peers)
+        for peer in peers:
+            threading.Thread(target=self._listen, args=(peer,), daemon=True).start()
 
     @property
     def index(self) -> int:
@@ -174,6 +181,7 @@ class Cluster:
             self.tell({"end": True})
             self.answers()
             self._over = True
+        self._beating.communicate()  # It ends with its standard input.
 
     def fail(self, error: Exception) -> None:
         """Tells the others why this worker ends.
@@ -208,11 +216,6 @@ class Cluster:
                 if peer.left:
                     return
 
-    def _beat(self, peer: _Peer) -> None:
-        while not (self._over or peer.left):
-            self._send(peer, {"beat": True})
-            time.sleep(BEAT)
-
     def _send(self, peer: _Peer, message: dict[str, Any], payload: bytes = b"") -> None:
         try:
             _send(peer, message, payload)
@@ -243,6 +246,28 @@ class Cluster:
         _exit(lines)
 
 
+def _start_beating(peers: list[_Peer]) -> subprocess.Popen[bytes]:
+    """Starts the process that gives signs of life on these connections."""
+    lock = tempfile.TemporaryFile(buffering=0)
+    for place, peer in enumerate(peers):
+        # Holds the file as well, which is closed with the last of them.
+        peer.alone = functools.partial(_alone_on, lock, place)
+    files = [lock.fileno(), *(peer.socket.fileno() for peer in peers)]
+    told = [os.getpid(), BEAT, SILENCE, *files]
+    return subprocess.Popen(
+        [sys.executable, "-I", beat.__file__, *map(str, told)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=files,
+        start_new_session=True,  # Ctrl-C is for the worker.
+    )
+
+
+def _alone_on(lock: IO[bytes], place: int) -> contextlib.AbstractContextManager[None]:
+    return beat.holding(lock.fileno(), place)
+
+
 def _exit(lines: list[str]) -> NoReturn:
     try:
         text = "".join(f"kdprune: {line}\n" for line in lines)
@@ -267,15 +292,20 @@ def join(layout: Layout, about: dict[str, Any]) -> Cluster:
 
 def about(recipe: Recipe, *options: str | None) -> dict[str, Any]:
     """What must be the same on all workers that run a recipe, or some of its stages."""
-    matter = ("tensorflow", "tf_keras", "tensorflow-model-optimization", "numpy")
-    versions = records.versions()
     content = recipe.model_dump(mode="json", by_alias=True, exclude_unset=True)
     return {
         "recipe": records.fingerprint({"recipe": content, "options": options}),
-        "versions": {
-            "kdprune": kdprune.__version__,
-            **{name: versions[name] for name in matter if name in versions},
-        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes, which must be the same on all workers."""
+    matter = ("tensorflow", "tf_keras", "tensorflow-model-optimization", "numpy")
+    found = records.versions()
+    return {
+        "kdprune": kdprune.__version__,
+        **{name: found[name] for name in matter if name in found},
     }
 
 
@@ -511,7 +541,7 @@ def _packed(message: dict[str, Any], size: int = 0) -> bytes:
 
 
 def _send(peer: _Peer, message: dict[str, Any], payload: bytes = b"") -> None:
-    with peer.sending:
+    with peer.sending, peer.alone():
         peer.socket.sendall(_packed(message, len(payload)))
         view = memoryview(payload)
         for start in range(0, len(payload), _PIECE):

@@ -239,7 +239,7 @@ def test_tensorflow_can_take_over_the_port(hosts):
 
 # A worker that trains nothing: what it does is wait for what the chief tells.
 WORKER = """
-import sys, time
+import ctypes, sys, time
 from kdprune.runner import cluster
 from kdprune.runner.hosts import Layout
 
@@ -248,9 +248,13 @@ cluster.SILENCE, cluster.BEAT = float(silence), 0.1
 layout = Layout(tuple(addresses), int(index))
 me = cluster.Cluster(layout, cluster.meet(layout, {"recipe": 1, "versions": {}}))
 print("met", flush=True)
-if "fail" in sys.stdin.readline():
+told = sys.stdin.readline()
+if "fail" in told:
     me.fail(ValueError("the stage failed"))
     sys.exit(2)
+if "hold" in told:
+    ctypes.PyDLL(None).usleep(1_500_000)  # With the interpreter's lock.
+    print("held", flush=True)
 me.hear() if me.index else time.sleep(60)
 """
 
@@ -310,6 +314,15 @@ def test_all_end_in_a_line_when_one_hangs(hosts):
         status, errors = ends(workers[1], within=10)
         assert (status, errors.count("\n")) == (2, 1)
         assert f"worker 0 ({addresses[0]}) was lost" in errors
+
+
+def test_one_that_holds_the_interpreters_lock_gives_signs_of_life(hosts):
+    with waiting(hosts, 2, silence=0.7) as (workers, _):
+        for one in workers[::-1]:
+            one.stdin.write("hold\n")
+            one.stdin.flush()
+            assert one.stdout.readline() == "held\n"
+        assert [one.poll() for one in workers] == [None, None]
 
 
 def test_an_error_of_one_is_told_by_all(hosts):
