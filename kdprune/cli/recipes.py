@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import pathlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from kdprune import config, records
 from kdprune._log import logger
@@ -14,6 +15,9 @@ from kdprune.cli.quiet import import_tensorflow_quietly
 from kdprune.runner import cluster
 from kdprune.runner.hosts import find_layout
 from kdprune.stages import FLOAT_MODEL
+
+if TYPE_CHECKING:
+    from kdprune.runner.dask_engine import Dask
 
 # What each of these commands runs: the stages whose kind has this role, with what
 # they need.
@@ -34,6 +38,7 @@ RUN = """Runs the stages of a recipe, each after those it starts from.
   kdprune run configs/quickstart.yaml             everything, on generated images
   kdprune run RECIPE.yaml --dry-run               what would be done, and how long
   kdprune run RECIPE.yaml --until pruned          one stage and what it needs
+  kdprune run RECIPE.yaml --only pruned           one stage, whose inputs are done
   kdprune run RECIPE.yaml --set stages.student.training.epochs=5
   kdprune run RECIPE.yaml --set stages.pruned=null    without a stage
 
@@ -105,9 +110,35 @@ def add_run_options(parser: argparse.ArgumentParser, until: bool) -> None:
         metavar="I",
         help="this worker's place in --workers, from 0; the first is the chief",
     )
+    parser.add_argument(
+        "--executor",
+        choices=["processes", "dask"],
+        default="processes",
+        help="what runs the stages: processes of this machine (the default), or the "
+        "workers of a dask scheduler, over an --output that they share",
+    )
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="the dask scheduler: tls://HOST:PORT, or tcp:// of this machine "
+        "(tcp://127.0.0.1:8786)",
+    )
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        help="allow a scheduler and workers of other machines by tcp://: whoever "
+        "reaches their ports can run code there and here",
+    )
     if until:
-        parser.add_argument(
+        some = parser.add_mutually_exclusive_group()
+        some.add_argument(
             "--until", metavar="STAGE", help="run this stage and what it needs"
+        )
+        some.add_argument(
+            "--only",
+            metavar="STAGE",
+            help="run this stage alone, or one cell of it by its folder's name, once "
+            "what it needs is done; other processes may run others meanwhile",
         )
     parser.add_argument(
         "--dry-run",
@@ -130,21 +161,26 @@ def run_recipe(options: argparse.Namespace) -> None:
             "--jobs expects 1 where several workers train together. "
             f"Received: {options.jobs}"
         )
+    _check_executor(options, layout is not None)
     recipe = config.load_recipe(options.recipe, options.overrides)
     folder = pathlib.Path(options.output or f"runs/{recipe.name}")
     accepts = wanted(options.role) if options.role else None
-    until = getattr(options, "until", None)
+    until, only = (getattr(options, name, None) for name in ("until", "only"))
     if options.dry_run:
         import_tensorflow_quietly()
         from kdprune.runner import run as runner
 
-        text = runner.preview(recipe, folder, options.data_dir, until, accepts)
+        text = runner.preview(recipe, folder, options.data_dir, until, accepts, only)
         logger.info("%s", text)
         return
     # Before TensorFlow takes its seconds to load.
     about = cluster.about(recipe, until, options.role)
     joined = cluster.join(layout, about) if layout else None
-    with joined or contextlib.nullcontext() as workers:
+    dask = _connect(options) if options.executor == "dask" else None
+    with (
+        joined or contextlib.nullcontext() as workers,
+        dask or contextlib.nullcontext(),
+    ):
         import_tensorflow_quietly()
         from kdprune.runner import run as runner
 
@@ -153,11 +189,42 @@ def run_recipe(options: argparse.Namespace) -> None:
             folder,
             data_dir=options.data_dir,
             until=until,
+            only=only,
             wanted=accepts,
             command=records.command(),
             jobs=options.jobs,
             workers=workers,
+            dask=dask,
         )
+
+
+def _check_executor(options: argparse.Namespace, together: bool) -> None:
+    """Raises `ValueError` for options that don't go together with where stages run."""
+    only = getattr(options, "only", None)
+    if together and only is not None:
+        raise ValueError(
+            "--only expects one process: several workers that train together run whole "
+            f"recipes, or up to a stage by --until. Received: {only!r}"
+        )
+    if options.executor != "dask":
+        for name in ("scheduler", "insecure"):
+            if getattr(options, name):
+                raise ValueError(f"--{name} expects --executor dask. Received: none")
+        return
+    if together or options.jobs != 1 or only is not None:
+        what = "--workers" if together else "--only" if only is not None else "--jobs"
+        raise ValueError(
+            "--executor dask runs each stage on one worker of the scheduler, and "
+            "expects no --workers (or TF_CONFIG), --jobs or --only. "
+            f"Received: {what}"
+        )
+
+
+def _connect(options: argparse.Namespace) -> Dask:
+    from kdprune.runner import dask_engine
+
+    address = options.scheduler or dask_engine.ADDRESS
+    return dask_engine.connect(address, insecure=options.insecure)
 
 
 def wanted(role: str) -> Callable[[config.Recipe, str], bool]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import pathlib
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
     from kdprune.runner.cluster import Cluster
 
 _RECORD, _BEGUN = "record.json", "begun.json"
+# In a run's folder: what the run holds, with a word of its own in it; and a folder with
+# a file for each node, held by the process that executes it.
+LOCK, _LOCKS = ".lock", ".locks"
+# Seconds after which other hosts see what was written to a folder that they share.
+SEEN_WITHIN = 60.0
+# Seconds in which a process ends whose run is over, on whatever host.
+_ENDED_WITHIN = 120.0
 
 
 @dataclasses.dataclass
@@ -96,9 +105,14 @@ class Run:
 
     def execute(self, node: Node) -> None:
         """Runs a node's stage, unless that is done; resumes what was half done."""
-        if self.record(node):
-            self.skip(node)
-            return
+        if not self.record(node):
+            with self._alone(node):
+                if not self.record(node):  # Another process may just have done it.
+                    self._execute(node)
+                    return
+        self.skip(node)
+
+    def _execute(self, node: Node) -> None:
         fingerprint = self.fingerprint(node)
         folder = self._prepare(node, fingerprint)
         logger.info("\n== %s (%s) ==", node.name, node.kind)
@@ -137,6 +151,52 @@ class Run:
         for checkpoints in folder.rglob("checkpoints"):
             shutil.rmtree(checkpoints)
         logger.info("%s: done in %.0f s", node.name, record["seconds"])
+
+    @contextlib.contextmanager
+    def _alone(self, node: Node) -> Iterator[None]:
+        """Keeps other processes from a node, such as one whose run was just killed."""
+        path = self.folder / _LOCKS / node.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        deadline, told = time.monotonic() + _ENDED_WITHIN, False
+        with open(path, "a") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() > deadline:
+                        raise OSError(
+                            f"another process runs stage {node.name!r} in "
+                            f"{self.folder}; wait for it, or choose another --output"
+                        ) from error
+                if not told:
+                    told = True
+                    logger.info("%s: waiting for a process that runs it", node.name)
+                time.sleep(0.2)
+            yield
+
+    def unseen(self, nodes: Iterable[Node], within: float = 0) -> list[Node]:
+        """The nodes that are not done, as far as can be seen.
+
+        A folder that hosts share may show a file later than it is written.
+
+        Args:
+            nodes: What is thought to be done.
+            within: Seconds to wait for records that are not there.
+        """
+        nodes = list(nodes)
+        deadline, told = time.monotonic() + within, False
+        while missing := [node for node in nodes if not self.record(node)]:
+            there = any((self.folder / one.name / _RECORD).exists() for one in missing)
+            if there or time.monotonic() >= deadline:
+                break
+            if not told:
+                told = True
+                logger.info(
+                    "waiting for %s to be seen in %s", missing[0].name, self.folder
+                )
+            time.sleep(1)
+        return missing
 
     def accompany(self, node: Node, workers: Cluster) -> None:
         """Takes part in a stage that trains, of which the chief keeps what it makes."""

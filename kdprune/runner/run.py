@@ -8,21 +8,23 @@ import fcntl
 import os
 import pathlib
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from kdprune._log import logger
 from kdprune._registry import nearest
 from kdprune.config import Recipe
 from kdprune.runner import cluster, parallel
-from kdprune.runner.folder import Run
+from kdprune.runner.folder import LOCK, SEEN_WITHIN, Run
+from kdprune.runner.processes import Processes
 from kdprune.stages import Node, check
+
+if TYPE_CHECKING:
+    from kdprune.runner.dask_engine import Dask
 
 # Tells whether a stage of a recipe, by its name, is wanted.
 Wanted = Callable[[Recipe, str], bool]
-
-# Seconds after which other hosts see what was written to a folder that they share.
-_SEEN_BY = 60.0
 
 
 def run(
@@ -31,10 +33,12 @@ def run(
     *,
     data_dir: str | None = None,
     until: str | None = None,
+    only: str | None = None,
     wanted: Wanted | None = None,
     command: str = "",
     jobs: int = 1,
     workers: cluster.Cluster | None = None,
+    dask: Dask | None = None,
 ) -> None:
     """Runs a recipe's stages in order; what is done already is skipped.
 
@@ -43,13 +47,16 @@ def run(
         folder: The run's folder.
         data_dir: Where the data set is, or None for its usual places.
         until: Name of the last stage to run (with what it needs); None for all.
+        only: Name of the only stage to run, or of its folder for one cell of the
+            matrix: what it needs must be done. Several processes may do so at once.
         wanted: Function of a recipe and a stage's name; stages it accepts are run
             with what they need. None for all.
         command: What made the run, for the records.
         jobs: Stages run at once; more than one have processes of their own. Unused
-            with `workers`.
+            with `workers` and `dask`.
         workers: Those that train together, each of which calls this; None for this
             process alone.
+        dask: The machines that run the stages; None for this one.
 
     Raises:
         ValueError: If the recipe, the data or a result is not as it must be, or
@@ -57,9 +64,9 @@ def run(
         OSError: If a file can't be read or written.
     """
     current = Run(recipe, pathlib.Path(folder), data_dir, command)
-    nodes = select(current, until=until, wanted=wanted)
+    nodes = select(current, until=until, wanted=wanted, only=only)
     if workers is None:
-        execute(current, nodes, jobs)
+        execute(current, nodes, jobs, dask, alone=only is None)
         return
     workers.strategy  # noqa: B018  # It is made before anything is computed.
     current.workers = workers
@@ -69,14 +76,29 @@ def run(
         execute(current, nodes)
 
 
-def execute(current: Run, nodes: list[Node], jobs: int = 1) -> None:
-    """Runs some nodes of a run, each after those it needs; see `run`."""
+def execute(
+    current: Run,
+    nodes: list[Node],
+    jobs: int = 1,
+    dask: Dask | None = None,
+    alone: bool = True,
+) -> None:
+    """Runs some nodes of a run, each after those it needs; see `run`.
+
+    With `alone` this is the only process in the folder; without, others may run other
+    nodes, and what these need must be done.
+    """
     _check_writable(current.folder)
-    with _only_run_of(current.folder) as lock:
-        current.sweep()
+    with _holding(current.folder, alone) as lock:
+        if alone:
+            current.sweep()
+        if dask:
+            dask.enter(current.folder, lock)
         check(nodes, current)
-        if jobs != 1:
-            parallel.execute(current, nodes, jobs, lock)
+        if not alone:
+            _check_inputs(current, nodes)
+        if dask or jobs != 1:
+            parallel.execute(current, nodes, dask or Processes(jobs, lock))
             return
         for node in nodes:
             if current.workers and not current.record(node):
@@ -117,26 +139,13 @@ def _unlike(
     current: Run, node: Node, message: dict[str, Any], workers: cluster.Cluster
 ) -> str | None:
     """What of this worker's images or files is not as the chief has it, or None."""
-    parents = list(node.all_parents())
-    deadline = time.monotonic() + _SEEN_BY
-    told = False
-    while missing := [one.name for one in parents if not current.record(one)]:
-        # A shared folder may show a file later than it is written.
-        there = any(
-            (current.folder / name / "record.json").exists() for name in missing
-        )
-        if there or time.monotonic() > deadline:
-            break
-        if not told:
-            logger.info("waiting for %s to be seen in %s", missing[0], current.folder)
-            told = True
-        time.sleep(1)
+    missing = current.unseen(node.all_parents(), SEEN_WITHIN)
     name = workers.layout.name(workers.index)
     folder = f"let its --output ({current.folder}) be a folder that all workers share"
     if missing:
         return (
-            f"{name} has no results of stage {missing[0]!r} as this recipe and these "
-            f"images make them: {folder}, or a copy of the chief's"
+            f"{name} has no results of stage {missing[0].name!r} as this recipe and "
+            f"these images make them: {folder}, or a copy of the chief's"
         )
     if current.fingerprint(node) != message["fingerprint"]:
         return (
@@ -153,6 +162,7 @@ def preview(
     data_dir: str | None = None,
     until: str | None = None,
     wanted: Wanted | None = None,
+    only: str | None = None,
 ) -> str:
     """Describes a run without doing anything: the dry run's text.
 
@@ -162,7 +172,7 @@ def preview(
     import yaml
 
     current = Run(recipe, pathlib.Path(folder), data_dir, reads_test=False)
-    nodes = select(current, until=until, wanted=wanted)
+    nodes = select(current, until=until, wanted=wanted, only=only)
     check(nodes, current)
     content = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
     lines = [yaml.safe_dump(content, sort_keys=False).rstrip(), "", f"folder: {folder}"]
@@ -185,10 +195,22 @@ def preview(
 
 
 def select(
-    run: Run, until: str | None = None, wanted: Wanted | None = None
+    run: Run,
+    until: str | None = None,
+    wanted: Wanted | None = None,
+    only: str | None = None,
 ) -> list[Node]:
-    """The nodes to run: all, or those up to a stage, or those wanted."""
+    """The nodes to run: all, or those up to a stage, or those wanted, or only some."""
     recipe, nodes = run.recipe, run.nodes
+    if only is not None:
+        chosen = [node for node in nodes if only in (node.stage, node.name)]
+        if not chosen:
+            known = dict.fromkeys([*recipe.stages, *(node.name for node in nodes)])
+            raise ValueError(
+                f"--only expects a stage, or its folder for one cell, out of "
+                f"{', '.join(known)}. Received: {only!r}{nearest(only, known)}"
+            )
+        return chosen
     if until is not None and until not in recipe.stages:
         raise ValueError(
             f"--until expects a stage out of {', '.join(recipe.stages)}. "
@@ -216,17 +238,46 @@ def select(
 
 
 @contextlib.contextmanager
-def _only_run_of(folder: pathlib.Path) -> Iterator[IO[str]]:
-    """Keeps a second run out of a folder while one is under way."""
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OSError(
-                f"another run is under way in {folder}; wait for it, or choose another "
-                "--output"
-            ) from error
+def _holding(folder: pathlib.Path, alone: bool) -> Iterator[IO[str]]:
+    """Keeps other runs out of a folder; not `alone`, only those that want it alone."""
+    kind = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+    with open(folder / LOCK, "a+") as lock:
+        tries = 5
+        while True:
+            try:
+                fcntl.flock(lock, kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                tries -= 1
+                if not tries:
+                    raise OSError(
+                        f"another run is under way in {folder}; wait for it, or choose "
+                        "another --output"
+                    ) from error
+                time.sleep(0.05)  # It may only have been looked at.
+            except OSError as error:
+                raise OSError(
+                    f"expected an output folder on a disk with locks, got {folder} "
+                    f"({error.strerror}); choose another with --output"
+                ) from error
+        if alone:
+            lock.truncate(0)
+            lock.write(uuid.uuid4().hex)
+            lock.flush()
         yield lock
+
+
+def _check_inputs(current: Run, nodes: list[Node]) -> None:
+    """Raises `ValueError` if what some nodes need is neither done nor among them."""
+    ours = {node.name for node in nodes}
+    for node in nodes:
+        outside = [one for one in node.all_parents() if one.name not in ours]
+        if missing := current.unseen(outside, SEEN_WITHIN):
+            raise ValueError(
+                f"--only {node.stage} expects its inputs to be done in "
+                f"{current.folder}, as this recipe and these images make them. "
+                f"Received: {missing[0].name!r}, which is not; run it first"
+            )
 
 
 def _check_writable(folder: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""One stage in a process of its own: what `parallel.execute` starts."""
+"""One stage in a process of its own: what `processes.StageProcess` starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import traceback
 from kdprune import _log
 from kdprune.config import parse_recipe
 from kdprune.runner.errors import explain
-from kdprune.runner.folder import Run
+from kdprune.runner.folder import SEEN_WITHIN, Run
 from kdprune.runner.parallel import ERROR
 
 
@@ -27,13 +27,26 @@ def main() -> int:
 
 def _execute(content: dict) -> int:
     try:
+        sys.path += [path for path in content.get("path", ()) if path not in sys.path]
         run = Run(
             parse_recipe(content["recipe"]),
             content["folder"],
             content["data_dir"],
             content["command"],
         )
-        run.execute(next(node for node in run.nodes if node.name == content["node"]))
+        node = next(node for node in run.nodes if node.name == content["node"])
+        if missing := run.unseen(node.all_parents(), SEEN_WITHIN):
+            raise ValueError(
+                f"the results of stage {missing[0].name!r} are not in {run.folder} as "
+                "this recipe and these images make them: let all have the same images, "
+                "and --output be a folder that they share"
+            )
+        if run.fingerprint(node) != content["fingerprint"]:
+            raise ValueError(
+                "its images, files or plugins are not those that the run was started "
+                "with: let all have the same"
+            )
+        run.execute(node)
     except Exception as error:
         traceback.print_exc()
         for line in explain(error)[:1]:

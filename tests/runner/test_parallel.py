@@ -1,11 +1,9 @@
 """Stages in processes of their own: the same results, and nothing left behind."""
 
 import os
-import queue
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import types
 
@@ -13,7 +11,9 @@ import pytest
 import yaml
 
 from kdprune import _log, cli, records
-from kdprune.runner import parallel
+from kdprune._log import logger
+from kdprune.runner import parallel, processes
+from kdprune.runner.parallel import Job, Place, assign
 
 RECIPE = """
 name: together
@@ -136,31 +136,23 @@ def test_jobs_are_as_many_as_cores_at_most(tmp_path, jobs, capsys):
     assert "expected from 1 to" in capsys.readouterr().err
 
 
-def end_of(code):
-    """What `parallel` makes of a stage's process that runs this code."""
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            errors="replace",
-        ) as process,
-    ):
-        job = parallel._Job(types.SimpleNamespace(name="slim"), process, [0], errors)
-        ended = queue.Queue()
+def end_of(code, monkeypatch):
+    """What becomes of a stage's process that runs this code."""
+    monkeypatch.setattr(processes, "_command", lambda: [sys.executable, "-c", code])
+    process = processes.StageProcess({})
+    try:
         with _log.shown():
-            parallel._relay(job, ended)
-        assert ended.get_nowait() is job
-        parallel._end(job)
+            process.relay("slim", logger.info)
+    finally:
+        ended = process.end()
+    job = Job(types.SimpleNamespace(name="slim"), (Place("", "", (0,)),))
+    parallel._check(parallel.Ended(job, *ended))
 
 
-def test_what_a_process_prints_is_told_apart_whatever_its_bytes(capsys):
+def test_what_a_process_prints_is_told_apart_whatever_its_bytes(capsys, monkeypatch):
     code = r"print('== slim ==\n\nslim: begun\nEpoch 1', flush=True);"
     code += r"import sys; sys.stdout.buffer.write(b'caf\xe9\n')"
-    end_of(code)
+    end_of(code, monkeypatch)
     assert capsys.readouterr().out.splitlines() == [
         "== slim ==",
         "slim: begun",
@@ -169,17 +161,17 @@ def test_what_a_process_prints_is_told_apart_whatever_its_bytes(capsys):
     ]
 
 
-def test_the_error_is_found_between_notices_and_its_traceback_is_kept():
+def test_the_error_is_found_between_notices_and_its_traceback_is_kept(monkeypatch):
     code = "import sys; sys.exit('Traceback: in a.py\\nkdprune: too wide\\nnotice')"
     with pytest.raises(ValueError, match="^stage 'slim': too wide$") as caught:
-        end_of(code)
+        end_of(code, monkeypatch)
     assert "in a.py" in str(caught.value.__cause__)
 
 
 def test_a_worker_imports_nothing_from_the_folder_it_runs_in(tmp_path):
     (tmp_path / "json.py").write_text("raise SystemExit('a json.py of the user')")
     ended = subprocess.run(
-        parallel._command(),
+        processes._command(),
         cwd=tmp_path,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -188,13 +180,64 @@ def test_a_worker_imports_nothing_from_the_folder_it_runs_in(tmp_path):
     assert "JSONDecodeError" in ended.stderr and "of the user" not in ended.stderr
 
 
-def test_a_process_that_is_killed_is_no_error_of_the_input(capsys):
+def test_a_process_that_is_killed_is_no_error_of_the_input(monkeypatch):
     with pytest.raises(ValueError, match="'slim': its process was ended by SIGKILL"):
-        end_of("import os; print('x', flush=True); os.kill(os.getpid(), 9)")
+        code = "import os; print('x', flush=True); os.kill(os.getpid(), 9)"
+        end_of(code, monkeypatch)
 
 
 def test_a_reader_that_is_gone_ends_the_process(monkeypatch):
     with open(os.devnull) as unwritable:
         monkeypatch.setattr(sys, "stdout", unwritable)
         with pytest.raises(OSError):
-            end_of("while True: print('x' * 1000, flush=True)")
+            end_of("while True: print('x' * 1000, flush=True)", monkeypatch)
+
+
+def node(name, alone=False, learns=False):
+    settings = types.SimpleNamespace(alone=alone, together=lambda: learns)
+    return types.SimpleNamespace(name=name, settings=settings, taught=False)
+
+
+def assigned(ready, running, places):
+    return {job.node.name: job.places for job in assign(ready, running, places)}
+
+
+ONE, TWO = (Place("m", "", (core,)) for core in (0, 1))
+
+
+def test_on_one_machine_what_is_timed_waits_until_nothing_else_runs():
+    first, second, timed = node("first"), node("second"), node("timed", alone=True)
+    chosen = assigned([timed, first, second], [], [ONE, TWO])
+    assert chosen == {"first": (ONE,), "second": (TWO,)}
+    assert assigned([timed], [Job(first, (ONE,))], [ONE, TWO]) == {}
+    assert assigned([timed], [], [ONE, TWO]) == {"timed": (ONE, TWO)}
+    assert assigned([first], [Job(timed, (ONE, TWO))], [ONE, TWO]) == {}
+
+
+def test_what_has_nothing_beside_it_gets_all_of_its_worker():
+    first, second = node("first"), node("second")
+    assert assigned([first], [], [ONE, TWO]) == {"first": (ONE, TWO)}
+    assert assigned([first], [Job(second, (TWO,))], [ONE, TWO]) == {"first": (ONE,)}
+
+
+def test_on_several_machines_what_is_timed_has_one_to_itself():
+    a, b = (Place("m", name, (core,)) for name, core in (("a", 0), ("b", 1)))
+    c, d = (Place("n", "c", (core,)) for core in (0, 1))
+    first, timed = node("first"), node("timed", alone=True)
+    also = node("also", alone=True)
+    # The freest worker is c; beside a worker of its machine nothing is timed.
+    found = assigned([timed, also, first], [], [a, b, c, d])
+    assert found == {"first": (c,), "timed": (a,)}
+    assert assigned([timed], [Job(first, (b,))], [a, b, c, d]) == {"timed": (c, d)}
+    # Nothing starts beside what is timed, on any worker of its machine.
+    assert assigned([first], [Job(timed, (a,))], [a, b]) == {}
+
+
+def test_what_learns_goes_where_there_are_gpus_and_the_rest_elsewhere():
+    plain, fast = Place("m", "a", (0, 1)), Place("n", "b", (0,), ("0",))
+    learns, rest = node("learns", learns=True), node("rest")
+    assert assigned([rest, learns], [], [fast, plain]) == {
+        "rest": (plain,),
+        "learns": (fast,),
+    }
+    assert assigned([rest], [Job(learns, (plain,))], [fast, plain]) == {"rest": (fast,)}

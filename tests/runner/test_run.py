@@ -220,12 +220,13 @@ def test_what_apps_load_is_the_kits_file_if_there_is_a_kit(finished, tmp_path):
 
 
 def test_stages_write_inside_their_own_folders(watched):
-    """Outside of them there is only what their records show at the top."""
+    """Outside is only what their records show at the top, and the runner's lock."""
     folder, changed = watched
     assert set(changed) == {node.name for node in plan(recipe())}
     for name, files in changed.items():
         record = json.loads((folder / name / "record.json").read_text())
-        assert files == set(record.get("published", ())), name
+        shown = set(record.get("published", ()))
+        assert files == {*shown, f".locks/{name}"}, name
     assert "metrics.json" in changed["measured"]
 
 
