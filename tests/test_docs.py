@@ -127,6 +127,11 @@ def commands(page):
     for block in blocks(page, "bash", "sh"):
         joined = block.replace("\\\n", " ")
         lines += [line for line in joined.splitlines() if line.strip()]
+    for block in blocks(page, "yaml"):
+        content = yaml.safe_load(block)
+        if "apiVersion" in content:  # A job of Kubernetes.
+            for container in content["spec"]["template"]["spec"]["containers"]:
+                lines += container["args"]
     text = FENCE.sub("", page.read_text())
     inline = (" ".join(code.split()) for code in INLINE.findall(text))
     started = r"kdprune (run|evaluate|compare|bench|report) [^ ]|python scripts/"
@@ -151,6 +156,16 @@ def test_a_command_is_understood(words, capsys):
         recipe = getattr(options, "recipe", None)
         if recipe and recipe.startswith("configs/"):
             config.load_recipe(ROOT / recipe, options.overrides)
+    elif program == "sbatch":
+        if "--wrap" in arguments:
+            wrapped = arguments[arguments.index("--wrap") + 1]
+            test_a_command_is_understood(shlex.split(wrapped), capsys)
+    elif program == "dask":
+        pytest.importorskip("distributed", reason="needs the extra: cluster")
+        from distributed.cli import dask_scheduler, dask_worker
+
+        commands = {"scheduler": dask_scheduler.main, "worker": dask_worker.main}
+        commands[arguments[0]].make_context(program, arguments[1:])
     elif program == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
         assert [word for word in arguments if "=" not in word][0] in targets
@@ -464,6 +479,23 @@ def test_own_models_are_compressed_and_wrong_ranges_and_orders_refused():
         for wrong in found.get("refused", ()):
             assert wrong["status"] == 2, (name, wrong)
             assert "\n" not in wrong["said"]
+
+
+def test_the_scaling_on_paper_is_as_reckoned():
+    scaling = tool("scaling")
+    page = (DOCS / "scale.md").read_text()
+    assert all(scaling.table(grows) in page for grows in (False, True))
+    # By hand: 64 hosts, 102.4 MB over 1e10 bytes a second and 126 messages of 20 us.
+    step = 0.003 + 0.397 / 64 + 2 * 63 / 64 * 102.4e6 / 1e10 + 126 * 20e-6
+    large = scaling.speedup(64, scaling.LARGE, scaling.ETHERNET_100)
+    assert large == pytest.approx(0.4 / step)
+    grown = scaling.speedup(64, scaling.LARGE, scaling.ETHERNET_100, grows=True)
+    step += 0.397 * 63 / 64
+    assert grown == pytest.approx(64 * 0.4 / step)
+    free = scaling.Network("free", float("inf"), 0)
+    for hosts in (1, 2, 64):
+        assert scaling.speedup(hosts, scaling.SMALL, free, fixed=0) == hosts
+    assert scaling.speedup(1, scaling.LARGE, scaling.ETHERNET_1) == 1
 
 
 def test_the_picture_shows_what_was_measured():
