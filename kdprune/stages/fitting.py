@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from kdprune import data, distill, prune, quantize, training
 from kdprune._graph import head_of, rebuild
@@ -88,6 +91,7 @@ def fit_stage(
         )
     except training.TrainingDiverged as error:
         raise training.TrainingDiverged(f"stage {node.name}: {error}") from error
+    _warn_if_nothing_learned(node.name, history[-1]["accuracy"], images.labels)
     results = {
         "precision": policy,
         "epochs": len(history),
@@ -99,6 +103,27 @@ def fit_stage(
         results["best_epoch"] = int(best["epoch"])
         results |= {key: chosen[key] for key in ("val_accuracy", "val_loss")}
     return model, results
+
+
+def _warn_if_nothing_learned(name: str, accuracy: float, labels: np.ndarray) -> None:
+    """Warns of a training that ended where naming the commonest class would.
+
+    Units that a large step left dead have finite losses, so nothing else shows it.
+    """
+    if labels.ndim > 1:
+        return  # Each label has a share of its own, and accuracy is their mean.
+    counts = np.bincount(labels[labels >= 0])
+    share, total = counts.max(initial=0) / max(counts.sum(), 1), counts.sum()
+    # Three standard deviations: by luck one training in a thousand.
+    if total and accuracy <= share + 3 * math.sqrt(share * (1 - share) / total):
+        logger.warning(
+            "%s learned nothing: right on %.1f %% of its training images, where the "
+            "most frequent class is %.1f %%. Try a lower learning rate, more epochs, "
+            "or check that images and labels belong together",
+            name,
+            100 * accuracy,
+            100 * share,
+        )
 
 
 def with_validation(dataset: data.Dataset, images: data.Split) -> data.Split:

@@ -417,6 +417,18 @@ def test_slimming_pulls_factors_to_zero_and_leaves_no_penalty(tmp_path):
         runner.run(parse_recipe(content), tmp_path)
 
 
+@pytest.mark.parametrize(("rate", "warned"), [(1e-9, True), (0.02, False)])
+def test_a_training_that_learned_nothing_is_warned_of(rate, warned, tmp_path, caplog):
+    net = {"kind": "train", "model": {"name": "resnet", "depth": 6, "filters": [4, 8]}}
+    training = {"epochs": 4, "batch_size": 20, "learning_rate": rate}
+    net["training"] = {**training, "optimizer": "adam"}
+    made = recipe(stages={"net": net}, baseline=None, flagship=None)
+    runner.run(made, tmp_path, until="net")
+    said = [line for line in caplog.messages if "learned nothing" in line]
+    assert bool(said) == warned
+    assert all(line.startswith("net learned nothing: right on ") for line in said)
+
+
 @pytest.mark.slow
 def test_a_stages_layers_can_be_trained_from_the_start(finished):
     content = yaml.safe_load(RECIPE)
