@@ -125,6 +125,15 @@ def check_float_model(model: Any) -> None:
     check_repeatable(model)
 
 
+def check_trains(model: Any) -> None:
+    """Raises a `ValueError` for a built model that is frozen altogether."""
+    if model.built and not model.trainable_weights:
+        raise ValueError(
+            f"nothing of model {model.name!r} is left to train: expected a layer with "
+            "weights that is not frozen. Received: trainable = False of all"
+        )
+
+
 def nodes(model: keras.Model, inputs: bool = False) -> list:
     """Lists the calls of layers in a graph model, in the order of execution.
 
@@ -188,6 +197,24 @@ def named_layers(
             yield from named_layers(layer, f"{prefix}{layer.name}/")
         else:
             yield prefix + layer.name, layer
+
+
+def frozen_layers(model: keras.Model, prefix: str = "") -> dict[str, Any]:
+    """`{path: layer}` of the layers with weights that training is to leave alone.
+
+    They, or a model or wrapper that they are inside of, have `trainable = False`. Paths
+    are those of `named_layers`.
+    """
+    found: dict[str, Any] = {}
+    for layer in model.layers:
+        path, held = prefix + layer.name, not (model.trainable and layer.trainable)
+        if isinstance(layer, keras.Model):
+            inside = dict(named_layers(layer, f"{path}/"))
+            kept = {name: one for name, one in inside.items() if one.weights}
+            found |= kept if held else frozen_layers(layer, f"{path}/")
+        elif layer.weights and (held or not unwrapped(layer).trainable):
+            found[path] = layer
+    return found
 
 
 def is_tfmot_layer(layer: Any) -> bool:

@@ -17,6 +17,7 @@ import tf_keras as keras
 
 from kdprune._graph import (
     check_repeatable,
+    check_trains,
     final_activation,
     head_of,
     is_graph_model,
@@ -264,10 +265,12 @@ class Distiller(keras.Model):
             ValueError: If images or targets do not fit, or pixels are not of the range
                 that a model takes (see `input_range`): arrays are checked before
                 training, other data as it comes. The Distiller can be fitted again.
+                Or if all of the student is frozen.
 
         Warns:
             UserWarning: If images are bytes and no model scales them.
         """
+        check_trains(self.student)
         self._check_teachers_are_trained()
         x, y = self._as_array(x), targets.from_lists(y)
         self._check_arrays(x, y)

@@ -108,7 +108,7 @@ def _cut(model: keras.Model, last: Any) -> keras.Model:
         users = given._keras_history.layer._outbound_nodes
         if last in users:  # Who counts them shall not find the old one.
             users.remove(last)
-    return keras.Model(model.inputs, tensor, name=model.name)
+    return keras.Model(model.inputs, tensor, name=model.name, trainable=model.trainable)
 
 
 def check_head(head: Head, task: str, classes: Sequence[str], name: str) -> None:
@@ -181,7 +181,9 @@ def select_output(model: keras.Model, output: str | None) -> keras.Model:
         raise ValueError(f"output must be one of {listed}. Received: {output!r}")
     if len(model.outputs) == 1:
         return model
-    return keras.Model(model.inputs, outputs[output], name=model.name)
+    return keras.Model(
+        model.inputs, outputs[output], name=model.name, trainable=model.trainable
+    )
 
 
 def _call_of(model: keras.Model, layer: Any) -> Any:

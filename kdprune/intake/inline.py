@@ -88,7 +88,7 @@ class _Inliner:
         inputs = [
             layers.InputLayer(**layer.get_config()).output for layer in _inputs(model)
         ]
-        outputs = self._run(model, inputs, frozen=False)
+        outputs = self._run(model, inputs, False, not model.trainable)
         copy = keras.Model(
             tf.nest.pack_sequence_as(model._nested_inputs, inputs),
             tf.nest.pack_sequence_as(model._nested_outputs, outputs),
@@ -107,14 +107,17 @@ class _Inliner:
             found.append(f"left out, as they only train: {', '.join(self.dropped)}")
         return found
 
-    def _run(self, model: keras.Model, inputs: list, frozen: bool) -> list:
+    def _run(self, model: keras.Model, inputs: list, frozen: bool, held: bool) -> list:
+        """Makes the calls of a model that is as in use, or whose weights stay."""
+
         def call(node: Any, args: Any, kwargs: Any) -> Any:
             layer = node.layer
             if is_graph_model(layer):
                 self.nested[layer.name] = len(layer.layers)
                 tensors = [t for t in tf.nest.flatten((args, kwargs)) if _is_tensor(t)]
-                inner = frozen or kwargs.get("training") is False or not layer.trainable
-                outputs = self._run(layer, tensors, inner)
+                stays = held or not layer.trainable
+                inner = frozen or stays or kwargs.get("training") is False
+                outputs = self._run(layer, tensors, inner, stays)
                 return tf.nest.pack_sequence_as(layer._nested_outputs, outputs)
             idle = frozen and isinstance(layer, DROPOUT)
             if idle or isinstance(layer, self.left_out):
@@ -122,16 +125,16 @@ class _Inliner:
                 self.dropped[kind] = None
                 return args[0]
             kwargs = {k: v for k, v in kwargs.items() if (k, v) != ("training", False)}
-            return self._copy(layer, model, frozen)(*args, **kwargs)
+            return self._copy(layer, model, frozen, held)(*args, **kwargs)
 
         return walk(model, inputs, call)
 
-    def _copy(self, layer: Any, model: keras.Model, frozen: bool) -> Any:
+    def _copy(self, layer: Any, model: keras.Model, frozen: bool, held: bool) -> Any:
         if id(layer) not in self.made:
             config = layer.get_config()
             config["name"] = self._free_name(layer.name, model.name)
             normalizes = isinstance(layer, layers.BatchNormalization)
-            if not layer.trainable or (frozen and normalizes):
+            if held or not layer.trainable or (frozen and normalizes):
                 config["trainable"] = False
             try:
                 self.made[id(layer)] = layer, type(layer).from_config(config)

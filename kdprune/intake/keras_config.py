@@ -70,6 +70,12 @@ def build_tf_keras(config: dict) -> keras.Model:
     return _build(_decoded(config), TF_KERAS)[0]
 
 
+def is_frozen(config: dict) -> bool:
+    """Whether a model's configuration says that none of its weights is trained."""
+    settings = config.get("config")  # A list of layers, in files of old.
+    return isinstance(settings, dict) and settings.get("trainable") is False
+
+
 def find_problems(config: dict, third: bool) -> list[str]:
     """What keeps a configuration from being rebuilt, all that it names.
 
@@ -189,8 +195,7 @@ class _Builder:
         kind, name = entry["class_name"], _name(entry)
         if kind in _MODELS:
             model, inner = self.model(entry, f"{path}/")
-            trainable = entry["config"].get("trainable", True)
-            if trainable is False:
+            if is_frozen(entry):
                 model.trainable = False
             return model, Place(model, path, name, inner)
         if kind == "InputLayer":

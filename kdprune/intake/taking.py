@@ -13,6 +13,7 @@ from kdprune._graph import (
     TRAINING_ONLY,
     check_float_model,
     check_graph_model,
+    frozen_layers,
     is_graph_model,
     named_layers,
 )
@@ -101,6 +102,13 @@ def take_model(
     if flat is not model:
         notes.append("its images, of height and width alone, get an axis of 1 channel")
     model = flat
+    frozen = list(frozen_layers(model))
+    if frozen:
+        some = ", ".join(frozen[:3]) + (", ..." if len(frozen) > 3 else "")
+        notes.append(
+            f"{len(frozen)} frozen layer{'s' * (len(frozen) > 1)} ({some}): training "
+            "leaves their weights as they are"
+        )
     random = tuple(
         layer
         for _, layer in named_layers(model)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
+from kdprune._graph import frozen_layers, named_layers
+from kdprune._log import logger
 from kdprune._plain import typed_arguments
 from kdprune._registry import add, nearest
 from kdprune.models.blocks import INIT, conv_bn, depthwise
@@ -122,6 +124,8 @@ def reset_weights(model: keras.Model) -> keras.Model:
 
     Training a pruned shape from scratch shows what of a pruned model's accuracy is
     owed to the weights it kept (Liu et al., 2019, https://arxiv.org/abs/1810.05270).
+    Frozen layers whose weights are drawn again are trained as well, which is logged:
+    frozen, they would stay noise. Those that start from constants stay frozen.
 
     Args:
         model: A Functional or Sequential `keras.Model`; it is left as it was.
@@ -130,7 +134,25 @@ def reset_weights(model: keras.Model) -> keras.Model:
         A new, uncompiled model. The initializers are those of the layers, and draw
         from Keras's global random numbers unless they have seeds of their own.
     """
-    return keras.models.clone_model(model)
+    new = keras.models.clone_model(model)
+    held, made = frozen_layers(model), dict(named_layers(new))
+    drawn = {path: made[path] for path in held if _differ(held[path], made[path])}
+    if drawn:
+        # Of a model inside the model, too, which holds all that it has.
+        still = [made[path] for path in held if path not in drawn]
+        new.trainable = True
+        for layer in still:
+            layer.trainable = False
+        logger.warning(
+            "frozen layers are trained, since their weights are drawn again: %s",
+            ", ".join(drawn),
+        )
+    return new
+
+
+def _differ(one: Any, other: Any) -> bool:
+    pairs = zip(one.get_weights(), other.get_weights(), strict=True)
+    return any(not np.array_equal(*pair) for pair in pairs)
 
 
 def check_model_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

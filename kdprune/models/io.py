@@ -261,9 +261,12 @@ def _load_h5(path: Path) -> keras.Model:
 
 
 def _rebuild(file: KerasFile, weights: Path, path: Path) -> keras.Model:
-    if file.third:
-        return _rebuild_keras_3(file.config, weights, path)
-    return _assemble(file.config, weights, path)
+    make = _rebuild_keras_3 if file.third else _assemble
+    model = make(file.config, weights, path)
+    if keras_config.is_frozen(file.config):
+        # Only now, since the order of the weights in a file goes by what is trained.
+        model.trainable = False
+    return model
 
 
 def _rebuild_keras_3(config: dict[str, Any], weights: Path, path: Path) -> keras.Model:

@@ -13,6 +13,7 @@ import tf_keras as keras
 from kdprune._graph import (
     check_graph_model,
     check_repeatable,
+    frozen_layers,
     is_graph_model,
     named_layers,
 )
@@ -55,12 +56,14 @@ def choose_layers(
 
     Depthwise kernels are left out unless they are named, as TFMOT leaves them: they are
     a few per cent of a mobile network's weights, and each of their channels has a few
-    weights alone, whose loss costs more accuracy than that of any others.
+    weights alone, whose loss costs more accuracy than that of any others. Frozen layers
+    are left out unless they are named as well: their weights are not to change.
 
     Args:
         model: A built Functional or Sequential `keras.Model`.
         verb: What is to be done to them in one word, "prune" or "cluster", for errors.
-        names: Names to choose from; all but depthwise convolutions if None.
+        names: Names to choose from; all but depthwise convolutions and frozen layers
+            if None.
         exclude: Names to leave out.
 
     Returns:
@@ -68,17 +71,22 @@ def choose_layers(
 
     Raises:
         ValueError: If a name is of no such layer, if layers inside a nested model are
-            not excluded, or if nothing is left.
+            neither excluded nor frozen, or if nothing is left.
     """
     check_graph_model(model)
     check_repeatable(model)
     found = {layer.name: layer for layer in model.layers if kernel_name(layer)}
-    nested = [
-        layer.name
+    frozen = frozen_layers(model)
+    kernels_inside = {
+        layer.name: [
+            path
+            for path, inner in named_layers(layer, f"{layer.name}/")
+            if kernel_name(inner)
+        ]
         for layer in model.layers
         if is_graph_model(layer)
-        and any(kernel_name(inner) for _, inner in named_layers(layer))
-    ]
+    }
+    nested = [name for name, paths in kernels_inside.items() if paths]
     known = [*found, *nested]
     given = names is not None
     names = known if names is None else list(names)
@@ -88,7 +96,13 @@ def choose_layers(
             f"layers to {verb} must be among {', '.join(known) or 'none'}. "
             f"Received: {', '.join(unknown)}"
         )
-    inside = [name for name in names if name in nested and name not in exclude]
+    inside = [
+        name
+        for name in names
+        if name in nested
+        and name not in exclude
+        and (given or not set(kernels_inside[name]) <= set(frozen))
+    ]
     if inside:
         done = {"prune": "pruned", "cluster": "clustered"}[verb]
         raise ValueError(
@@ -98,14 +112,19 @@ def choose_layers(
     chosen = {
         name: found[name]
         for name in names
-        if name not in exclude and (given or not _is_depthwise(found[name]))
+        if name in found
+        and name not in exclude
+        and (given or not (_is_depthwise(found[name]) or name in frozen))
     }
     if not chosen and not given:
         kinds = sorted({type(layer).__name__ for _, layer in named_layers(model)})
+        held = [path for path, layer in frozen.items() if kernel_name(layer)]
+        told = f"; frozen: {_shortened(held)}, set trainable = True" if held else ""
         raise ValueError(
             f"nothing of model {model.name!r} is left to {verb}: expected kernels of "
-            "Conv2D, Conv2DTranspose, Dense or SeparableConv2D that are not excluded. "
-            f"Received: exclude={list(exclude)} and layers of {', '.join(kinds)}"
+            "Conv2D, Conv2DTranspose, Dense or SeparableConv2D that are neither "
+            f"excluded nor frozen. Received: exclude={list(exclude)} and layers of "
+            f"{', '.join(kinds)}{told}"
         )
     return chosen
 
@@ -157,16 +176,15 @@ def say_left_out(
     if not found:
         return
     kinds = {path: type(layer).__name__ for path, layer in named_layers(model)}
+    kinds |= {path: f"frozen {kinds[path]}" for path in frozen_layers(model)}
     groups: dict[str, list[tuple[str, float]]] = defaultdict(list)
     for name, share in found.items():
         path, _, weight = name.rpartition("/")
         groups[f"{kinds[path]} {weight}"].append((path, share))
     parts = []
     for group, rows in groups.items():
-        names = ", ".join(path for path, _ in rows[:_NAMED])
-        more = ", ..." if len(rows) > _NAMED else ""
         share = sum(part for _, part in rows)
-        parts.append(f"{group} {share:.1%} ({names}{more})")
+        parts.append(f"{group} {share:.1%} ({_shortened([path for path, _ in rows])})")
     logger.warning(
         "%s leaves out %.1f %% of the weights in kernels: %s",
         doing,
@@ -191,6 +209,10 @@ def layer_sparsity(model: keras.Model) -> dict[str, float]:
 def share_of_zeros(arrays: Collection[np.ndarray]) -> float:
     """The share of zeros in all of some arrays, in [0, 1]."""
     return sum(int((a == 0).sum()) for a in arrays) / sum(a.size for a in arrays)
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
 def _is_depthwise(layer: Any) -> bool:

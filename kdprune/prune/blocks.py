@@ -15,7 +15,7 @@ from kdprune._graph import check_float_model, nodes, rebuild
 from kdprune.intake.inline import one_graph
 from kdprune.models.counts import count_macs, count_parameters
 from kdprune.prune.inference import batches
-from kdprune.prune.recalibrate import recalibrate_batch_norm
+from kdprune.prune.recalibrate import recalibrate_after
 from kdprune.tflite.memory import peak_activations
 
 
@@ -198,7 +198,7 @@ def losses_without(
     losses = []
     for block in blocks:
         smaller = remove_blocks(model, [block.name])
-        recalibrate_batch_norm(smaller, data)
+        recalibrate_after(model, smaller, data)
         losses.append(float(loss(smaller)))
     return np.array(losses)
 

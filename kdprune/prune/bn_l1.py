@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tf_keras as keras
 
-from kdprune._graph import check_float_model, rebuild
+from kdprune._graph import check_float_model, frozen_layers, rebuild
+from kdprune._log import logger
 
 
 def add_bn_l1(model: keras.Model, strength: float = 1e-4) -> keras.Model:
@@ -12,7 +13,7 @@ def add_bn_l1(model: keras.Model, strength: float = 1e-4) -> keras.Model:
 
     Their absolute values, times `strength`, are added to the loss in training, so
     that channels which are not needed show by a factor near zero; then prune with
-    `importance="bn_scale"`.
+    `importance="bn_scale"`. Those of frozen layers stay as they are, which is logged.
 
     Reference: Liu et al., 2017, https://arxiv.org/abs/1708.06519, section 3.
 
@@ -25,16 +26,21 @@ def add_bn_l1(model: keras.Model, strength: float = 1e-4) -> keras.Model:
 
     Raises:
         ValueError: If the model has no graph or no batch normalization with
-            factors, or the strength is not positive.
+            factors to train, or the strength is not positive.
     """
     check_float_model(model)
     if not strength > 0:
         raise ValueError(f"strength must be positive. Received: {strength}")
-    if not _scaled(model):
+    scaled = _scaled(model)
+    frozen = frozen_layers(model)
+    held = [path for path, layer in frozen.items() if layer in scaled]
+    if len(held) == len(scaled):
         raise ValueError(
-            "the model must have batch normalization with scale=True. Received: "
-            f"{model.name!r} without"
+            "the model must have batch normalization with scale=True that is not "
+            f"frozen. Received: {model.name!r} without"
         )
+    if held:
+        logger.warning("the penalty moves no frozen factors: %s", ", ".join(held))
     return _with_penalty(model, keras.regularizers.L1(strength))
 
 

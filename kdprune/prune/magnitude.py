@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
 
-from kdprune._graph import named_layers, rebuild
+from kdprune._graph import frozen_layers, named_layers, rebuild
 from kdprune._log import logger
 from kdprune.models.counts import kernels
 from kdprune.models.kernels import (
@@ -45,9 +45,10 @@ def prune_magnitude(
     Kernels of Conv2D, Conv2DTranspose and Dense layers and the pointwise ones of
     SeparableConv2D are pruned, each to its own sparsity, which is that of these kernels
     alone. Depthwise kernels stay dense: they are a few per cent of a mobile network's
-    weights, and each of their channels has a few weights alone. Those of a
-    DepthwiseConv2D are pruned where `sparsity` names it. What is left out unasked is
-    logged with its share of the weights.
+    weights, and each of their channels has a few weights alone. So do the kernels of
+    frozen layers. Both are pruned where `sparsity` names the layer; what else a frozen
+    layer has stays as it is. What is left out unasked is logged with its share of the
+    weights.
 
     The masks hold during training; fit with `pruning_callbacks()`, then call
     `strip_pruning`, which logs where the sparsity was not reached.
@@ -80,6 +81,12 @@ def prune_magnitude(
     shares = _shares(model, sparsity, exclude)
     if not isinstance(sparsity, Mapping):
         say_left_out(model, shares, exclude)
+    elif held := [name for name in frozen_layers(model) if shares.get(name)]:
+        logger.warning(
+            "frozen layers lose weights, since they are named: %s; those that are left "
+            "stay as they are",
+            ", ".join(held),
+        )
     layout = _layout(pattern, model, shares)
     if "sparsity_m_by_n" in layout and (schedule != "constant" or begin > 1):
         raise ValueError(

@@ -18,7 +18,8 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kdprune._former import former_arguments
-from kdprune._graph import is_graph_model, named_layers, rebuild
+from kdprune._graph import frozen_layers, is_graph_model, named_layers, rebuild
+from kdprune._log import logger
 from kdprune._registry import nearest
 from kdprune.models.kernels import kernel_name, kernel_of, say_left_out
 from kdprune.prune.channels.groups import find_channels, find_groups
@@ -133,7 +134,8 @@ def activation_masks(
     added to each other are judged, and go, together.
 
     With `prune_channels(..., importance="activation_rate", threshold=alpha)` the same
-    channels are removed, and the model gets smaller and faster.
+    channels are removed, and the model gets smaller and faster. Channels of frozen
+    layers are masked as others are, which is logged.
 
     Args:
         model: A built Functional or Sequential model; left as it is.
@@ -170,6 +172,12 @@ def activation_masks(
                 continue
             mask = masks.setdefault(name, np.ones(weight.variable.shape, bool))
             np.moveaxis(mask, axis, 0)[member.index[rare].ravel()] = False
+    masked = {name.rpartition("/")[0] for name in masks}
+    if held := [path for path in frozen_layers(model) if path in masked]:
+        logger.warning(
+            "masks zero channels of frozen layers: %s; ignore=[...] spares them",
+            ", ".join(held),
+        )
     return masks
 
 

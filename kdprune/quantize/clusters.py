@@ -36,11 +36,12 @@ def cluster_weights(
     """Wraps a trained model so that each kernel has a few values, and trains them.
 
     Kernels of Conv2D, Conv2DTranspose and Dense layers and the pointwise ones of
-    SeparableConv2D are clustered, each as a whole; depthwise kernels and those of no
-    more weights than clusters are left alone, which is logged with their share. Fit the
-    wrapped model for a few epochs with a learning rate about a hundredth of the first
-    training's, then call `strip_clustering`. In an int8 file, where each channel of a
-    kernel has a scale of its own, `clusters` is the number of values in a channel.
+    SeparableConv2D are clustered, each as a whole; depthwise kernels, those of frozen
+    layers and those of no more weights than clusters are left alone, which is logged
+    with their share. Fit the wrapped model for a few epochs with a learning rate about
+    a hundredth of the first training's, then call `strip_clustering`. In an int8 file,
+    where each channel of a kernel has a scale of its own, `clusters` is the number of
+    values in a channel.
 
     TFMOT's function of this name wraps all layers and then calls them without
     `training`, so that BatchNormalization and Dropout do not train; here the layers
@@ -60,8 +61,8 @@ def cluster_weights(
 
     Raises:
         ValueError: If an argument or the model does not fit, if there are layers to
-            cluster inside a nested model, or none at all, or if a kernel without a zero
-            is to keep its zeros.
+            cluster inside a nested model (a frozen one is left alone), or none at all,
+            or if a kernel without a zero is to keep its zeros.
     """
     least = 3 if preserve_sparsity else 2
     if isinstance(clusters, bool) or not isinstance(clusters, int) or clusters < least:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from tf_keras.src.applications.convnext import LayerScale
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
-from kdprune._graph import check_float_model, rebuild
+from kdprune._graph import check_float_model, frozen_layers, rebuild
+from kdprune._log import logger
 from kdprune.prune.channels.graph import (
     LayerCall,
     RuleResult,
@@ -55,7 +56,8 @@ def equalize_channels(model: keras.Model, images: Any) -> keras.Model:
     the layer in front of the activation: in int8 it would be a multiplication with
     one scale for all channels' factors.
 
-    Equal ranges are as a rule good in int8, not always: measure both.
+    Equal ranges are as a rule good in int8, not always: measure both. Frozen layers are
+    rescaled as others are, which is logged.
 
     Reference: Nagel et al., 2019, https://arxiv.org/abs/1906.04721, section 4.1, with
     ranges of activations from images in place of those of the weights that make them.
@@ -138,6 +140,16 @@ class _Channels:
 
     def rebuilt(self):
         weights = {id(user.layer): self._weights(user) for user in self.users}
+        held = [
+            path
+            for path, layer in frozen_layers(self.model).items()
+            if id(layer) in weights and _moved(layer, weights[id(layer)])
+        ]
+        if held:
+            logger.warning(
+                "weights of frozen layers are rescaled, in float without effect: %s",
+                ", ".join(held),
+            )
 
         def with_factor(layer):
             is_norm = type(layer) is layers.BatchNormalization
@@ -161,6 +173,14 @@ class _Channels:
 
 
 _TINY = np.finfo(np.float64).tiny
+
+
+def _moved(layer, values):
+    """Whether any of a layer's weights is to become another."""
+    own = layer.get_weights()
+    if len(own) != len(values):
+        return True  # It gets a factor.
+    return any(not np.array_equal(*pair) for pair in zip(own, values, strict=True))
 
 
 def _largest_inputs(model, users, images):

@@ -12,7 +12,8 @@ from collections import defaultdict
 import numpy as np
 import tf_keras as keras
 
-from kdprune._graph import check_float_model, nodes, rebuild
+from kdprune._graph import check_float_model, frozen_layers, nodes, rebuild
+from kdprune._log import logger
 from kdprune.intake.inline import one_graph
 
 layers = keras.layers
@@ -37,6 +38,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     kernel of 1 x 1). BatchNormalization right after a convolution or dense layer
     that is read by nothing else stays: quantization-aware training folds it itself.
     Models inside the model become part of its graph where there is something to fold.
+    Frozen layers are folded as others are, which is logged.
 
     Example:
         ```python
@@ -102,6 +104,13 @@ def _without(model, plan):
     folded = {}
     for target, scale, shift in itertools.chain(*plan.values()):
         folded[id(target)] = _absorb(target, scale, shift)
+    involved = {*folded, *(id(model.get_layer(name)) for name in plan)}
+    held = [path for path, one in frozen_layers(model).items() if id(one) in involved]
+    if held:
+        logger.warning(
+            "weights of frozen layers change by folding, in float without effect: %s",
+            ", ".join(held),
+        )
     return rebuild(
         model,
         config=lambda layer: {"use_bias": True} if id(layer) in folded else None,

@@ -20,8 +20,8 @@ class Prune(Compressed):
 
     kind: Literal["prune"]
     sparsity: Share | None = None
-    """Share of weights that become zero, in all kernels but depthwise ones. Give this,
-    `relative_threshold` or `threshold`."""
+    """Share of weights that become zero, in all kernels but depthwise and frozen ones.
+    Give this, `relative_threshold` or `threshold`."""
     relative_threshold: Ratio | None = None
     """Weights below this share of their layer's largest become zero."""
     threshold: Positive | None = None

@@ -41,13 +41,14 @@ class PruneBlocks(Compressed):
 
     def execute(self, run: Run, node: Node, folder: pathlib.Path) -> Result:
         """Removes the residual blocks that matter least; the rest recovers."""
-        from kdprune import prune
+        from kdprune.prune.recalibrate import recalibrate_after, say_frozen
         from kdprune.stages import fitting
         from kdprune.stages.validation import ranking_images, validation_accuracy
 
         plan = self._block_plan(run, node)
         smaller = plan.apply()
-        prune.recalibrate_batch_norm(smaller, ranking_images(run, self.own_seed)[0])
+        images, _ = ranking_images(run, self.own_seed)
+        say_frozen(recalibrate_after(plan.model, smaller, images))
         pruned_accuracy = validation_accuracy(run)(smaller)
         fitted, figures = fitting.fit_stage(run, node, folder, lambda _: smaller)
         figures["val_accuracy_cut"] = pruned_accuracy

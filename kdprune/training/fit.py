@@ -16,6 +16,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kdprune import _io
+from kdprune._graph import check_trains
 from kdprune._log import logger, progress
 from kdprune.training.checkpoints import Checkpoints
 from kdprune.training.optimizers import averaged_weights, build_variables
@@ -75,7 +76,8 @@ def fit(
     Raises:
         ValueError: If `epochs`, `steps` or `patience` is no whole number above 0, if
             `select` is neither, if there is nothing to choose by, if the model is not
-            compiled, or the checkpoint in `folder` is of another model or optimizer.
+            compiled or is frozen altogether, or the checkpoint in `folder` is of
+            another model or optimizer.
         TrainingDiverged: If the loss is not finite. The last checkpoint stays.
         OSError: If a checkpoint can't be written. The last one stays.
     """
@@ -96,6 +98,7 @@ def fit(
             "select='best' and patience need validation images. Received: None; give "
             "them, or train for a fixed number of epochs."
         )
+    check_trains(model)
     build_variables(model)
     if _over_hosts(model):
         # Keras sums metrics over workers that were summed already.

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tf_keras as keras
 
-from kdprune.intake import build_keras3
+from kdprune._graph import frozen_layers
+from kdprune.intake import build_keras3, take_model
 from kdprune.models import load_model, save_model
 
 SMALL = (
@@ -44,6 +45,20 @@ def test_a_keras_3_model_says_the_same_after_loading(keras3_files, name, form):
     tolerance = 2e-3 if name == "half" else 1e-5
     assert_the_same(model, keras3_files / f"{name}.npz", tolerance)
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+
+
+@pytest.mark.parametrize("form", ["keras", "h5"])
+def test_what_is_frozen_in_keras_3_stays_frozen(keras3_files, form):
+    model = load_model(keras3_files / f"nested.{form}")
+    assert {path.split("/")[1] for path in frozen_layers(model)} == {"base"}
+    taken = take_model(model)
+    assert any(note.startswith("4 frozen layers") for note in taken.notes)
+    assert len(frozen_layers(taken.model)) == 4
+    before = [w.numpy() for w in taken.model.non_trainable_weights]
+    taken.model.compile("adam", "mse", run_eagerly=True)
+    taken.model.fit(np.ones((4, 32, 32, 3)), np.zeros((4, 1)), verbose=0)
+    for old, new in zip(before, taken.model.non_trainable_weights, strict=True):
+        np.testing.assert_array_equal(old, new)
 
 
 @pytest.mark.slow

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
+from kdprune._graph import frozen_layers
+from kdprune._log import logger
 from kdprune.prune.channels.graph import ChannelGraph, Ids
 from kdprune.prune.channels.groups import kept_layers
 from kdprune.prune.channels.importance import Importance
@@ -22,8 +24,8 @@ from kdprune.prune.channels.selection import (
     select,
 )
 from kdprune.prune.channels.sensitivity import Sensitivity, SensitivityOrder
-from kdprune.prune.channels.surgery import remove_channels
-from kdprune.prune.recalibrate import recalibrate_batch_norm
+from kdprune.prune.channels.surgery import KeptChannels, remove_channels
+from kdprune.prune.recalibrate import recalibrate_after, say_frozen
 from kdprune.tflite.memory import peak_activations
 
 SCOPES = ("global", "per_cost", "local")
@@ -124,6 +126,10 @@ def prune_channels(
     as they were. Before any recalibration the new model computes what the old one
     would if the removed channels were zero wherever they are used.
 
+    Frozen layers lose channels as others do, which is logged (`ignore` keeps those of
+    some layers); what is left of their weights stays as it is, as do the statistics of
+    frozen normalizations but for those that channels were removed in front of.
+
     Args:
         model: A built Functional or Sequential `tf_keras` model; left as it is.
         ratio: The share of channels to remove, in (0, 1), or give a target.
@@ -170,14 +176,24 @@ def prune_channels(
     options = _Options(
         importance, scope, round_to, ignore, data, measure_bytes, sensitivity
     )
+    frozen: dict[str, None] = {}
+    measured: list[str] = []
     for step in range(1, steps + 1):
         target = replace(target, share=step / steps)
         plan, target = _plan(model, target, options)
-        model = plan.apply()
+        frozen |= dict.fromkeys(plan.frozen)
+        model, before = plan.apply(), model
         if data is not None:
-            recalibrate_batch_norm(model, data)
+            measured += recalibrate_after(before, model, data)
         if fine_tune is not None and step < steps:
             fine_tune(model)
+    if frozen:
+        logger.warning(
+            "channels are removed from frozen layers: %s; what is left of their "
+            "weights stays as it is",
+            ", ".join(frozen),
+        )
+    say_frozen(measured)
     return model
 
 
@@ -231,6 +247,19 @@ class ChannelPlan:
         return kept_layers(self.graph)
 
     @cached_property
+    def frozen(self) -> tuple[str, ...]:
+        """The frozen layers that lose weights, by their paths."""
+        kept = KeptChannels(self.graph, self.removed)
+        smaller = {
+            id(record.layer)
+            for record in self.graph.records.values()
+            for weight in record.result.weights
+            if kept.shape(weight) != tuple(weight.variable.shape)
+        }
+        held = frozen_layers(self.graph.model)
+        return tuple(path for path, layer in held.items() if id(layer) in smaller)
+
+    @cached_property
     def parameters(self) -> tuple[int, int]:
         """The parameters before and after, as `count_parameters` counts them."""
         costs = Costs(self.graph)
@@ -265,6 +294,7 @@ class ChannelPlan:
                 f"{'channels':>14}  group",
                 *(_group_line(group) for group in self.groups),
                 *(f"{'kept':>14}  {n}: {why}" for n, why in self.kept_layers.items()),
+                *(f"{'frozen':>14}  {n}: loses channels" for n in self.frozen),
                 f"{_change(*self.parameters)} parameters",
                 *_cost_lines(self),
                 *([] if self.drop is None else [_drop_line(self.drop)]),

@@ -21,7 +21,7 @@ from kdprune.prune.channels.selection import (
     rank_groups,
 )
 from kdprune.prune.channels.surgery import remove_channels
-from kdprune.prune.recalibrate import recalibrate_batch_norm
+from kdprune.prune.recalibrate import recalibrate_after
 
 
 def sensitivity(
@@ -72,7 +72,7 @@ def sensitivity(
         removed = group.roots[ranking.order[: len(ranking.order) - kept]]
         smaller = remove_channels(graph, removed)
         if data is not None:
-            recalibrate_batch_norm(smaller, data)
+            recalibrate_after(model, smaller, data)
         return score(smaller)
 
     rows = []
