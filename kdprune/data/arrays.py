@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kdprune import images as pixels
 from kdprune.data.cache import Cache
-from kdprune.data.dataset import Dataset, Source, Split, check_split
+from kdprune.data.dataset import Dataset, Source, Split, check_split, shorten
 from kdprune.data.splits import stratified_split
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -269,6 +269,13 @@ def class_names(classes: Sequence[str] | None, labels: np.ndarray) -> tuple[str,
     """Names the classes, each of which must have a training image."""
     if labels.min() < 0:
         raise ValueError(f"Expected labels from 0. Received: {labels.min()}.")
+    most = len(labels) if classes is None else len(classes)
+    if labels.ndim == 1 and labels.max() >= most:  # A count of each takes memory.
+        of = "as each has a training image" if classes is None else "one for each class"
+        raise ValueError(
+            f"Expected labels from 0 to {most - 1}, {of}. "
+            f"Received: labels up to {labels.max()}."
+        )
     counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels)
     names = tuple(str(i) for i in range(len(counts))) if classes is None else classes
     names = tuple(names)
@@ -279,10 +286,10 @@ def class_names(classes: Sequence[str] | None, labels: np.ndarray) -> tuple[str,
             f"Expected labels from 0 to {len(names) - 1}, one for each class. "
             f"Received: labels up to {len(counts) - 1}."
         )
-    missing = [n for i, n in enumerate(names) if i >= len(counts) or not counts[i]]
+    missing = [str(n) for i, n in enumerate(names) if i >= len(counts) or not counts[i]]
     if missing:
         raise ValueError(
             "Expected training images of every class. "
-            f"Received: none of {', '.join(missing)}."
+            f"Received: none of {shorten(missing)}."
         )
     return names

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,7 @@ _DAMAGE = (
     NotImplementedError,
     OverflowError,
     SyntaxError,
+    tokenize.TokenError,  # Of a header, which is a Python literal.
     MemoryError,
     struct.error,
     zlib.error,

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import time
+import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -312,7 +313,7 @@ def _write(path: Path, content: Any) -> None:
 def _open(path: Path) -> np.ndarray:
     try:
         view = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
         raise ValueError(
             f"{path}: expected a whole view of soft labels, got a file that is cut "
             f"short or of another program ({error}); remove it and store it again"

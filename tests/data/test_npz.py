@@ -238,3 +238,25 @@ class TestBadInput:
     def test_more_than_memory(self, refused, monkeypatch):
         monkeypatch.setattr(npz, "_memory", lambda: 3000)
         refused(BASE, "fit into memory. Received: 3,600 bytes in 'x_train'")
+
+
+@pytest.mark.parametrize("header", ["{'descr': [", "{'descr': '\\n", "{", "("])
+def test_a_header_that_ends_too_early_is_told_in_a_line(load, tmp_path, header):
+    load(BASE)
+    text = f"{header:117}\n".encode()
+    content = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    with zipfile.ZipFile(tmp_path / "set.npz", "a") as archive:
+        archive.writestr("x_test.npy", content)
+    with pytest.raises(ValueError, match=r"set.npz, which cannot be read \(") as caught:
+        load_dataset(str(tmp_path / "set.npz"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("label", [40, 10**10, 2**62])
+def test_a_label_beyond_all_images_takes_no_memory(refused, label):
+    labels = LABELS.copy()
+    labels[3] = label
+    said = f"Expected labels from 0 to 39, .* Received: labels up to {label}"
+    refused({**BASE, "y_train": labels}, said)
+    said = f"Expected labels from 0 to 3, one for .* Received: labels up to {label}"
+    refused({**BASE, "y_train": labels}, said, classes=list("abcd"))
