@@ -765,6 +765,8 @@ def _check_quantization(dtype: str, scale: NDArray, zero_point: NDArray) -> None
     """
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         raise ValueError("a scale is not a positive number")
+    if len(scale) and len(zero_point) not in (1, len(scale)):
+        raise ValueError(f"{len(scale)} scales have {len(zero_point)} zero points")
     limits = _ZERO_POINTS.get(dtype)
     if limits and len(zero_point):
         low, high = limits
