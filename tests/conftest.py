@@ -2,8 +2,8 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import gc
-import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,15 +12,23 @@ import numpy as np
 import pytest
 
 import kdprune
+from kdprune import _io, records
 from kdprune.data import load_dataset
 
 _TALLY = pytest.StashKey[dict]()
+# What soak tests count of inputs; each test may count more.
+_TOTALS = ("kills", "runs_compared", "a_line", "accepted", "anything_else")
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("soak", "tests marked soak (`make test-soak`)")
     group.addoption("--soak-seed", type=int, default=0, help="of all they draw (0)")
-    group.addoption("--soak-rounds", type=int, default=20, help="of each test (20)")
+    group.addoption("--soak-rounds", type=int, default=1, help="of each test (1)")
+    group.addoption(
+        "--soak-rest",
+        action="store_true",
+        help="only the tests that the tally has not as passed",
+    )
     group.addoption("--soak-tally", metavar="FILE", help="where the counts are written")
 
 
@@ -37,6 +45,10 @@ def pytest_collection_finish(session):
 
 
 def pytest_collection_modifyitems(config, items):
+    if config.option.soak_rest and config.option.soak_tally:
+        earlier = _io.read_object(config.option.soak_tally).get("tests", {})
+        passed = {name for name, one in earlier.items() if one["outcome"] == "passed"}
+        items[:] = [item for item in items if item.nodeid not in passed]
     if config.option.markexpr:
         return
     for item in items:
@@ -65,23 +77,39 @@ def soak(request):
 def pytest_runtest_makereport(item, call):
     report = yield
     if "soak" in item.keywords and (call.when == "call" or not report.passed):
+        option = item.config.option
         tally = item.config.stash[_TALLY].setdefault(item.nodeid, {})
         tally |= {"outcome": report.outcome, "seconds": round(report.duration)}
+        if report.skipped and isinstance(report.longrepr, tuple):
+            tally["reason"] = report.longrepr[2]
+        tally |= {"seed": option.soak_seed, "rounds": option.soak_rounds}
+        tally["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
+        versions = records.versions()
+        names = ("python", "tensorflow", "tf_keras", "numpy")
+        told = [f"{name} {versions[name]}" for name in names if name in versions]
+        tally["versions"] = ", ".join([f"kdprune {kdprune.__version__}", *told])
+        if option.soak_tally:
+            _write_tally(Path(option.soak_tally), item.config.stash[_TALLY])
     return report
 
 
-def pytest_sessionfinish(session, exitstatus):
-    option, tests = session.config.option, session.config.stash[_TALLY]
-    if option.soak_tally and tests:
-        arguments = f"--soak-seed {option.soak_seed} --soak-rounds {option.soak_rounds}"
-        tally = {
-            "command": f'make test-soak ARGS="{arguments}"',
-            "version": kdprune.__version__,
-            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-            "passed": int(exitstatus) == 0,
-            "tests": tests,
+def _write_tally(path: Path, tests: dict) -> None:
+    """Adds what was counted to what earlier parts of the soak have written."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        earlier = _io.read_object(path).get("tests", {})
+        done = {name: told for name, told in tests.items() if "outcome" in told}
+        tests = dict(sorted({**earlier, **done}.items()))
+        passed = all(told["outcome"] != "failed" for told in tests.values())
+        command = 'make test-soak ARGS="--soak-seed SEED --soak-rounds ROUNDS TEST"'
+        totals = {
+            key: sum(told.get(key, 0) for told in tests.values()) for key in _TOTALS
         }
-        Path(option.soak_tally).write_text(json.dumps(tally, indent=2) + "\n")
+        content = {"command": command, "passed": passed, "totals": totals}
+        _io.write_json(path, {**content, "tests": tests})
+    finally:
+        os.close(folder)
 
 
 @contextlib.contextmanager

@@ -1,104 +1,153 @@
 """A run killed with SIGKILL in any stage goes on and ends as if it had not been."""
 
-import json
+import collections
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
-from kdprune.config import parse_recipe, stage_order
-
-RECIPE = """
-name: killed
-seed: 1
-data: {dataset: shapes, train_images: 600, test_images: 100}
-flagship: int8
-stages:
-  teacher:
-    kind: train
-    model: {name: resnet9, width: 8}
-    training: &training
-      {epochs: 3, batch_size: 50, optimizer: adam, learning_rate: 0.003, ema: 0.9,
-       select: best, augment: {crop: 2, flip: false, cutout: 6}}
-  soft: {kind: soft_labels, teacher: teacher, views: 3, augment: {crop: 2}}
-  student:
-    kind: distill
-    model: {name: article_student}
-    soft_labels: soft
-    training: {<<: *training, augment: null}
-  pruned:
-    kind: prune
-    from: student
-    teacher: teacher
-    sparsity: 0.6
-    frequency: 3
-    training: {<<: *training, select: last}
-  slim:
-    kind: prune_channels
-    from: student
-    ratio: 0.4
-    round_to: 4
-    steps: 2
-    soft_labels: soft
-    training: {<<: *training, augment: null}
-  short:
-    kind: prune_blocks
-    from: teacher
-    count: 1
-    training: *training
-  spare: {kind: sensitivity, from: student, ratios: [0.5], round_to: 4}
-  grouped:
-    kind: cluster
-    from: student
-    clusters: 8
-    soft_labels: soft
-    training: {<<: *training, augment: null, ema: null}
-  int8: {kind: quantize, from: student}
-  sparse: {kind: quantize, from: pruned, method: qat, teacher: teacher,
-    training: {<<: *training, ema: null}}
-  files: {kind: export, from: [int8, sparse], max_disagreement: 0.5, max_drop: 0.5}
-  measured:
-    kind: evaluate
-    from: [teacher, student, pruned, slim, short, grouped, files]
-    latency: false
-  kit: {kind: kit, from: measured, name: killed}
-  page: {kind: report, from: [measured, spare]}
-"""
-STAGES = stage_order(parse_recipe(yaml.safe_load(RECIPE)))
-# One of each way to go on is killed: these train as another does, or do all again. They
-# are killed at random moments below, since each process takes its time to begin.
-ALIKE = (
-    "teacher",
-    "short",
-    "spare",
-    "grouped",
-    "int8",
-    "files",
-    "measured",
-    "kit",
-    "page",
-)
-ARTIFACTS = ("model.keras", "weights.h5", "base.keras")
+# The stages whose work is kept by parts, as trained epochs or stored views.
+BY_PARTS = ("soft", "student", "pruned", "slim", "sparse")
 
 
-def start(recipe, output):
-    # The parent of a TensorFlow process dies with it: no wrapper in between.
-    return subprocess.Popen(
+@pytest.mark.slow
+def test_killed_in_five_stages_it_ends_bit_equal(every_stage, tmp_path):
+    """Kills past the first part that is kept, against a run that was left alone."""
+    output = tmp_path / "run"
+    for number, stage in enumerate(BY_PARTS):
+        draw = random.Random(number)
+        folder = output / stage
+        ended = every_stage.run(output, below=folder, at=draw.randint(12, 20))
+        assert ended.status == -signal.SIGKILL, ended.errors
+        assert folder.exists() and not (folder / "record.json").exists()
+    ended = every_stage.run(output)
+    assert ended.status == 0, ended.errors
+    compared = every_stage.assert_same(output)
+    # Models, stored logits, files for the runtime, the two at the top and the kit's.
+    assert compared >= 6 + 3 + 3 + 4 + 2 + 2
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_killed_at_random_operations_it_ends_bit_equal(
+    every_stage, tmp_path, soak, jobs
+):
+    """A hundred kills a round, at a file operation or soon after; 25 of `--jobs 2`."""
+    if jobs > len(os.sched_getaffinity(0)):
+        pytest.skip("needs two cores")
+    stages, whom = collections.Counter(), ["self", "first", "all"][: 2 * jobs - 1]
+    soak.counts |= {"kills": 0, "at_an_operation": 0, "after_one": 0}
+    soak.counts |= {"in_stages": stages, "runs_compared": 0, "files_compared": 0}
+    draw = random.Random(soak.seed)
+    output = tmp_path / "run"
+    # Far enough now and then for the longest of what is done as a whole.
+    shares = [40, 40, 12, 12, 12, 4]
+    # Each process of a stage imports TensorFlow: four times the work.
+    wanted = {1: 100, 2: 25}[jobs] * soak.rounds
+    while True:
+        kills = soak.counts["kills"] < wanted
+        at = draw.randint(1, every_stage.operations // draw.choice(shares))
+        delay = draw.choice([0, 0, draw.uniform(0, 0.05)])
+        victim = draw.choice(whom)
+        ended = every_stage.run(
+            output,
+            *(["--jobs", str(jobs)] if jobs > 1 else []),
+            at=at * kills,
+            delay=delay,
+            whom=victim,
+        )
+        if ended.status == 2 and "another run is under way" in ended.errors:
+            time.sleep(0.2)  # A stage's process is about to find its first one gone.
+            continue
+        if ended.operations >= at and kills and ended.status:
+            killed = [2] if jobs > 1 and "was ended by SIGKILL" in ended.errors else []
+            assert ended.status in [-signal.SIGKILL, *killed], ended.errors
+            soak.counts["kills"] += 1
+            soak.counts["after_one" if delay else "at_an_operation"] += 1
+            stages.update(begun_in(output) or ["between"])
+            continue
+        assert ended.status == 0, ended.errors
+        soak.counts["files_compared"] += every_stage.assert_same(output)
+        soak.counts["runs_compared"] += 1
+        shutil.rmtree(output)
+        if not kills:
+            return
+
+
+@pytest.mark.soak
+def test_damage_to_a_killed_run_is_found(every_stage, tmp_path, soak):
+    """Forty damaged files a round: what they were is made again, or it says a line."""
+    soak.counts |= {"accepted": 0, "a_line": 0, "anything_else": 1}
+    output = tmp_path / "run"
+    for number in range(40 * soak.rounds):
+        draw = random.Random(f"{soak.seed} {number}")
+        stage = draw.choice(BY_PARTS)
+        every_stage.copy_before(stage, output)
+        ended = every_stage.run(
+            output, "--until", stage, below=output / stage, at=draw.randint(4, 30)
+        )
+        assert ended.status in (0, -signal.SIGKILL), ended.errors
+        what = damage(output, stage, draw)
+        ended = every_stage.run(output, "--until", stage)
+        said = f"{number}, {stage}, {what}: {ended.status}, {ended.errors[-3000:]}"
+        if ended.status:
+            told = re.findall("^kdprune: ", ended.errors, re.MULTILINE)
+            assert ended.status == 2 and len(told) == 1, said
+            assert "Traceback" not in ended.errors, said
+            soak.counts["a_line"] += 1
+        else:
+            try:
+                every_stage.assert_same(output, stage)
+            except AssertionError as error:
+                raise AssertionError(said) from error
+            soak.counts["accepted"] += 1
+        shutil.rmtree(output)
+    soak.counts["anything_else"] = 0
+
+
+def damage(output, stage, draw):
+    """Changes a file of a run, of the stage that was killed most often."""
+    place = output / stage if draw.random() < 0.8 else output
+    files = sorted(path for path in place.rglob("*") if path.is_file())
+    path = draw.choice(files)
+    content = bytearray(path.read_bytes())
+    kind = draw.choice(["bit", "bit", "cut", "empty", "gone", "twice", "of another"])
+    if kind == "bit" and content:
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    elif kind == "cut":
+        del content[draw.randrange(len(content) + 1) :]
+    elif kind == "empty":
+        content.clear()
+    elif kind == "twice":
+        content *= 2
+    elif kind == "of another":
+        content = draw.choice(files).read_bytes()
+    path.write_bytes(content)
+    if kind == "gone":
+        path.unlink()
+    return f"{path.relative_to(output)} {kind}"
+
+
+def begun_in(output):
+    """The stages that were begun and not ended."""
+    begun = {path.parent.name for path in output.glob("*/begun.json")}
+    return sorted(begun - {path.parent.name for path in output.glob("*/record.json")})
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on(every_stage, tmp_path):
+    process = subprocess.Popen(
         [
-            sys.executable,
-            "-m",
-            "kdprune",
-            "run",
-            str(recipe),
-            "--output",
-            str(output),
+            *(sys.executable, "-m", "kdprune", "run", str(every_stage.path)),
+            *("--output", str(tmp_path)),
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -106,131 +155,6 @@ def start(recipe, output):
         # A suite in a shell's background inherits an ignored SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-
-
-def finish(recipe, output):
-    process = start(recipe, output)
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors
-
-
-def kill_in(stage, recipe, output):
-    """Kills the run once the stage has begun, past its first checkpoint if any."""
-    process = start(recipe, output)
-    folder = output / stage
-    trains = "training" in yaml.safe_load(RECIPE)["stages"][stage]
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None:
-        begun = folder.exists() and any(folder.iterdir())
-        if trains:
-            begun = any(folder.rglob("checkpoints/epoch-*"))
-        if stage == "soft":
-            begun = (folder / "view-000.npy").exists()
-        if begun:
-            break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
-    path = tmp_path_factory.mktemp("recipe") / "killed.yaml"
-    path.write_text(RECIPE)
-    return path
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(recipe, tmp_path_factory):
-    output = tmp_path_factory.mktemp("whole")
-    finish(recipe, output)
-    return output
-
-
-def accuracies(output):
-    metrics = json.loads((output / "metrics.json").read_text())
-    return {m["path"]: (m["accuracy"], m["ece"]) for m in metrics["models"]}
-
-
-@pytest.mark.slow
-def test_killed_in_every_stage_it_ends_bit_equal(recipe, uninterrupted, tmp_path):
-    """One run, killed once in each of its stages, against one that was left alone."""
-    for stage in STAGES:
-        if stage not in ALIKE:
-            kill_in(stage, recipe, tmp_path)
-    finish(recipe, tmp_path)
-    compared = assert_same_run(uninterrupted, tmp_path)
-    # Models, stored logits, files for the runtime, the two at the top and the kit's.
-    assert compared >= 6 + 3 + 3 + 4 + 2 + 2
-
-
-@pytest.mark.soak
-def test_killed_at_random_moments_it_ends_bit_equal(
-    recipe, uninterrupted, tmp_path, soak
-):
-    """Up to five kills a round, anywhere in the time that a whole run takes."""
-    soak.counts |= {"rounds": 0, "kills": 0, "compared": 0}
-    begun = time.monotonic()
-    finish(recipe, tmp_path / "timed")
-    whole = time.monotonic() - begun
-    for number in range(soak.rounds):
-        draw = random.Random(soak.seed + number)
-        output = tmp_path / f"round-{number}"
-        for _ in range(draw.randint(1, 5)):
-            process = start(recipe, output)
-            try:
-                process.communicate(timeout=draw.uniform(0, whole))
-                break  # It ended before it was to be killed.
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.communicate()
-                soak.counts["kills"] += 1
-        finish(recipe, output)
-        soak.counts["compared"] += assert_same_run(uninterrupted, output)
-        soak.counts["rounds"] += 1
-        shutil.rmtree(output)
-
-
-def assert_same_run(expected, got):
-    """Every model, store and file of a run is that of another; returns how many."""
-    compared = 0
-    for path in sorted(expected.rglob("*")):
-        if path.name in ARTIFACTS or path.suffix in (".npy", ".tflite"):
-            other = got / path.relative_to(expected)
-            assert same_content(path, other), path.relative_to(expected)
-            compared += 1
-    assert accuracies(got) == accuracies(expected)
-    assert not list(got.rglob("*partial*")), "half-written files were left"
-    return compared
-
-
-def same_content(path, other):
-    if path.suffix == ".h5":  # HDF5 keeps the time of writing.
-        return all(
-            np.array_equal(a, b)
-            for a, b in zip(arrays(path), arrays(other), strict=True)
-        )
-    return path.read_bytes() == other.read_bytes()
-
-
-def arrays(path):
-    import h5py
-
-    found = []
-
-    def visit(name, item):
-        if isinstance(item, h5py.Dataset):
-            found.append(item[()])
-
-    with h5py.File(path) as file:
-        file.visititems(visit)
-    return found
-
-
-@pytest.mark.slow
-def test_ctrl_c_says_how_to_go_on(recipe, tmp_path):
-    process = start(recipe, tmp_path)
     while not any(tmp_path.glob("teacher/checkpoints/epoch-*")):
         assert process.poll() is None
         time.sleep(0.01)
@@ -244,5 +168,6 @@ def test_ctrl_c_says_how_to_go_on(recipe, tmp_path):
 def test_the_recipe_covers_every_kind_of_stage():
     from kdprune.config import KINDS
 
-    kinds = {stage["kind"] for stage in yaml.safe_load(RECIPE)["stages"].values()}
-    assert kinds == set(KINDS) - {"load"}  # `load` has nothing to resume.
+    content = yaml.safe_load(Path(__file__).with_name("every_stage.yaml").read_text())
+    kinds = {stage["kind"] for stage in content["stages"].values()}
+    assert kinds == set(KINDS)

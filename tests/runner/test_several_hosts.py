@@ -6,13 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from kdprune.models import load_model
 from kdprune.runner import cluster
 
+EVERY_STAGE = Path(__file__).with_name("every_stage.yaml")
+GIVEN = Path(__file__).parents[2] / "results" / "quantization" / "student.keras"
 TRAINING = {"epochs": 2, "batch_size": 60, "optimizer": "adam", "learning_rate": 0.003}
 NETWORK = {"name": "dscnn", "width": 8, "blocks": 1}
 DATA = {"dataset": "shapes", "train_images": 400, "test_images": 100}
@@ -106,60 +110,19 @@ def weights_of(folder, stage):
     return [w for w in load_model(folder / stage / "model.keras").get_weights()]
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("count", [2, 3])
-def test_all_stages_on_several_workers_and_a_store_of_another_key(
-    tmp_path, hosts, count
-):
-    """Trains, teaches in the loop and from a store, prunes, quantizes, exports."""
-    taught = {"kind": "distill", "model": NETWORK, "training": TRAINING}
-    content = recipe(
-        teacher={"kind": "train", "model": NETWORK, "training": TRAINING},
-        soft={
-            "kind": "soft_labels",
-            "teacher": "teacher",
-            "views": 2,
-            "augment": {"crop": 2},
-        },
-        student={**taught, "soft_labels": "soft"},
-        pruned={
-            "kind": "prune",
-            "from": "student",
-            "teacher": "teacher",
-            "sparsity": 0.6,
-            "frequency": 3,
-            "training": TRAINING,
-        },
-        slim={
-            "kind": "prune_channels",
-            "from": "student",
-            "ratio": 0.4,
-            "round_to": 4,
-            "training": TRAINING,
-        },
-        int8={
-            "kind": "quantize",
-            "from": "pruned",
-            "method": "qat",
-            "teacher": "teacher",
-            "training": TRAINING,
-        },
-        files={
-            "kind": "export",
-            "from": ["int8"],
-            "max_disagreement": 1.0,
-            "max_drop": 1.0,
-        },
-        measured={
-            "kind": "evaluate",
-            "from": ["student", "slim", "files"],
-            "latency": False,
-        },
-        page={"kind": "report", "from": ["measured"]},
-    )
-    content["flagship"] = "int8"
+@pytest.mark.parametrize(
+    "count",
+    [pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.soak)],
+)
+def test_every_kind_of_stage_on_several_workers(tmp_path, hosts, count):
+    """The kinds that train do so together, all others run on the chief."""
+    content = yaml.safe_load(EVERY_STAGE.read_text())
+    content["stages"]["given"]["file"] = str(GIVEN)
+    for stage in content["stages"].values():
+        if "training" in stage:
+            stage["training"] |= {"batch_size": 30, "epochs": 2}
     addresses = hosts.free(count)
-    found = hosts.finish(hosts.start(tmp_path, content, addresses), within=500)
+    found = hosts.finish(hosts.start(tmp_path, content, addresses), within=3600)
     assert [status for status, *_ in found] == [0] * count, found
     run = tmp_path / "run"
     for stage in content["stages"]:
@@ -170,7 +133,20 @@ def test_all_stages_on_several_workers_and_a_store_of_another_key(
             assert f"{stage} ({told['kind']}): waiting for the chief" in found[1][1]
     assert max(record(run, "pruned")["results"]["sparsity_by_layer"].values()) > 0.5
 
-    # Again, one machine trains another teacher, whose store is not the chief's.
+
+@pytest.mark.soak
+def test_a_store_of_another_key_is_refused_by_all(tmp_path, hosts):
+    taught = {"kind": "distill", "model": NETWORK, "training": TRAINING}
+    content = recipe(
+        teacher={"kind": "train", "model": NETWORK, "training": TRAINING},
+        soft={"kind": "soft_labels", "teacher": "teacher", "views": 1},
+        student={**taught, "soft_labels": "soft"},
+    )
+    addresses, run = hosts.free(2), tmp_path / "run"
+    found = hosts.finish(hosts.start(tmp_path, content, addresses), within=3600)
+    assert [status for status, *_ in found] == [0, 0], found
+
+    # One machine trains another teacher, whose store is not the chief's.
     shutil.copytree(run, tmp_path / "other")
     alone = ["--output", str(tmp_path / "other"), "--until", "soft"]
     alone += ["--set", "stages.teacher.seed=5"]
@@ -179,12 +155,11 @@ def test_all_stages_on_several_workers_and_a_store_of_another_key(
         check=True,
     )
     shutil.rmtree(run / "student")
-    outputs = ["run"] * (count - 1) + ["other"]
+    outputs = ["run", "other"]
     found = hosts.finish(hosts.start(tmp_path, content, addresses, outputs))
     for status, _, errors in found:
         assert (status, errors.count("\n")) == (2, 1), errors
-        last = count - 1
-        assert f"worker {last} ({addresses[last]}) has no results of stage" in errors
+        assert f"worker 1 ({addresses[1]}) has no results of stage" in errors
 
 
 @pytest.mark.soak

@@ -1,0 +1,78 @@
+"""A disk that fills during a stage: one line tells it, and the run goes on after."""
+
+import os
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+STAGES = yaml.safe_load(Path(__file__).with_name("every_stage.yaml").read_text())
+STAGES = {name: stage["kind"] for name, stage in STAGES["stages"].items()}
+PAGE = 4096
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 32 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a disk")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(disk, free):
+    """Takes all room but so many bytes; returns the file that does."""
+    filler, space = disk / "filler", os.statvfs(disk)
+    filler.write_bytes(bytes(space.f_bavail * space.f_frsize - free))
+    return filler
+
+
+def run_short_of_room(every_stage, disk, stage, free, temporary=False):
+    """Runs a stage with so many bytes free, and again with more; whether they did."""
+    output = disk / "run"
+    output.mkdir()
+    every_stage.copy_before(stage, output)
+    filler = fill(disk, free)
+    (disk / "tmp").mkdir(exist_ok=True)
+    environment = {"TMPDIR": str(disk / "tmp")} if temporary else {}
+    short = every_stage.run(output, "--until", stage, **environment)
+    told = [one for one in short.errors.splitlines() if one.startswith("kdprune: ")]
+    said = f"{stage}, {free} bytes free: {short.status}, {short.errors[-3000:]}"
+    assert "Traceback" not in short.errors, said
+    if short.status:
+        assert short.status == 2 and len(told) == 1, said
+        assert "space" in told[0] and str(disk) in told[0], said
+    filler.unlink()
+    again = every_stage.run(output, "--until", stage, **environment)
+    assert again.status == 0, f"{said}; then {again.errors}"
+    every_stage.assert_same(output, stage)
+    shutil.rmtree(output)
+    return short.status == 0
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_and_the_stage_goes_on(every_stage, disk):
+    assert not run_short_of_room(every_stage, disk, "student", 10 * PAGE)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("stage", STAGES)
+def test_each_stage_is_told_of_a_full_disk_and_goes_on(every_stage, disk, soak, stage):
+    """None free, and four draws of what is; in one, temporary files lie there too."""
+    soak.counts |= {"kind": STAGES[stage], "a_line": 0, "accepted": 0}
+    draw = random.Random(f"{soak.seed} {stage}")
+    whole = every_stage.whole / stage
+    needed = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file())
+    soak.counts["anything_else"] = 1
+    for number in range(5 * soak.rounds):
+        free = number and draw.randrange(2 + needed // PAGE) * PAGE
+        had_room = run_short_of_room(every_stage, disk, stage, free, number % 5 == 4)
+        soak.counts["accepted" if had_room else "a_line"] += 1
+    soak.counts["anything_else"] = 0
+    assert soak.counts["a_line"]
