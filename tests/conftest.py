@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(config, items):
     if config.option.markexpr:
         return
     for item in items:
-        if "soak" in item.keywords:
+        if item.get_closest_marker("soak"):
             item.add_marker(pytest.mark.skip(reason="runs in `make test-soak` alone"))
 
 
@@ -76,7 +76,7 @@ def soak(request):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
-    if "soak" in item.keywords and (call.when == "call" or not report.passed):
+    if item.get_closest_marker("soak") and (call.when == "call" or not report.passed):
         option = item.config.option
         tally = item.config.stash[_TALLY].setdefault(item.nodeid, {})
         tally |= {"outcome": report.outcome, "seconds": round(report.duration)}
