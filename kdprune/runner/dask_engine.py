@@ -76,9 +76,12 @@ def connect(address: str = ADDRESS, *, insecure: bool = False) -> Dask:
             address, timeout=CONNECT, set_as_default=False, name="kdprune"
         )
     except (OSError, TimeoutError, ValueError) as error:
-        cause = error.__cause__ or error
+        cause: BaseException = error
+        while cause.__cause__:
+            cause = cause.__cause__
+        why = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
         raise OSError(
-            f"can't reach the scheduler {address}: {cause}; start it (dask scheduler "
+            f"can't reach the scheduler {address}: {why}; start it (dask scheduler "
             "--host 127.0.0.1), or correct --scheduler"
         ) from error
     engine = Dask(client, address, insecure)

@@ -1,6 +1,7 @@
 """Stages on the workers of a real dask scheduler: refusals, places, and a lost one."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -119,7 +120,7 @@ def test_a_scheduler_that_is_not_there_is_one_line(capsys, recipe, hosts, monkey
     monkeypatch.setattr(dask_engine, "CONNECT", 0.5)
     address = f"tcp://{hosts.free(1)[0]}"
     line = refused(capsys, recipe, "--scheduler", address)
-    assert f"can't reach the scheduler {address}" in line
+    assert f"can't reach the scheduler {address}: Connection refused; start it" in line
 
 
 @pytest.mark.parametrize(
@@ -189,8 +190,6 @@ def test_a_worker_has_a_place_for_each_thread_with_a_core_and_a_gpu():
 
 
 def test_a_folder_is_shared_if_its_word_and_its_lock_are_seen(tmp_path):
-    import fcntl
-
     find = dask_tasks.find_run
     assert find(str(tmp_path / "none"), "word").startswith("does not see it")
     with open(tmp_path / ".lock", "w") as lock:
@@ -268,6 +267,48 @@ def test_by_tls_both_ends_show_a_certificate(dask, hosts, tmp_path, monkeypatch)
 
 
 CA = "distributed.comm.tls.ca-file"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_workers_come_and_go_and_a_lost_scheduler_is_one_line(
+    tmp_path, dask, hosts, caplog
+):
+    (address,) = hosts.free(1)
+    host, port = address.split(":")
+    scheduler = dask("scheduler", "--host", host, "--port", port, "--no-dashboard")
+
+    def worker(*more):
+        place = ["--host", host, "--no-nanny", "--no-dashboard", "--nthreads", 1]
+        return dask("worker", f"tcp://{address}", *place, "--death-timeout", 60, *more)
+
+    def wait_for(condition):
+        end = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+    first = worker("--resources", "CORES=1")
+    with (
+        dask_engine.connect(f"tcp://{address}") as engine,
+        open(tmp_path / ".lock", "a+") as lock,
+    ):
+        lock.write("word")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        engine.enter(tmp_path, lock)
+        assert len(engine.places()) == 1
+        worker()
+        wait_for(lambda: engine.places() and "is left out" in caplog.text)
+        assert "gives no CORES" in caplog.text
+        worker("--resources", "CORES=1")
+        wait_for(lambda: len(engine.places()) == 2)
+        first.kill()
+        wait_for(lambda: len(engine.places()) == 1)
+        scheduler.kill()
+        with pytest.raises(OSError, match=r"the scheduler .* was lost") as error:
+            wait_for(lambda: not engine.places())
+    assert "\n" not in str(error.value)
 
 
 def results(folder):
