@@ -68,24 +68,25 @@ def measure(options, folder):
     started = time.perf_counter()
     distill.write_soft_labels(quick_teacher, read_view, folder, views=1, key={})
     view_seconds = time.perf_counter() - started
-    ways = {
+    methods = {
         "alone": _ours(split, options, precision),
         "stored": _ours(split, options, precision, distill.load_soft_labels(folder)),
         "online": _ours(split, options, precision, teacher=quick_teacher),
         "keras3": _keras3(split, options, teacher),
     }
     # The first round traces and fills caches.
-    rounds = [{name: epoch() for name, epoch in ways.items()}]
+    rounds = [{name: epoch() for name, epoch in methods.items()}]
     rounds += [
-        {name: epoch() for name, epoch in ways.items()} for _ in range(options.rounds)
+        {name: epoch() for name, epoch in methods.items()}
+        for _ in range(options.rounds)
     ]
     seconds = {
-        name: statistics.median(turn[name] for turn in rounds[1:]) for name in ways
+        name: statistics.median(one[name] for one in rounds[1:]) for name in methods
     }
     store = options.views * view_seconds
     paid = store / (seconds["online"] - seconds["stored"])
     print(f"seconds for an epoch of {options.images:,} images, batch {options.batch}")
-    for letter, name in zip("abcd", ways, strict=True):
+    for letter, name in zip("abcd", methods, strict=True):
         ratio = seconds[name] / seconds["alone"]
         print(f"  {letter} {name:8} {seconds[name]:8.2f}   {ratio:5.2f} x a")
     ratios = {

@@ -1,7 +1,7 @@
 """Measures what channel pruning is worth in milliseconds, float and int8.
 
 Nets of MLPerf Tiny's and ResNet-20's shape are cut to a share of their MACs, and each
-takes turns with the whole one (A B A B) on the phones' kernels (XNNPACK) and on the
+is timed interleaved with the whole one on the phones' kernels (XNNPACK) and on the
 runtime's own. Latency does not depend on what the weights are, so the nets are not
 trained. With --profile the time of each kind of operator shows where the rest went.
 

@@ -1,8 +1,8 @@
 """Holds post-training int8 by kdprune against Google's ai-edge-quantizer.
 
 Both quantize the same model with the same calibration images, several draws of them;
-every file is scored on all test images and takes turns with the others on the runtime
-(A B A B). Needs `pip install ai-edge-quantizer`.
+every file is scored on all test images and timed, interleaved with the others, on the
+runtime. Needs `pip install ai-edge-quantizer`.
 
 Usage:
     python scripts/bench_quantizers.py results/quantization/student.keras \\
@@ -109,7 +109,7 @@ def quantize_static(float_file, images):
 
 
 def measure(files, test):
-    """Scores every file; times the first of each name in turns."""
+    """Scores every file; times the first of each name, interleaved."""
     timed = latency.measure_latencies([paths[0] for paths in files.values()])
     found = []
     for (name, paths), times in zip(files.items(), timed, strict=True):

@@ -16,15 +16,15 @@ from scipy.stats import binom
 from kdprune.tflite.interpreter import feed_random, open_interpreter
 
 METHOD = "batch 1, random input, wall time of the Python interpreter's invoke()"
-# Turns that each file takes. Where the median is to settle, more follow: those whose
+# Rounds that each file takes. Where the median is to settle, more follow: those whose
 # interval is within a hundredth of it, on either side, have.
-TURNS, MOST_TURNS, SETTLED = 10, 40, 0.01
-# Runs of a turn, at least: one that something else broke into must not be its median.
-TURN_RUNS = 5
-# Seconds of timed runs, at least, in the first `TURNS` turns together: a fast model
+ROUNDS, MOST_ROUNDS, SETTLED = 10, 40, 0.01
+# Runs of a round, at least: one that something else broke into must not be its median.
+ROUND_RUNS = 5
+# Seconds of timed runs, at least, in the first `ROUNDS` rounds together: a fast model
 # is not judged by a moment's disturbance.
 SECONDS = 0.5
-# Untimed runs at the start of a turn: the others' turns have used the caches.
+# Untimed runs at the start of a round: the others' rounds have used the caches.
 REFRESH = 3
 
 
@@ -38,9 +38,9 @@ def measure_latency(
 ) -> dict[str, Any] | None:
     """Measures the time a `.tflite` file takes for one image on this machine.
 
-    Runs at least `runs` times and at least half a second, in ten turns. The median
+    Runs at least `runs` times and at least half a second, in ten rounds. The median
     is the figure to compare; a 90th percentile far above it tells of a busy machine.
-    To compare files, `measure_latencies` lets them take turns.
+    To compare files, `measure_latencies` interleaves them.
 
     Args:
         path: A `.tflite` file.
@@ -78,24 +78,24 @@ def measure_latencies(
     """Measures the time for one image of several files, interleaved.
 
     What disturbs the machine for a while, or heats it, meets all of them alike. Ten
-    turns each at first; with `settle` up to forty, until every median is known within
-    1 %. The interval of a median is that of the turns' medians (by their ranks,
+    rounds each at first; with `settle` up to forty, until every median is known within
+    1 %. The interval of a median is that of the rounds' medians (by their ranks,
     without an assumption on how they scatter): runs that follow each other are
-    disturbed together and would promise too much. A ratio is taken turn by turn.
+    disturbed together and would promise too much. A ratio is taken round by round.
 
     Args:
         paths: `.tflite` files.
         resolvers: Kernels to run each of them on, see `open_interpreter`.
         threads: Threads of the runtime.
         runs: Least number of timed runs of each, at least 1.
-        warmup: Untimed runs of each before the first turn.
+        warmup: Untimed runs of each before the first round.
         settle: Whether to go on until the medians have settled.
 
     Returns:
         For each resolver and file a dictionary: `file`, `resolver`, `threads`,
         `method`, `runs`; in milliseconds `latency_ms_p50`, `latency_ms_p90`,
         `latency_ms_max`, `p50_interval_ms` (95 %, low and high) and `turns_ms`, the
-        median of each turn; `settled`, whether the interval is within 1 %;
+        median of each round; `settled`, whether the interval is within 1 %;
         `outliers`, the number of runs slower than the third quartile by 1.5 times
         the quartiles' distance; `ratio` to the first file on the same kernels, and
         `ratio_interval`.
@@ -111,17 +111,17 @@ def measure_latencies(
         interpreter = open_interpreter(path, resolver, threads)
         feed_random(interpreter)
         calls.append(interpreter.invoke)
-    timings = time_in_turns(calls, runs=runs, warmup=warmup, settle=settle)
+    timings = time_interleaved(calls, runs=runs, warmup=warmup, settle=settle)
     about = {"threads": threads, "method": METHOD}
     entries = [
-        {"file": path, "resolver": resolver, **about, **summarize(turns)}
-        for (path, resolver), turns in zip(cases, timings, strict=True)
+        {"file": path, "resolver": resolver, **about, **summarize(rounds)}
+        for (path, resolver), rounds in zip(cases, timings, strict=True)
     ]
     add_ratios(entries)
     return entries
 
 
-def time_in_turns(
+def time_interleaved(
     calls: Sequence[Callable[[], Any]],
     *,
     runs: int = 200,
@@ -134,27 +134,27 @@ def time_in_turns(
     Args:
         calls: Functions without arguments.
         runs: Least number of timed runs of each.
-        warmup: Untimed runs of each before the first turn.
-        seconds: Least time of each, in seconds, in the first ten turns.
-        settle: Whether to add turns until every median has settled.
+        warmup: Untimed runs of each before the first round.
+        seconds: Least time of each, in seconds, in the first ten rounds.
+        settle: Whether to add rounds until every median has settled.
 
     Returns:
-        For each function its turns, each an array of the runs' seconds.
+        For each function its rounds, each an array of the runs' seconds.
     """
     for call in calls:
         for _ in range(warmup):
             call()
     timings: list[list[NDArray]] = [[] for _ in calls]
-    turn_runs = max(math.ceil(runs / TURNS), TURN_RUNS)
-    for turn in range(MOST_TURNS if settle else TURNS):
-        if turn >= TURNS and all(summarize(turns)["settled"] for turns in timings):
+    round_runs = max(math.ceil(runs / ROUNDS), ROUND_RUNS)
+    for done in range(MOST_ROUNDS if settle else ROUNDS):
+        if done >= ROUNDS and all(summarize(rounds)["settled"] for rounds in timings):
             break
-        for call, turns in zip(calls, timings, strict=True):
-            turns.append(_take_turn(call, turn_runs, seconds / TURNS))
+        for call, rounds in zip(calls, timings, strict=True):
+            rounds.append(_take_round(call, round_runs, seconds / ROUNDS))
     return timings
 
 
-def _take_turn(call: Callable[[], Any], runs: int, seconds: float) -> NDArray:
+def _take_round(call: Callable[[], Any], runs: int, seconds: float) -> NDArray:
     for _ in range(REFRESH):
         call()
     times: list[float] = []
@@ -166,17 +166,17 @@ def _take_turn(call: Callable[[], Any], runs: int, seconds: float) -> NDArray:
     return np.array(times)
 
 
-def summarize(turns: Sequence[NDArray]) -> dict[str, Any]:
-    """Describes the turns of one function, as `measure_latencies` does a file's.
+def summarize(rounds: Sequence[NDArray]) -> dict[str, Any]:
+    """Describes the rounds of one function, as `measure_latencies` does a file's.
 
     Args:
-        turns: A list of arrays of seconds.
+        rounds: A list of arrays of seconds.
 
     Returns:
         The figures of `measure_latencies` that need no second file.
     """
-    times = np.concatenate(turns) * 1000
-    medians = [float(np.median(turn)) * 1000 for turn in turns]
+    times = np.concatenate(rounds) * 1000
+    medians = [float(np.median(one)) * 1000 for one in rounds]
     p25, p50, p75, p90 = (float(p) for p in np.percentile(times, [25, 50, 75, 90]))
     low, high = rank_interval(medians)
     return {
@@ -196,8 +196,8 @@ def add_ratios(entries: Sequence[dict[str, Any]]) -> None:
 
     Args:
         entries: Dictionaries with `resolver` and `turns_ms`; `ratio` and
-            `ratio_interval` are added, of the turns taken side by side. Where one
-            took more turns than the other the first of them are compared. Both are
+            `ratio_interval` are added, of the rounds taken side by side. Where one
+            took more rounds than the other the first of them are compared. Both are
             `None` where a program rounded the first one's time to 0.
     """
     first: dict = {}
@@ -206,7 +206,7 @@ def add_ratios(entries: Sequence[dict[str, Any]]) -> None:
         entry["ratio"] = entry["ratio_interval"] = None
         if all(base):
             pairs = zip(entry["turns_ms"], base, strict=False)
-            ratios = [turn / other for turn, other in pairs]
+            ratios = [own / other for own, other in pairs]
             entry["ratio"] = float(np.median(ratios))
             entry["ratio_interval"] = list(rank_interval(ratios))
 

@@ -33,8 +33,8 @@ from kdprune._io import first_line
 from kdprune.benchmark.latency import add_ratios
 from kdprune.tflite.format import read_tflite
 
-# Interleaved turns of each file: a phone that grows hot slows down all alike.
-TURNS = 3
+# Interleaved rounds of each file: a phone that grows hot slows down all alike.
+ROUNDS = 3
 PHONE_FOLDER = "/data/local/tmp"
 BENCHMARK_MODEL = f"{PHONE_FOLDER}/benchmark_model"
 _DELEGATE = {"xnnpack": "true", "builtin": "false"}
@@ -84,7 +84,7 @@ def run_litert_benchmark(
         paths: The files.
         threads: Threads of the runtime.
         runs: Least number of timed runs of each.
-        warmup: Untimed runs at the start of each turn.
+        warmup: Untimed runs at the start of each round.
 
     Returns:
         A dictionary for each file, as `read_results` gives it.
@@ -95,12 +95,12 @@ def run_litert_benchmark(
     results = []
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "result.json"
-        for path in [*paths] * TURNS:
+        for path in [*paths] * ROUNDS:
             module = "ai_edge_litert.tools.benchmark_litert_model"
             options = {
                 "model": path,
                 "num_threads": threads,
-                "num_runs": -(-runs // TURNS),
+                "num_runs": -(-runs // ROUNDS),
                 "warmup_runs": warmup,
                 "result_json": target,
             }
@@ -224,7 +224,7 @@ def run_on_phone(
     try:
         for push, _, _ in cases[: len(paths)]:  # The others are of the same files.
             _run(push, "adb push")
-        for _, run, _ in cases * TURNS:
+        for _, run, _ in cases * ROUNDS:
             logs.append(_run(run, "benchmark_model on the phone"))
     finally:
         for *_, remove in cases[: len(paths)]:
@@ -238,12 +238,12 @@ def read_results(paths: Sequence[str | PathLike]) -> list[dict[str, Any]]:
     Args:
         paths: Files: logs of `benchmark_model`, of one or several runs each, or JSON
             of `litert-benchmark`. Results of the same file, kernels and threads are
-            turns of one measurement.
+            rounds of one measurement.
 
     Returns:
         A dictionary for each file and kernels: `file`, `resolver` (the program's name
         where it does not tell), `threads`, `tool`, `runs`; in milliseconds, each the
-        median over the turns, `latency_ms_p50`, `latency_ms_p95` (`None` of old
+        median over the rounds, `latency_ms_p50`, `latency_ms_p95` (`None` of old
         versions), `latency_ms_mean`, `latency_ms_max` (the greatest), `turns_ms`;
         `ratio` and `ratio_interval` to the first file, `None` where its time is
         rounded to 0; `ops`, the operators (`op`, `layer`, `us`) where they were
@@ -371,13 +371,13 @@ def _read_ops(profile: str) -> list[dict[str, Any]]:
 
 
 def _merge(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Makes one entry of the turns of each file."""
-    turns: dict[tuple, list] = {}
+    """Makes one entry of the rounds of each file."""
+    rounds: dict[tuple, list] = {}
     for result in results:
         key = (result["file"], result["resolver"], result["threads"])
-        turns.setdefault(key, []).append(result)
+        rounds.setdefault(key, []).append(result)
     entries = []
-    for group in turns.values():
+    for group in rounds.values():
         entry = dict(group[0])
         for name in ("latency_ms_p50", "latency_ms_p95", "latency_ms_mean"):
             values = [result[name] for result in group]

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdprune._io import first_line
-from kdprune.benchmark.latency import summarize, time_in_turns
+from kdprune.benchmark.latency import summarize, time_interleaved
 from kdprune.tflite.format import (
     Cut,
     File,
@@ -92,14 +92,14 @@ def profile_file(
     cuts = cut_ops(path)
     empty = open_cut(_empty_cut(), resolver, threads)
     parts = [open_cut(cut, resolver, threads) for cut in cuts]
-    timings = time_in_turns(
+    timings = time_interleaved(
         [interpreter.invoke for interpreter in (whole, empty, *parts)],
         runs=RUNS,
         warmup=5,
         seconds=SECONDS,
     )
     whole_us, call_us, *ops_us = (
-        1000 * summarize(turns)["latency_ms_p50"] for turns in timings
+        1000 * summarize(rounds)["latency_ms_p50"] for rounds in timings
     )
     ops_us = [max(us - call_us, 0.0) for us in ops_us]
     return {

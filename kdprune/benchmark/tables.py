@@ -40,7 +40,7 @@ def results_tables(results: Sequence[Mapping[str, Any]]) -> str:
         for entry in results
     ]
     head = ("file", "kernels", "threads", "p50 ms", "mean ms", "ratio", "p95 ms")
-    texts = [_table((*head, "max ms", "turns"), rows)]
+    texts = [_table((*head, "max ms", "rounds"), rows)]
     for entry in results:
         ops = [(op["op"], op["layer"], f"{op['us']:.1f}") for op in entry["ops"]]
         if ops:

@@ -13,9 +13,9 @@ from kdprune.cli import bench as bench_command
 
 
 @pytest.fixture(autouse=True)
-def few_turns(monkeypatch):
-    """Ten turns and no more, for the sake of time, however busy the machine is."""
-    monkeypatch.setattr(latency, "MOST_TURNS", latency.TURNS)
+def few_rounds(monkeypatch):
+    """Ten rounds and no more, for the sake of time, however busy the machine is."""
+    monkeypatch.setattr(latency, "MOST_ROUNDS", latency.ROUNDS)
 
 
 @pytest.fixture

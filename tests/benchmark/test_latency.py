@@ -1,4 +1,4 @@
-"""Latency: turns, medians and their intervals, ratios, and what disturbs them."""
+"""Latency: rounds, medians and their intervals, ratios, and what disturbs them."""
 
 import math
 import types
@@ -12,7 +12,7 @@ from kdprune.benchmark.latency import (
     measure_latencies,
     rank_interval,
     summarize,
-    time_in_turns,
+    time_interleaved,
 )
 
 
@@ -26,22 +26,22 @@ def clock(monkeypatch):
     return now
 
 
-def test_functions_take_turns_after_all_are_warm(clock):
+def test_functions_are_interleaved_after_all_are_warm(clock):
     order = []
     calls = [lambda name=name: order.append(name) for name in "AB"]
-    timings = time_in_turns(calls, runs=70, warmup=4, seconds=0.0)
-    turn = latency.REFRESH + 7
-    assert "".join(order) == "AAAABBBB" + ("A" * turn + "B" * turn) * latency.TURNS
-    assert [[len(turn) for turn in turns] for turns in timings] == [[7] * 10] * 2
+    timings = time_interleaved(calls, runs=70, warmup=4, seconds=0.0)
+    runs = latency.REFRESH + 7
+    assert "".join(order) == "AAAABBBB" + ("A" * runs + "B" * runs) * latency.ROUNDS
+    assert [[len(one) for one in rounds] for rounds in timings] == [[7] * 10] * 2
 
 
 def test_a_fast_function_is_run_for_as_long_as_was_asked(clock):
     def call():
         clock.seconds += 1e-3
 
-    (turns,) = time_in_turns([call], runs=1, warmup=0, seconds=0.5)
-    assert 500 <= sum(map(len, turns)) <= 520
-    assert np.concatenate(turns) == pytest.approx(1e-3)
+    (rounds,) = time_interleaved([call], runs=1, warmup=0, seconds=0.5)
+    assert 500 <= sum(map(len, rounds)) <= 520
+    assert np.concatenate(rounds) == pytest.approx(1e-3)
 
 
 def test_a_disturbance_that_lasts_meets_all_alike_and_leaves_the_ratio(clock):
@@ -54,8 +54,8 @@ def test_a_disturbance_that_lasts_meets_all_alike_and_leaves_the_ratio(clock):
         count[0] += 1
 
     calls = [lambda: call(2.0), lambda: call(1.0)]
-    timings = time_in_turns(calls, runs=200, warmup=0, seconds=0.0)
-    entries = [{"resolver": "xnnpack", **summarize(turns)} for turns in timings]
+    timings = time_interleaved(calls, runs=200, warmup=0, seconds=0.0)
+    entries = [{"resolver": "xnnpack", **summarize(rounds)} for rounds in timings]
     add_ratios(entries)
     assert entries[0]["ratio"] == 1.0
     assert entries[1]["ratio"] == pytest.approx(0.5)
@@ -64,25 +64,25 @@ def test_a_disturbance_that_lasts_meets_all_alike_and_leaves_the_ratio(clock):
     assert (low, high) == pytest.approx((2, 6)) and not entries[0]["settled"]
 
 
-@pytest.mark.parametrize(("spread", "turns"), [(0.0, 10), (0.5, 40)])
-def test_turns_are_added_until_the_median_has_settled(clock, spread, turns):
+@pytest.mark.parametrize(("spread", "rounds"), [(0.0, 10), (0.5, 40)])
+def test_rounds_are_added_until_the_median_has_settled(clock, spread, rounds):
     random = np.random.default_rng(0)
-    turn = [0, 1.0]
+    state = [0, 1.0]
 
     def call():
-        if turn[0] % (latency.REFRESH + latency.TURN_RUNS) == 0:
-            turn[1] = random.uniform(1, 1 + spread)
-        turn[0] += 1
-        clock.seconds += turn[1] / 1000
+        if state[0] % (latency.REFRESH + latency.ROUND_RUNS) == 0:
+            state[1] = random.uniform(1, 1 + spread)
+        state[0] += 1
+        clock.seconds += state[1] / 1000
 
-    (timed,) = time_in_turns([call], runs=10, warmup=0, seconds=0.0, settle=True)
-    assert len(timed) == turns
+    (timed,) = time_interleaved([call], runs=10, warmup=0, seconds=0.0, settle=True)
+    assert len(timed) == rounds
 
 
 def test_a_summary_counts_what_is_slower_than_chance():
-    turns = [np.full(20, 1e-3) + np.linspace(0, 1e-5, 20) for _ in range(10)]
-    turns[3][4] = turns[7][9] = 5e-3
-    summary = summarize(turns)
+    rounds = [np.full(20, 1e-3) + np.linspace(0, 1e-5, 20) for _ in range(10)]
+    rounds[3][4] = rounds[7][9] = 5e-3
+    summary = summarize(rounds)
     assert summary["latency_ms_p50"] == pytest.approx(1.005, abs=1e-3)
     assert summary["latency_ms_p90"] == pytest.approx(1.0095, abs=1e-3)
     assert summary["latency_ms_max"] == 5.0
@@ -90,14 +90,14 @@ def test_a_summary_counts_what_is_slower_than_chance():
     assert len(summary["turns_ms"]) == 10 and summary["settled"] is True
 
 
-@pytest.mark.parametrize(("turns", "rank"), [(3, 1), (5, 1), (10, 2), (40, 14)])
-def test_an_interval_holds_the_median_in_95_of_100_cases(turns, rank):
-    values = list(range(1, turns + 1))[::-1]
-    assert rank_interval(values) == (rank, turns + 1 - rank)
+@pytest.mark.parametrize(("rounds", "rank"), [(3, 1), (5, 1), (10, 2), (40, 14)])
+def test_an_interval_holds_the_median_in_95_of_100_cases(rounds, rank):
+    values = list(range(1, rounds + 1))[::-1]
+    assert rank_interval(values) == (rank, rounds + 1 - rank)
     # The binomial distribution, summed by hand: each value is as likely below the
     # median as above it.
-    outside = 2 * sum(math.comb(turns, below) for below in range(rank)) / 2**turns
-    next_outside = outside + 2 * math.comb(turns, rank) / 2**turns
+    outside = 2 * sum(math.comb(rounds, below) for below in range(rank)) / 2**rounds
+    next_outside = outside + 2 * math.comb(rounds, rank) / 2**rounds
     assert next_outside > 0.05
     assert outside <= 0.05 or rank == 1
 

@@ -122,8 +122,8 @@ def test_a_log_tells_the_timed_runs_not_the_warm_up(tmp_path):
     assert (entry["tool"], entry["ops"]) == ("benchmark_model", [])
 
 
-def test_runs_of_the_same_file_are_turns_and_ratios_go_turn_by_turn(tmp_path):
-    # The phone becomes slower by half from turn to turn; b stays twice as fast.
+def test_runs_of_the_same_file_are_rounds_and_ratios_go_round_by_round(tmp_path):
+    # The phone becomes slower by half from round to round; b stays twice as fast.
     texts = [log("a.tflite", m) + log("b.tflite", m // 2) for m in (600, 900, 1300)]
     a, b = read(tmp_path, "".join(texts[:2]), texts[2])
     assert a["turns_ms"] == [0.6, 0.9, 1.3] and a["latency_ms_p50"] == 0.9
@@ -219,7 +219,7 @@ def test_a_result_that_is_not_there_is_named(tmp_path):
 
 
 def test_litert_benchmark_really_runs(tflites, monkeypatch):
-    monkeypatch.setattr(phone, "TURNS", 1)
+    monkeypatch.setattr(phone, "ROUNDS", 1)
     (entry,) = run_litert_benchmark([tflites["int8"]], runs=20, warmup=2)
     assert entry["file"] == str(tflites["int8"])
     assert (entry["runs"], entry["threads"]) == (20, 1)
@@ -229,7 +229,7 @@ def test_litert_benchmark_really_runs(tflites, monkeypatch):
 
 
 def test_a_file_that_litert_benchmark_refuses_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(phone, "TURNS", 1)
+    monkeypatch.setattr(phone, "ROUNDS", 1)
     (tmp_path / "bad.tflite").write_bytes(b"\x1c\0\0\0TFL3" + bytes(30))
     with pytest.raises(ValueError, match=r"litert-benchmark on .*bad\.tflite failed"):
         run_litert_benchmark([tmp_path / "bad.tflite"])
@@ -273,7 +273,7 @@ esac
     return tmp_path / "asked"
 
 
-def test_a_phone_is_measured_in_turns_and_left_clean(adb, tflites):
+def test_a_phone_is_measured_interleaved_and_left_clean(adb, tflites):
     assert phone_is_there()
     assert describe_phone()["model"] == "Pixel 9"
     adb.unlink()
@@ -282,10 +282,10 @@ def test_a_phone_is_measured_in_turns_and_left_clean(adb, tflites):
     assert [entry["file"] for entry in entries] == [path.name for path in files]
     assert [len(entry["turns_ms"]) for entry in entries] == [3, 3]
     asked = [line.split()[:2] for line in adb.read_text().splitlines()]
-    turn = [["shell", phone.BENCHMARK_MODEL]] * 2
+    round = [["shell", phone.BENCHMARK_MODEL]] * 2
     assert (
         asked
-        == [["push", str(path)] for path in files] + turn * 3 + [["shell", "rm"]] * 2
+        == [["push", str(path)] for path in files] + round * 3 + [["shell", "rm"]] * 2
     )
     runs = [x for x in adb.read_text().splitlines() if "benchmark_model" in x]
     assert ["int8" in line for line in runs] == [False, True] * 3
