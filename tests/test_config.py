@@ -173,7 +173,7 @@ def test_what_is_wrong_is_named_with_its_path(path, value, expected):
     assert expected in error(path, value)
 
 
-def test_a_circle_is_refused():
+def test_a_cycle_is_refused():
     content = recipe()
     content["stages"]["soft"]["teacher"] = "pruned"
     with pytest.raises(ValueError, match="dependency cycle: .*soft.*pruned.*student"):

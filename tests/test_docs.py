@@ -305,13 +305,13 @@ def test_the_check_of_links_finds_links_and_headings():
 
 
 def test_the_architecture_page_says_who_may_import_whom():
-    rooms = tool("test_layering", ROOT / "tests").ROOMS
+    subpackages = tool("test_layering", ROOT / "tests").SUBPACKAGES
     page = (DOCS / "architecture.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)/` \|.*\| ([^|]*) \|$", page, re.MULTILINE))
-    assert set(rooms) <= set(rows)
-    for room, allowed in rooms.items():
-        named = set(re.findall(r"\w+", rows[room]))
-        assert named == allowed, room
+    assert set(subpackages) <= set(rows)
+    for subpackage, allowed in subpackages.items():
+        named = set(re.findall(r"\w+", rows[subpackage]))
+        assert named == allowed, subpackage
     folders = {path.parent.name for path in (ROOT / "kdprune").glob("*/__init__.py")}
     assert folders == set(rows)
 

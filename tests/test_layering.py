@@ -1,4 +1,4 @@
-"""The rooms of the package and which of them may import which."""
+"""The subpackages, and which of them may import which."""
 
 import ast
 import graphlib
@@ -28,7 +28,7 @@ FOUNDATIONS = {
 # The subpackages that stages are made of do not import each other, but as told here:
 # what one needs of another is handed to it as a function. A new one is a decision,
 # and gets its own line.
-ROOMS = {
+SUBPACKAGES = {
     "data": set(),
     "intake": set(),
     "models": {"intake"},
@@ -59,28 +59,28 @@ ALLOWED = {
     "_graph": {"_io", "_log", "_registry"},
     "images": {"_io", "_log", "_registry"},
     "records": {"_io", "_log", "_registry"},
-    **ROOMS,
-    # What each kind of stage is and does, put together from the rooms. A recipe's
+    **SUBPACKAGES,
+    # What each kind of stage is and does, put together from the subpackages. A recipe's
     # schema is made of the kinds, so that `config` stands above `stages`: a kind's
     # file is all that a new kind needs. Both are light: what needs TensorFlow is
     # imported in the functions that do the work.
-    "stages": {*ROOMS},
+    "stages": {*SUBPACKAGES},
     "config": {"data", "stages"},
-    # Asks every room about a model, and the stages how long they take.
-    "doctor": {*ROOMS, "stages"},
-    "runner": {*ROOMS, "config", "stages"},
+    # Asks every subpackage about a model, and the stages how long they take.
+    "doctor": {*SUBPACKAGES, "stages"},
+    "runner": {*SUBPACKAGES, "config", "stages"},
     # Writes a recipe, runs it and reads what came of it. What is refused of a model is
     # found by the doctor, all at once.
-    "compression": {*ROOMS, "config", "doctor", "runner", "stages"},
-    "cli": {*ROOMS, "compression", "config", "doctor", "runner", "stages"},
+    "compression": {*SUBPACKAGES, "config", "doctor", "runner", "stages"},
+    "cli": {*SUBPACKAGES, "compression", "config", "doctor", "runner", "stages"},
     "__main__": {"cli"},
 }
 MAY_IMPORT = {
-    room: allowed if room in FOUNDATIONS else {*allowed, *FOUNDATIONS}
-    for room, allowed in ALLOWED.items()
+    subpackage: allowed if subpackage in FOUNDATIONS else {*allowed, *FOUNDATIONS}
+    for subpackage, allowed in ALLOWED.items()
 }
 
-# Rooms that a machine without TensorFlow, or a quick `--help`, relies on.
+# Those that a machine without TensorFlow, or a quick `--help`, relies on.
 LIGHT = (
     "report",
     "config",
@@ -113,7 +113,7 @@ def module_name(path):
     return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
-def room_of(module):
+def subpackage_of(module):
     """Returns `data` for `kdprune.data.splits`, `__init__` for `kdprune`."""
     return (module.split(".") + ["__init__"])[1]
 
@@ -142,10 +142,10 @@ def imports(nodes, module):
                 yield node.lineno, str(name.value)
 
 
-def rooms_imported(tree, module):
-    """Yields `(line, room)` of the rooms of kdprune that a module imports.
+def subpackages_imported(tree, module):
+    """Yields `(line, subpackage)` of the subpackages of kdprune that a module imports.
 
-    A public name, such as `kdprune.build_model`, counts as the room that it is
+    A public name, such as `kdprune.build_model`, counts as the subpackage that it is
     loaded from.
     """
     for line, name in imports(ast.walk(tree), module):
@@ -155,7 +155,7 @@ def rooms_imported(tree, module):
         if len(parts) == 1 or parts[1] in ("__version__", "__init__"):
             continue
         public = kdprune._PUBLIC.get(parts[1])
-        yield line, room_of(public) if public else parts[1]
+        yield line, subpackage_of(public) if public else parts[1]
 
 
 def executed(tree, functions=True):
@@ -171,12 +171,12 @@ def executed(tree, functions=True):
 
 
 def violations(source, module):
-    """Lists `line: room` of the imports that the table does not allow."""
-    room = room_of(module)
+    """Lists `line: subpackage` of the imports that the table does not allow."""
+    subpackage = subpackage_of(module)
     return [
-        f"{line}: {room} imports {imported}"
-        for line, imported in rooms_imported(ast.parse(source), module)
-        if imported not in {room, *MAY_IMPORT[room]}
+        f"{line}: {subpackage} imports {imported}"
+        for line, imported in subpackages_imported(ast.parse(source), module)
+        if imported not in {subpackage, *MAY_IMPORT[subpackage]}
     ]
 
 
@@ -220,9 +220,9 @@ def found_in(paths, check):
     return {path: listed for path, listed in found.items() if listed}
 
 
-def test_a_room_imports_only_the_rooms_it_may():
-    rooms = {room_of(module_name(path)) for path in package_files()}
-    assert rooms <= set(MAY_IMPORT), "a new room needs a line in ALLOWED"
+def test_a_subpackage_imports_only_those_it_may():
+    subpackages = {subpackage_of(module_name(path)) for path in package_files()}
+    assert subpackages <= set(MAY_IMPORT), "a new subpackage needs a line in ALLOWED"
     assert not found_in(
         package_files(), lambda path: violations(path.read_text(), module_name(path))
     )
@@ -252,11 +252,11 @@ def imports_by_module(sources):
 
 def test_no_module_imports_itself_by_way_of_others():
     sources = {module_name(path): path.read_text() for path in package_files()}
-    # Names the circle.
+    # Names the cycle.
     graphlib.TopologicalSorter(imports_by_module(sources)).prepare()
 
 
-def test_the_check_sees_a_circle_through_a_late_import():
+def test_the_check_sees_a_cycle_through_a_late_import():
     sources = {
         "kdprune.a.one": "def f():\n    from kdprune.a import two",
         "kdprune.a.two": "from kdprune.a.one import f",
@@ -286,12 +286,14 @@ def test_the_check_sees_a_circle_through_a_late_import():
         ),
     ],
 )
-def test_the_check_sees_every_way_to_import_a_room(source, found):
+def test_the_check_sees_every_way_to_import_a_subpackage(source, found):
     assert violations(source, "kdprune.distill.distiller") == found
 
 
-def test_a_light_room_loads_no_tensorflow_of_its_own():
-    light = [path for path in package_files() if room_of(module_name(path)) in LIGHT]
+def test_a_light_subpackage_loads_no_tensorflow_of_its_own():
+    light = [
+        path for path in package_files() if subpackage_of(module_name(path)) in LIGHT
+    ]
     assert light
     assert not found_in(
         light, lambda path: heavy_at_module_level(path.read_text(), module_name(path))
@@ -307,13 +309,15 @@ def test_the_check_tells_module_level_from_function_level():
     assert heavy_at_module_level(early, "kdprune.config") == ["2: tf_keras.layers"]
 
 
-def test_importing_the_light_rooms_leaves_tensorflow_unloaded():
-    rooms = [
-        f"kdprune.{room}"
-        for room in LIGHT
-        if (PACKAGE / f"{room}.py").exists() or (PACKAGE / room).is_dir()
+def test_importing_the_light_subpackages_leaves_tensorflow_unloaded():
+    subpackages = [
+        f"kdprune.{subpackage}"
+        for subpackage in LIGHT
+        if (PACKAGE / f"{subpackage}.py").exists() or (PACKAGE / subpackage).is_dir()
     ]
-    code = f"import sys, {', '.join(rooms)}; print(*({HEAVY!r} & set(sys.modules)))"
+    code = (
+        f"import sys, {', '.join(subpackages)}; print(*({HEAVY!r} & set(sys.modules)))"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
