@@ -1,5 +1,8 @@
 """`kdprune bench`: how long one image takes, where, and on which kernels."""
 
+from __future__ import annotations
+
+import argparse
 import functools
 import pathlib
 
@@ -27,7 +30,7 @@ known; a p90 or a maximum far above it, or many outliers, tell of a busy machine
 RESOLVERS = ("xnnpack", "builtin", "reference")
 
 
-def add_options(parser):
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `kdprune bench` to its parser."""
     parser.add_argument("files", nargs="*", metavar="FILE.tflite")
     parser.add_argument(
@@ -76,7 +79,7 @@ def add_options(parser):
     )
 
 
-def run(options):
+def run(options: argparse.Namespace) -> None:
     """Runs `kdprune bench`: measures, prints, and writes what was asked for.
 
     Raises:

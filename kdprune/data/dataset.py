@@ -330,7 +330,7 @@ def join_splits(*splits: Split) -> Split:
 
 def check_split(
     split: Split, what: str, image_shape: tuple[int, int, int], classes: tuple[str, ...]
-):
+) -> None:
     """Raises a ValueError unless `split` fits the dataset it is to be part of."""
     if not len(split):
         raise ValueError(f"Expected {what} images. Received: none.")

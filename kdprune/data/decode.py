@@ -174,8 +174,9 @@ class Reader:
         """A row of pixels for each file, and what is wrong with which files."""
         size = self._find_size(files)
         if size is None:
-            found = dict(enumerate(self._decode(files)))
-            return np.empty((0, 0, 0, self.channels), np.uint8), found  # type: ignore
+            found = enumerate(self._decode(files))
+            none = np.empty((0, 0, 0, self.channels), np.uint8)
+            return none, {row: one for row, one in found if isinstance(one, Wrong)}
         shape = (len(files), *size, self.channels)
         if self.cache is not None and math.prod(shape) > IN_MEMORY:
             return self._streamed(self.cache, files, shape)

@@ -240,7 +240,7 @@ def plot_training(stage: Stage, measure: str) -> Plot | None:
     widths = [1.0 if panel[1] else 0.55 for panel in panels]
     figure, _ = new_figure(1.0 + 3.7 * sum(widths), 3.1, empty=True)
     # The names of the lines stand between the panels.
-    figure.get_layout_engine().set(wspace=0.04)
+    figure.set_layout_engine("constrained", wspace=0.04)
     drawn = figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0]
     for axes, (title, validation, training, scale) in zip(drawn, panels, strict=True):
         ends = []

@@ -54,7 +54,7 @@ class Plot:
     figure: Figure
 
 
-def new_figure(width: float, height: float, empty: bool = False):
+def new_figure(width: float, height: float, empty: bool = False) -> tuple[Figure, Any]:
     """Makes a figure, in inches, and its axes (None if `empty`)."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -87,7 +87,7 @@ def room_for(names: Sequence[str], length: int = 30) -> float:
 
 
 def write_beside(
-    axes: Axes, row: float, columns: Sequence[float], texts: Sequence[str], **style
+    axes: Axes, row: float, columns: Sequence[float], texts: Sequence[str], **style: Any
 ) -> None:
     """Writes texts beside a row, so many points right of the axes."""
     for column, text in zip(columns, texts, strict=True):

@@ -228,15 +228,20 @@ def test_sample_weights_weigh_as_in_keras(data):
     assert fit(two, images, changed, sample_weight=half)["loss"] == one_loss
 
 
-def test_sample_weights_weigh_the_hard_loss_that_is_shown(data):
+def test_sample_weights_weigh_the_losses(data):
     images, labels = data
     weights = np.linspace(0, 2, 64).astype(np.float32)
-    made = distiller()
+    made = distiller(soft_weight=0.0)
     hard = cross_entropy(labels, made.student(images, training=True)).numpy()
     weighted = (weights * hard).sum() / weights.sum()
     assert abs(weighted - hard.mean()) > 1e-3
     shown = made.train_on_batch(images, labels, weights, return_dict=True)
     assert shown["hard_loss"] == pytest.approx(weighted, rel=1e-5)
+    # The one that is trained by is over the images, as in Keras.
+    assert shown["loss"] == pytest.approx((weights * hard).mean(), rel=1e-5)
+    scored = made.test_on_batch(images, labels, weights, return_dict=True)
+    hard = cross_entropy(labels, made.student(images)).numpy()
+    assert scored["loss"] == pytest.approx((weights * hard).mean(), rel=1e-5)
 
 
 def test_a_subclassed_student_trains(data, subclassed):
