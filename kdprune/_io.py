@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,34 @@ def writing(path: str | os.PathLike) -> Iterator[Path]:
     sync(path.parent)
 
 
+@contextlib.contextmanager
+def writing_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives an empty folder beside `path`; moves it there at the end, files synced.
+
+    Args:
+        path: Where the folder is to be, in place of one that is there. The folder
+            above it must exist.
+
+    Yields:
+        The folder to write to. If the block raises, it is removed and `path` is left
+        as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}{PARTIAL}")
+    shutil.rmtree(temporary, ignore_errors=True)  # Of a process that was killed.
+    temporary.mkdir()
+    try:
+        yield temporary
+        for one in (*temporary.rglob("*"), temporary):
+            sync(one)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync(path.parent)
+
+
 def write_file(path: str | os.PathLike, content: bytes | str) -> None:
     """Writes bytes, or text as UTF-8, as `writing` does."""
     data = content.encode() if isinstance(content, str) else content
@@ -103,9 +132,9 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-def sha256(content: bytes | str | os.PathLike) -> str:
+def sha256(content: bytes | memoryview | str | os.PathLike) -> str:
     """SHA-256, hexadecimal, of bytes, or of the file at a path."""
-    if isinstance(content, bytes):
+    if isinstance(content, bytes | memoryview):
         return hashlib.sha256(content).hexdigest()
     with open(content, "rb") as file:
         digest = hashlib.sha256()

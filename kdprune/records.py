@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -81,7 +80,7 @@ def _cores() -> int | None:
 def fingerprint(content: Any) -> str:
     """SHA-256 of JSON-able content, independent of the order of its keys."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256(text.encode())
 
 
 def describe_outputs(

@@ -23,6 +23,23 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert os.listdir(tmp_path) == ["model.tflite"]
 
 
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "kit"
+    path.mkdir()
+    (path / "old").touch()
+    (tmp_path / ".kit.partial").mkdir()
+    (tmp_path / ".kit.partial" / "left").touch()  # By a process that was killed.
+    with pytest.raises(RuntimeError), _io.writing_folder(path) as partial:
+        (partial / "new").touch()
+        raise RuntimeError("killed")
+    assert os.listdir(tmp_path) == ["kit"] and os.listdir(path) == ["old"]
+    with _io.writing_folder(path) as partial:
+        (partial / "inner").mkdir()
+        (partial / "inner" / "new").touch()
+        assert os.listdir(path) == ["old"]
+    assert os.listdir(tmp_path) == ["kit"] and os.listdir(path) == ["inner"]
+
+
 def test_what_is_written_keeps_the_suffix_until_it_is_in_place(tmp_path):
     with _io.writing(tmp_path / "scores.npy") as partial:
         assert partial.suffix == ".npy" and partial.parent == tmp_path

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import math
 import os
@@ -154,7 +153,7 @@ class Cache:
                 keep others from writing.
         """
         key = json.loads(json.dumps({"schema": _SCHEMA, "shape": shape, **key}))
-        named = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        named = _io.sha256(json.dumps(key, sort_keys=True).encode())
         folder = self.folder / f"images-{named[:32]}"
         kept = _Set(folder, key, shape)
         if not kept.is_whole():
@@ -320,7 +319,7 @@ class _Set:
                     blocks.append(
                         {
                             "rows": [rows.start, rows.stop],
-                            "sha256": hashlib.sha256(content.data).hexdigest(),
+                            "sha256": _io.sha256(content.data),
                             "wrong": wrong,
                         }
                     )
@@ -374,7 +373,7 @@ class _Set:
                 content = file.read((last - first) * self._row)
                 if first != done or len(content) != (last - first) * self._row:
                     break
-                if hashlib.sha256(content).hexdigest() != block["sha256"]:
+                if _io.sha256(content) != block["sha256"]:
                     break
                 done = last
         return done

@@ -175,7 +175,7 @@ def _check_graph(model: Any) -> None:
     if not isinstance(model, keras.Model):
         kind = f"{type(model).__module__}.{type(model).__name__}"
         raise ValueError(f"expected a tf_keras (Keras 2) model. Received: {kind}")
-    if model._is_graph_network:
+    if _graph.is_graph_model(model):
         return
     name = f"{type(model).__name__} {model.name!r}"
     if isinstance(model, keras.Sequential):

@@ -10,10 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from kdprune._answers import disagreement, f1_by_label, f1_influence, of_labels
-from kdprune.evaluate.metrics import check_predictions
-
-# Two-sided 95 % quantile of the normal distribution.
-_Z95 = float(stats.norm.ppf(0.975))
+from kdprune.evaluate.metrics import Z95, check_predictions
 
 
 def agreement(scores_a: ArrayLike, scores_b: ArrayLike, several: bool = False) -> float:
@@ -89,7 +86,7 @@ def compare_predictions(
     flips = len(lost) + len(gained)
     return {
         "difference": difference,
-        "difference_ci": [difference - _Z95 * error, difference + _Z95 * error],
+        "difference_ci": [difference - Z95 * error, difference + Z95 * error],
         "standard_error": error,
         "mcnemar_p": float(stats.binomtest(len(lost), flips).pvalue) if flips else 1.0,
         "disagreement": (n - round(same * n)) / n,
@@ -121,7 +118,7 @@ def _compare_labels(
     return {
         "task": "labels",
         "difference": difference,
-        "difference_ci": [difference - _Z95 * error, difference + _Z95 * error],
+        "difference_ci": [difference - Z95 * error, difference + Z95 * error],
         "standard_error": error,
         "mcnemar_p": (
             float(stats.binomtest(flips[1], sum(flips)).pvalue) if any(flips) else 1.0

@@ -16,7 +16,7 @@ UNEVEN = 1.5
 # An int8 softmax can give exactly 0; the logarithm is taken of this instead.
 SMALLEST_PROBABILITY = 1e-7
 # Two-sided 95 % quantile of the normal distribution.
-_Z95 = float(stats.norm.ppf(0.975))
+Z95 = float(stats.norm.ppf(0.975))
 
 
 def score(scores: ArrayLike, labels: ArrayLike, binary: bool = False) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _score_labels(scores: NDArray, labels: NDArray) -> dict[str, Any]:
         # An image's answers are not independent: as if it were one.
         "accuracy_ci": list(_wilson(share, n)),
         "macro_f1": macro,
-        "macro_f1_ci": [max(macro - _Z95 * error, 0.0), min(macro + _Z95 * error, 1.0)],
+        "macro_f1_ci": [max(macro - Z95 * error, 0.0), min(macro + Z95 * error, 1.0)],
         "mean_average_precision": float(np.nanmean(precision)),
         "per_class": right.mean(axis=0).tolist(),
         "f1_by_label": _none_for_nan(f1),
@@ -200,9 +200,9 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 
 def _wilson(share: float, n: int) -> tuple[float, float]:
     """`wilson_interval` of a share that need not be a whole number of images."""
-    square = _Z95**2
+    square = Z95**2
     middle = share + square / (2 * n)
-    half = _Z95 * (share * (1 - share) / n + square / (4 * n * n)) ** 0.5
+    half = Z95 * (share * (1 - share) / n + square / (4 * n * n)) ** 0.5
     return (middle - half) / (1 + square / n), (middle + half) / (1 + square / n)
 
 

@@ -8,7 +8,6 @@ import math
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,8 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kdprune import __version__
-from kdprune._io import first_line
+from kdprune._io import first_line, writing_folder
 from kdprune._log import logger
+from kdprune._registry import suggesting
 from kdprune.images import as_uint8
 from kdprune.kit import selftest
 from kdprune.kit.c_source import c_source
@@ -39,6 +39,7 @@ _LEAST_KERNEL_LIMIT = 26  # Steps of 1/256.
 _MOST_KERNEL_LIMIT = 128
 
 
+@suggesting
 def write_kit(
     folder: str | os.PathLike,
     *,
@@ -374,10 +375,8 @@ def _write_whole(
     folder: pathlib.Path, files: dict[str, bytes | str], about: dict[str, Any]
 ) -> dict[str, Any]:
     """Writes and tests a kit beside its place, then moves it there."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # Of a run that was killed.
-    partial.mkdir(parents=True)
-    try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with writing_folder(folder) as partial:
         listed = {}
         for name, content in files.items():
             data = content.encode() if isinstance(content, str) else content
@@ -396,8 +395,4 @@ def _write_whole(
         problems += [what for what, good in selftest.check_scores(partial) if not good]
         if problems:
             raise ValueError(f"the kit fails its own self-test: {'; '.join(problems)}")
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return manifest

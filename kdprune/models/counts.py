@@ -7,7 +7,13 @@ from collections import Counter
 
 import tf_keras as keras
 
-from kdprune._graph import is_tfmot_layer, named_layers, nodes, unwrapped
+from kdprune._graph import (
+    is_graph_model,
+    is_tfmot_layer,
+    named_layers,
+    nodes,
+    unwrapped,
+)
 
 layers = keras.layers
 
@@ -98,7 +104,7 @@ def kernels(layer: keras.layers.Layer) -> tuple:
 
 
 def _add_macs(model, prefix, macs):
-    if not getattr(model, "_nodes_by_depth", None):
+    if not is_graph_model(model):
         raise ValueError(
             "MACs are counted on the graph of a built Functional or Sequential "
             f"model. Received: {type(model).__name__} {model.name!r}"

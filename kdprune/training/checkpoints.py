@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -50,27 +49,20 @@ class Checkpoints:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         new = self.folder / f"epoch-{epoch}"
-        partial = self.folder / "partial"
-        shutil.rmtree(partial, ignore_errors=True)
         try:
-            self._checkpoint.write(str(partial / "variables"))
-            if weights is not None:
-                np.savez(partial / "kept.npz", *weights)
-            _io.write_json(partial / "state.json", state)
-            sums = {file.name: _io.sha256(file) for file in partial.iterdir()}
-            _io.write_json(partial / _SUMS, {"epoch": epoch, "sha256": sums})
-            for file in (*partial.iterdir(), partial):
-                _io.sync(file)
+            with _io.writing_folder(new) as partial:
+                self._checkpoint.write(str(partial / "variables"))
+                if weights is not None:
+                    np.savez(partial / "kept.npz", *weights)
+                _io.write_json(partial / "state.json", state)
+                sums = {file.name: _io.sha256(file) for file in partial.iterdir()}
+                _io.write_json(partial / _SUMS, {"epoch": epoch, "sha256": sums})
         except (OSError, tf.errors.OpError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
             raise OSError(
                 f"the checkpoint of epoch {epoch} could not be written to "
                 f"{self.folder}: {_first_line(error)}. The one before it is kept; "
                 "free some space and run the same command again."
             ) from error
-        shutil.rmtree(new, ignore_errors=True)
-        os.replace(partial, new)
-        _io.sync(self.folder)
         for old in self._all():
             if old != new:
                 shutil.rmtree(old)
