@@ -52,6 +52,34 @@ def test_names_are_of_the_modules_that_are_named():
         assert name in importlib.import_module(module).__all__
 
 
+@pytest.mark.parametrize(
+    ("name", "misspelt", "meant"),
+    [
+        ("compress", "max_drp", "max_drop"),
+        ("take_model", "input_rang", "input_range"),
+        ("prune_channels", "target_mac", "target_macs"),
+        ("plan_channels", "importnce", "importance"),
+        ("prune_magnitude", "sparsty", "sparsity"),
+        ("quantize_model", "preserve_sparcity", "preserve_sparsity"),
+        ("cluster_weights", "cluster", "clusters"),
+        ("convert_tflite", "range_methods", "range_method"),
+        ("check_tflite", "max_drops", "max_drop"),
+        ("write_kit", "clases", "classes"),
+        ("evaluate_model", "resolvr", "resolver"),
+        ("measure_latency", "thread", "threads"),
+        ("diagnose", "lables", "labels"),
+    ],
+)
+def test_a_misspelt_argument_names_the_nearest(name, misspelt, meant):
+    with pytest.raises(TypeError, match=f"(?i){misspelt}'.*did you mean '{meant}'"):
+        getattr(kdprune, name)(**{misspelt: 1})
+
+
+def test_a_misspelt_argument_of_compile_names_the_nearest():
+    with pytest.raises(TypeError, match="(?i)did you mean 'temperature'"):
+        kdprune.Distiller.compile(None, temprature=1)
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="prune_chanels"):
         kdprune.prune_chanels  # noqa: B018

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+from kdprune._registry import suggesting
 from kdprune.tflite.interpreter import feed_random, open_interpreter
 
 METHOD = "batch 1, random input, wall time of the Python interpreter's invoke()"
@@ -28,6 +29,7 @@ SECONDS = 0.5
 REFRESH = 3
 
 
+@suggesting
 def measure_latency(
     path: str | PathLike,
     *,

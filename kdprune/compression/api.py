@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kdprune import _io
 from kdprune._log import logger
 from kdprune._plain import read_yaml, read_yaml_file
+from kdprune._registry import suggesting
 from kdprune.compression.page import write_page
 from kdprune.compression.request import MEASURED, Request
 from kdprune.compression.verdict import Compressed
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from kdprune.runner.folder import Run
 
 
+@suggesting
 def compress(
     model: Any,
     train: Any,
@@ -82,7 +84,7 @@ def compress(
         on_error: "stop" at image files that can't be used, naming all of them, or
             "skip" them and list them in the records.
         resize: How images of other proportions come to the model's size: "stretch",
-            "crop" the centre, or "pad" with black.
+            "crop" the center, or "pad" with black.
         value_range: `(low, high)` that the values of an `.npz` file lie in, if not
             [0, 1] or bytes. It is `input_range` as well, unless that is given.
         devices: "android", "micro" or "both": what the file must be fit for.

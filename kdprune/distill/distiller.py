@@ -22,6 +22,7 @@ from kdprune._graph import (
     head_of,
     is_graph_model,
 )
+from kdprune._registry import suggesting
 from kdprune.distill import pixels, targets
 from kdprune.distill.feature_extractor import feature_extractor, match_feature_layers
 from kdprune.distill.loss_spec import SoftLoss, as_soft_losses, plain_line
@@ -179,6 +180,7 @@ class Distiller(keras.Model):
             made = loss.computation(shapes[0][part], shapes[1][part], **given)
             self.feature_losses.append(made)
 
+    @suggesting
     def compile(
         self,
         optimizer: Any = "rmsprop",

@@ -11,6 +11,7 @@ import tf_keras as keras
 from numpy.typing import NDArray
 
 from kdprune import quantize
+from kdprune._registry import suggesting
 from kdprune.doctor import export, proof, sample
 from kdprune.doctor.estimate import estimate
 from kdprune.doctor.findings import Obstacle
@@ -28,6 +29,7 @@ _SHOWN = 10  # Classes that are named.
 _QAT = "quantization-aware training"
 
 
+@suggesting
 def diagnose(
     model: keras.Model | str | os.PathLike,
     images: Any = None,

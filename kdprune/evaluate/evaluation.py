@@ -13,6 +13,7 @@ import tf_keras as keras
 from numpy.typing import ArrayLike, NDArray
 
 from kdprune._answers import of_labels
+from kdprune._registry import suggesting
 from kdprune.benchmark.latency import measure_latency
 from kdprune.evaluate.compare import agreement
 from kdprune.evaluate.metrics import score
@@ -50,6 +51,7 @@ class Evaluation:
     scores: NDArray[np.float32]
 
 
+@suggesting
 def evaluate_model(
     model: keras.Model | str | os.PathLike,
     images: ArrayLike,

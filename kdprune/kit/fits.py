@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kdprune._registry import suggesting
 from kdprune.kit.boards import Board, load_boards
 from kdprune.kit.micro import measure_arena
 from kdprune.tflite.format import File, Graph, read_content, read_tflite
@@ -122,6 +123,7 @@ def find_needs(file: File) -> Needs:
     )
 
 
+@suggesting
 def check_fit(file: File | Needs, boards: Iterable[Board] | None = None) -> list[Fit]:
     """Compares what a file needs with what boards and phones have.
 

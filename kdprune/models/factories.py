@@ -8,6 +8,7 @@ quantization-aware training accepts.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ Factory = Callable[..., Any]
 
 
 def build_model(
-    name: str,
+    name: str | Factory,
     input_shape: Sequence[int] = (32, 32, 3),
     classes: int = 10,
     **arguments: Any,
@@ -41,7 +42,7 @@ def build_model(
     """Builds an untrained model by name.
 
     Args:
-        name: A key of `MODELS`.
+        name: A key of `MODELS`, or a factory (see `register_model`).
         input_shape: `(height, width, channels)` of the images, values in [0, 1].
         classes: Number of classes or labels; 1 for a single unit that tells two
             classes apart.
@@ -58,7 +59,8 @@ def build_model(
         >>> build_model("resnet8").count_params()
         78426
     """
-    arguments = check_model_arguments(name, arguments)
+    factory, name = _find_factory(name)
+    arguments = _check_arguments(name, factory, arguments)
     shape = tuple(int(size) for size in input_shape)
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(
@@ -69,7 +71,7 @@ def build_model(
         raise ValueError(f"classes must be at least 1. Received: {classes}")
     images = keras.Input(shape, name="images")
     try:
-        features = MODELS[name](images, **arguments)
+        features = factory(images, **arguments)
     except ValueError as error:
         if "dimension" not in str(error):
             raise
@@ -161,12 +163,27 @@ def check_model_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, 
     Raises:
         ValueError: If there is no such model, or it takes no such arguments.
     """
+    return _check_arguments(name, _find_factory(name)[0], arguments)
+
+
+def _find_factory(name: str | Factory) -> tuple[Factory, str]:
+    """A factory, and what its models are called."""
+    if callable(name):
+        called = str(getattr(name, "__name__", type(name).__name__))
+        # Keras takes no other characters in the name of a model.
+        return name, re.sub(r"\W", "_", called).strip("_") or "model"
     if name not in MODELS:
         raise ValueError(
             f"model name must be one of {', '.join(MODELS)}. "
             f"Received: {name!r}{nearest(name, MODELS)}"
         )
-    parameters = list(inspect.signature(MODELS[name]).parameters.values())[1:]
+    return MODELS[name], name
+
+
+def _check_arguments(
+    name: str, factory: Factory, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    parameters = list(inspect.signature(factory).parameters.values())[1:]
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return dict(arguments)
     known = [parameter.name for parameter in parameters]
@@ -178,7 +195,7 @@ def check_model_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, 
             f"Received: {', '.join(unknown)}{nearest(unknown[0], known)}"
         )
     try:
-        return typed_arguments(MODELS[name], arguments)
+        return typed_arguments(factory, arguments)
     except ValueError as error:
         raise ValueError(f"model {name!r}: {error}") from error
 

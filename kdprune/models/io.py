@@ -24,7 +24,9 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from kdprune._graph import is_graph_model
 from kdprune._io import first_line, write_file
+from kdprune._registry import suggesting
 from kdprune.intake import (
     build_keras3,
     build_tf_keras,
@@ -69,6 +71,7 @@ _DAMAGE = (
 )
 
 
+@suggesting
 def save_model(model: keras.Model, path: str | os.PathLike, half: bool = False) -> None:
     """Saves a model as float32 `.keras`, atomically.
 
@@ -91,7 +94,7 @@ def save_model(model: keras.Model, path: str | os.PathLike, half: bool = False) 
     path = Path(path)
     if path.suffix != ".keras":
         raise ValueError(f"models are saved as .keras. Received: {path.name!r}")
-    if not isinstance(model, keras.Model) or not hasattr(model, "_nodes_by_depth"):
+    if not is_graph_model(model):
         raise ValueError(
             "save_model takes a built Functional or Sequential tf_keras model. "
             f"Received: {type(model).__name__}"
@@ -122,6 +125,7 @@ def _config(model: keras.Model) -> dict[str, Any]:
             one._is_compiled = True
 
 
+@suggesting
 def load_model(path: str | os.PathLike, output: str | None = None) -> keras.Model:
     """Loads a `.keras` or `.h5` file of tf_keras or Keras 3, running none of its code.
 

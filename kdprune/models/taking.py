@@ -13,6 +13,7 @@ import tf_keras as keras
 from numpy.typing import ArrayLike, NDArray
 
 from kdprune import intake
+from kdprune._registry import suggesting
 from kdprune.images import check, spread
 from kdprune.intake.comparison import (
     HALF_LIMIT,
@@ -29,6 +30,7 @@ from kdprune.models.original import Original, outputs_of
 _ANY_SIZE = 64  # Of a side for which a model takes any.
 
 
+@suggesting
 def take_model(
     model: keras.Model | str | os.PathLike,
     *,
@@ -71,9 +73,9 @@ def take_model(
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is no model; if the model has no graph or layers that
-            can't be made again, or says something else each time (dropout called with
-            `training=True`); if the pixel range can't be told, or is not the given
-            one; or if outputs differ from the original's.
+            can't be made again, or outputs that change from call to call (dropout
+            called with `training=True`); if the pixel range can't be determined, or is
+            not the given one; or if outputs differ from the original's.
     """
     if not isinstance(model, str | os.PathLike):
         rebuilt, comparison = rebuild_keras3(model)

@@ -12,6 +12,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kdprune._graph import check_float_model, nodes, rebuild
+from kdprune._registry import suggesting
 from kdprune.intake.inline import one_graph
 from kdprune.models.counts import count_macs, count_parameters
 from kdprune.prune.inference import batches
@@ -125,6 +126,7 @@ def find_blocks(model: keras.Model) -> list[Block]:
     return found
 
 
+@suggesting
 def remove_blocks(model: keras.Model, names: Iterable[str]) -> keras.Model:
     """Rebuilds the model without some residual blocks, weights carried over.
 

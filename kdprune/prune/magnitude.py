@@ -13,6 +13,7 @@ import tf_keras as keras
 
 from kdprune._graph import frozen_layers, named_layers, rebuild
 from kdprune._log import logger
+from kdprune._registry import suggesting
 from kdprune.models.counts import kernels
 from kdprune.models.kernels import (
     choose_layers,
@@ -27,6 +28,7 @@ from kdprune.models.kernels import (
 _TOLERANCE = 0.005
 
 
+@suggesting
 def prune_magnitude(
     model: keras.Model,
     sparsity: float | Mapping[str, float],

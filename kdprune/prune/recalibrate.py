@@ -13,10 +13,12 @@ import tf_keras as keras
 
 from kdprune._graph import check_float_model, frozen_layers, is_graph_model, walk
 from kdprune._log import logger
+from kdprune._registry import suggesting
 from kdprune.models.kernels import kernel_name
 from kdprune.prune.inference import batches, run_layers
 
 
+@suggesting
 def recalibrate_batch_norm(model: keras.Model, data: Any) -> None:
     """Recalibrates batch normalization's means and variances, in place.
 

@@ -14,6 +14,7 @@ from tensorflow_model_optimization.python.core.clustering.keras import (
 )
 
 from kdprune import _graph, _registry
+from kdprune._registry import suggesting
 from kdprune.models.kernels import (
     choose_layers,
     kernel_name,
@@ -27,6 +28,7 @@ tfmot_cluster = tfmot.clustering.keras
 _MOST_CLUSTERS, _REPEATED = 256, 4
 
 
+@suggesting
 def cluster_weights(
     model: keras.Model,
     clusters: int = 16,

@@ -19,6 +19,7 @@ from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from kdprune._graph import check_float_model, frozen_layers, rebuild
 from kdprune._log import logger
+from kdprune._registry import suggesting
 from kdprune.prune.channels.graph import (
     LayerCall,
     RuleResult,
@@ -37,6 +38,7 @@ _ROUNDS = 3
 _DEAD = 1e-6
 
 
+@suggesting
 def equalize_channels(model: keras.Model, images: Any) -> keras.Model:
     """Rebuilds a model so that the channels of a tensor have ranges of like size.
 

@@ -18,6 +18,7 @@ from tensorflow_model_optimization.python.core.quantization.keras import (
 
 from kdprune import _graph
 from kdprune import images as pixels
+from kdprune._registry import suggesting
 from kdprune.intake import for_bytes, to_unit_range
 from kdprune.intake.pixels import read_chain
 from kdprune.models.precision import cast_model
@@ -63,6 +64,7 @@ class Origin:
     changes: tuple[str, ...] = ()
 
 
+@suggesting
 def quantize_model(
     model: keras.Model,
     preserve_sparsity: bool = False,

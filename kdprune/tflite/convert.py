@@ -23,6 +23,7 @@ from kdprune._graph import (
     is_graph_model,
     named_layers,
 )
+from kdprune._registry import suggesting
 from kdprune.images import as_float, spread
 from kdprune.intake import (
     ByteInput,
@@ -62,6 +63,7 @@ _COMPARED = 50  # Images by which layers are compared: thousands of values each.
 
 
 @former_arguments(ranges="range_method")
+@suggesting
 def convert_tflite(
     model: keras.Model | str | os.PathLike,
     dtype: str = "float32",
@@ -389,7 +391,7 @@ def meant_by_bytes(model: keras.Model) -> keras.Model:
     """The model that an 8-bit file of this one is to agree with.
 
     Where 0 lies between two bytes, as of [-1, 1], a file takes pixels that are half a
-    grey level off: the scores to hold its own against are those of the same pixels.
+    gray level off: the scores to hold its own against are those of the same pixels.
 
     Args:
         model: As for `convert_tflite`.

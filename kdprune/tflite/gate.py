@@ -17,6 +17,7 @@ from kdprune._answers import (
     of_labels,
     share_right,
 )
+from kdprune._registry import suggesting
 from kdprune.intake import byte_input, parse_range
 from kdprune.intake.file_input import UNIT_INPUT
 from kdprune.intake.pixels import Given
@@ -104,6 +105,7 @@ def check_content(
         raise RefusedFile(reasons, figures, content, runs)
 
 
+@suggesting
 def check_tflite(
     data: File,
     keras_scores: ArrayLike,

@@ -202,6 +202,14 @@ def test_a_factory_of_ones_own_is_built_by_its_name(registry):
         build_model("tiny", filter=5)
 
 
+def test_a_factory_is_taken_as_it_is():
+    model = build_model(tiny, (10, 12, 1), classes=3, filters=5)
+    assert model.get_layer("conv").filters == 5 and model.name == "tiny"
+    assert build_model(lambda images: tiny(images)).name == "lambda"
+    with pytest.raises(ValueError, match="'tiny' takes filters.*did you mean 'filte"):
+        build_model(tiny, filter=5)
+
+
 def test_a_factory_takes_what_it_says(registry):
     @register_model("anything")
     def anything(images, **options):

@@ -12,6 +12,7 @@ import tf_keras as keras
 
 from kdprune._graph import frozen_layers
 from kdprune._log import logger
+from kdprune._registry import suggesting
 from kdprune.prune.channels.graph import ChannelGraph, Ids
 from kdprune.prune.channels.groups import kept_layers
 from kdprune.prune.channels.importance import Importance
@@ -31,6 +32,7 @@ from kdprune.tflite.memory import peak_activations
 SCOPES = ("global", "per_cost", "local")
 
 
+@suggesting
 def plan_channels(
     model: keras.Model,
     ratio: float | None = None,
@@ -102,6 +104,7 @@ def plan_channels(
     return _plan(model, wanted, options)[0]
 
 
+@suggesting
 def prune_channels(
     model: keras.Model,
     ratio: float | None = None,
