@@ -83,14 +83,14 @@ def check_repeatable(model: Any) -> None:
     """Raises a `ValueError` if dropout or the like is at work when a model is used.
 
     That is where a call has `training=True`, also around a model inside the model: then
-    a graph model says something else each time, or of each batch.
+    a graph model's outputs change from call to call, or with the batch.
     """
     layer = _changing(model, False)
     if layer is not None:
         raise ValueError(
             f"layer {layer.name!r} ({type(layer).__name__}) is called with "
-            "training=True, so that the model says something else each time or of each "
-            "batch; call it without"
+            "training=True, so that the model's outputs change from call to call or "
+            "with the batch; call it without"
         )
 
 

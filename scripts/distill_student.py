@@ -1,4 +1,4 @@
-"""Distils a trained teacher into a student.
+"""Distills a trained teacher into a student.
 
 Usage:
     python scripts/distill_student.py configs/cifar10.yaml

@@ -35,7 +35,7 @@ class Data(Settings):
     """Seed of the splits, and of generated images."""
     task: Literal["classes", "labels", "binary"] | None = None
     """What the labels mean: one of several classes, labels of which several may apply,
-    or two classes that a single unit tells apart. By default `labels` of rows of zeros
+    or two classes by a single unit. By default `labels` of rows of zeros
     and ones, else `classes`."""
     path: str | None = None
     """`folder`, `npz`: where the images are, relative to `--data-dir` if that is
@@ -46,7 +46,7 @@ class Data(Settings):
     """`folder`: 3 for RGB, 1 for gray."""
     resize: Literal["stretch", "crop", "pad"] | None = None
     """`folder`: how images of other proportions come to `image_size`: `stretch` (if
-    left out), `crop` the centre, or `pad` with black."""
+    left out), `crop` the center, or `pad` with black."""
     on_error: Literal["stop", "skip"] | None = None
     """`folder`: `stop` (if left out) at files that can't be used, naming all, or
     `skip` and list them."""

@@ -314,7 +314,7 @@ def _task_of(source: Source, task: str | None) -> str:
         )
     if found == "binary" and len(source.classes) != 2:
         raise ValueError(
-            "Expected two classes for task binary, which a single unit tells apart. "
+            "Expected two classes for task binary, for a single output unit. "
             f"Received: {len(source.classes)}."
         )
     return found

@@ -65,7 +65,7 @@ class Reader:
         channels: 3 for RGB, 1 for gray.
         image_size: `(height, width)` that images are resized to; None leaves them as
             they are, all of one size.
-        resize: "stretch" to that size, "crop" the centre of the right proportions, or
+        resize: "stretch" to that size, "crop" the center of the right proportions, or
             "pad" with black.
         on_error: "stop" at files that can't be used, naming all; "skip" leaves them
             out.

@@ -57,9 +57,9 @@ def load(
         path: The folder, relative to `data_dir` if that is given.
         image_size: `(height, width)` that images are resized to, antialiased, or one
             number for both. None if all have one size.
-        channels: 3 for RGB, 1 for grey.
+        channels: 3 for RGB, 1 for gray.
         resize: How images of other proportions come to that size: "stretch", "crop"
-            the centre, or "pad" with black.
+            the center, or "pad" with black.
         on_error: "stop" at files that can't be used, naming all of them, or "skip"
             them and list them in the data set's description.
         test: Share or number of images to hold out where there is no `test/`.
@@ -73,7 +73,7 @@ def load(
     Raises:
         ValueError: If a class is empty, images are unreadable, too large or not
             of 8 bits, sizes differ, a symbolic link leaves the folder, or folders
-            of splits and of classes can't be told from each other.
+            of splits and of classes can't be distinguished.
         FileNotFoundError: If the folder is not there.
     """
     root = _root(path, data_dir)

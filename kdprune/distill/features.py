@@ -142,7 +142,7 @@ def relational_loss(
 
 
 def info_nce_loss(teacher: Any, student: Any, temperature: float = 0.1) -> tf.Tensor:
-    """Measures how well the teacher's embedding of an image is recognised.
+    """Measures how well the teacher's embedding of an image is recognized.
 
     The cross-entropy of picking, by cosine similarity to the student's embedding of
     an image, the teacher's embedding of that image out of those of the batch. A

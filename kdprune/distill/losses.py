@@ -30,8 +30,8 @@ def distillation_loss(
     Reference: Hinton et al., 2015, https://arxiv.org/abs/1503.02531, section 2.
 
     Args:
-        teacher_logits: Unnormalised scores, shape `(batch, classes)`.
-        student_logits: Unnormalised scores, same shape.
+        teacher_logits: Unnormalized scores, shape `(batch, classes)`.
+        student_logits: Unnormalized scores, same shape.
         temperature: Softening factor T > 0, dimensionless: a number, or a scalar
             tensor or variable that a schedule moves.
 
@@ -60,9 +60,9 @@ def binary_distillation_loss(
     `(0, logit)`.
 
     Args:
-        teacher_logits: Unnormalised scores, shape `(batch, labels)`; their sigmoid is
+        teacher_logits: Unnormalized scores, shape `(batch, labels)`; their sigmoid is
             the probability of each label.
-        student_logits: Unnormalised scores, same shape.
+        student_logits: Unnormalized scores, same shape.
         temperature: T > 0, as in `distillation_loss`.
 
     Returns:
@@ -146,8 +146,8 @@ def articles_loss(
     `soft_cross_entropy` and `contrastive_loss`; see there.
 
     Args:
-        teacher_logits: Unnormalised scores, shape `(batch, classes)`.
-        student_logits: Unnormalised scores, same shape.
+        teacher_logits: Unnormalized scores, shape `(batch, classes)`.
+        student_logits: Unnormalized scores, same shape.
         temperature: T > 0, as in `distillation_loss`.
         contrastive_weight: The articles' lambda, at least 0; at 0 this is
             `soft_cross_entropy`.
@@ -184,8 +184,8 @@ def dkd_loss(
     Reference: Zhao et al., 2022, https://arxiv.org/abs/2203.08679, section 3.
 
     Args:
-        teacher_logits: Unnormalised scores, shape `(batch, classes)`.
-        student_logits: Unnormalised scores, same shape.
+        teacher_logits: Unnormalized scores, shape `(batch, classes)`.
+        student_logits: Unnormalized scores, same shape.
         labels: Indices of the true classes in [0, classes), shape `(batch,)` or
             `(batch, 1)`. Where one is -1, not known, the teacher's most likely class
             takes its place.
@@ -227,7 +227,7 @@ def dist_loss(
     distances `1 - correlation`: inter compares an example's probabilities over the
     classes, intra a class's probabilities over the batch, averaged over the classes.
 
-    The distance is computed as half the squared distance of the two centred vectors
+    The distance is computed as half the squared distance of the two centered vectors
     of length 1, which is the same, is exactly zero where the probabilities agree,
     and stays defined where nothing varies: a batch of one has no intra part.
 
@@ -238,8 +238,8 @@ def dist_loss(
     equations 8 and 9.
 
     Args:
-        teacher_logits: Unnormalised scores, shape `(batch, classes)`.
-        student_logits: Unnormalised scores, same shape.
+        teacher_logits: Unnormalized scores, shape `(batch, classes)`.
+        student_logits: Unnormalized scores, same shape.
         temperature: T > 0, as in `distillation_loss`.
         beta: Weight of inter, at least 0.
         gamma: Weight of intra, at least 0. This part belongs to the batch and is the
@@ -267,7 +267,7 @@ def dist_loss(
 def standardized_loss(
     teacher_logits: Any, student_logits: Any, temperature: Any = 2.0
 ) -> tf.Tensor:
-    """Computes `distillation_loss` of logits standardised for each example.
+    """Computes `distillation_loss` of logits standardized for each example.
 
     Each example's logits are shifted and scaled to mean 0 and deviation 1 over the
     classes, so that a small student need not reproduce the size of its teacher's
@@ -276,8 +276,8 @@ def standardized_loss(
     Reference: Sun et al., 2024, https://arxiv.org/abs/2403.01427, algorithm 1.
 
     Args:
-        teacher_logits: Unnormalised scores, shape `(batch, classes)`.
-        student_logits: Unnormalised scores, same shape.
+        teacher_logits: Unnormalized scores, shape `(batch, classes)`.
+        student_logits: Unnormalized scores, same shape.
         temperature: T > 0 in units of the logits' deviation; otherwise as in
             `distillation_loss`.
 
@@ -410,6 +410,6 @@ def _pearson_distance(teacher: Any, student: Any, axis: int) -> Any:
 
 
 def _unit(values: Any, axis: int) -> Any:
-    """Centres along an axis and scales to length 1; what is constant becomes 0."""
-    centred = values - tf.reduce_mean(values, axis, keepdims=True)
-    return tf.math.l2_normalize(centred, axis, epsilon=_SHORTEST**2)
+    """Centers along an axis and scales to length 1; what is constant becomes 0."""
+    centered = values - tf.reduce_mean(values, axis, keepdims=True)
+    return tf.math.l2_normalize(centered, axis, epsilon=_SHORTEST**2)

@@ -219,7 +219,7 @@ def _changing(model: keras.Model, prefix: str) -> list[Obstacle | None]:
         if is_graph_model(layer):
             found += _changing(layer, f"{path}/")
         elif node.call_kwargs.get("training") is True and not _augments(layer):
-            found.append(_says_something_else(path, type(layer).__name__))
+            found.append(_changes(path, type(layer).__name__))
     return found
 
 
@@ -246,7 +246,7 @@ def _of_config(config: dict[str, Any], output: str | None) -> list[Obstacle]:
         kind = str(layer.get("class_name"))
         # Keras 3 writes training=True of each random layer by itself.
         if not kind.startswith("Random") and _training_call(layer.get("inbound_nodes")):
-            found.append(_says_something_else(str(layer.get("name"))[:60], kind))
+            found.append(_changes(str(layer.get("name"))[:60], kind))
     return [one for one in found if one is not None]
 
 
@@ -294,12 +294,12 @@ def _outputs(names: list[str]) -> Obstacle | None:
     )
 
 
-def _says_something_else(path: str, kind: str) -> Obstacle:
+def _changes(path: str, kind: str) -> Obstacle:
     return Obstacle(
         _LOADING,
         path,
-        f"{kind} is called with training=True, so that the model says something else "
-        "each time",
+        f"{kind} is called with training=True, so that the model's outputs change from "
+        "call to call",
         "call it without",
     )
 

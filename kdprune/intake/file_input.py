@@ -4,7 +4,7 @@ A file of 8-bit integers says of its input what a byte means: `(byte - zero_poin
 scale`. So a pixel range that is the same for all channels costs nothing there, and
 camera bytes go in unchanged. Only zero itself has to be one of the 256 values: of
 [0, 1] and [0, 255] it is, of [-1, 1] it lies between two, and the range moves by half
-a grey level. What a file can't say of its input becomes a part of the first
+a gray level. What a file can't say of its input becomes a part of the first
 convolution, or an operator of its own.
 """
 
@@ -89,7 +89,7 @@ def for_bytes(model: keras.Model) -> keras.Model:
 
     Returns:
         A model that gives the same scores; of a range in which 0 lies between two
-        bytes, those of pixels that are up to half a grey level off. The same model
+        bytes, those of pixels that are up to half a gray level off. The same model
         where there is nothing to do.
     """
     chain = pixels.read_chain(model)

@@ -50,8 +50,8 @@ def inline(
 
     Raises:
         ValueError: If it is not a graph model, a layer cannot be made again, or
-            dropout, noise or batch normalization is called with `training=True`, which
-            makes the model say something else each time, or of each batch.
+            dropout, noise or batch normalization is called with `training=True`, so
+            that the model's outputs change from call to call, or with the batch.
     """
     check_graph_model(model)
     check_repeatable(model)

@@ -399,8 +399,8 @@ def _checked_arguments(layer: Any, name: str, args: list, kwargs: dict) -> dict:
         kwargs.pop("training", None)  # Keras 3 writes True of each by itself.
     if True in (kwargs.get("training"), *(x for x in plain if isinstance(x, bool))):
         raise ValueError(
-            f"layer {name!r} is called with training=True, so that it changes what the "
-            "model says each time; call it without"
+            f"layer {name!r} is called with training=True, so that the "
+            "model's outputs change from call to call; call it without"
         )
     if set(kwargs) - {"training"}:
         raise ValueError(

@@ -288,15 +288,15 @@ def find_range(
         return Found(taken, accuracies, len(images))
     if not _above_chance(right[best.name], labels):
         raise ValueError(
-            f"the model's pixel range can't be found: {told}, none surely above "
+            f"the model's pixel range can't be determined: {told}, none surely above "
             "chance; check that labels are in the model's order, or give the range as "
             "input_range=[low, high]"
         )
     others = [one for one in tried if one is not best]
     if not all(surely_ahead(right[best.name], right[one.name]) for one in others):
         raise ValueError(
-            f"the model's pixel range can't be told from these images: {told}; give it "
-            "as input_range=[low, high], or give more images"
+            f"the model's pixel range can't be determined from these images: {told}; "
+            "give it as input_range=[low, high], or give more images"
         )
     return Found(best, accuracies, len(images))
 

@@ -88,9 +88,9 @@ def take_model(
 
     Raises:
         ValueError: If the model has no graph, another number of outputs, or layers that
-            can't be made again; if it says something else each time (dropout called
-            with `training=True`); or if the pixel range can't be told, or is not the
-            given one.
+            can't be made again; if its outputs change from call to call (dropout
+            called with `training=True`); or if the pixel range can't be determined, or
+            is not the given one.
     """
     check_graph_model(model)
     check_float_model(model)
@@ -148,7 +148,7 @@ def _scores(model: keras.Model, values: NDArray) -> NDArray:
 
 
 def with_channel(model: keras.Model) -> keras.Model:
-    """A model of grey images, `(batch, height, width, 1)`, of one without channels.
+    """A model of gray images, `(batch, height, width, 1)`, of one without channels.
 
     What gives them that axis at the model's front, a `Reshape`, is left out.
 

@@ -43,11 +43,11 @@ _SCALED = {"stretch": "scaled", "crop": "cut and scaled", "pad": "scaled and pad
 _RESIZED = {
     "stretch": "In training and measuring, images were scaled to {height} x {width} "
     "pixels without keeping their proportions.",
-    "crop": "In training and measuring, the largest centred part of the proportions "
+    "crop": "In training and measuring, the largest centered part of the proportions "
     "{height} : {width} was cut out of each image and scaled to {height} x {width} "
     "pixels.",
     "pad": "In training and measuring, images were scaled to fit into {height} x "
-    "{width} pixels, centred, with black at both sides.",
+    "{width} pixels, centered, with black at both sides.",
 }
 
 
@@ -186,7 +186,7 @@ def _describe_bytes(facts):
     said = f"stands for (byte - {zero}) x {_fraction(scale)}, {low:.3f} to {high:.3f}"
     if _fraction(scale) == "2/255":
         return (
-            f"{said}: [-1, 1] moved by half a grey level, since 0 must be one of the "
+            f"{said}: [-1, 1] moved by half a gray level, since 0 must be one of the "
             "steps"
         )
     return said

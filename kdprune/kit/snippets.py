@@ -206,7 +206,7 @@ _FITTED = {
     "crop": """\
 import android.graphics.Bitmap
 
-// Cuts the largest centred part of the model's proportions out, as in training.
+// Cuts the largest centered part of the model's proportions out, as in training.
 fun fitted(bitmap: Bitmap): Bitmap {
     val scale = minOf(bitmap.width / $width.0, bitmap.height / $height.0)
     val width = (scale * $width).toInt().coerceIn(1, bitmap.width)

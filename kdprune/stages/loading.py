@@ -89,8 +89,8 @@ def load_in_range(
         are from those that the file's own Keras computes.
 
     Raises:
-        ValueError: As `load_fitting`, or if the pixel range can't be told or is not
-            the given one, or if outputs differ from the original's.
+        ValueError: As `load_fitting`, or if the pixel range can't be determined or is
+            not the given one, or if outputs differ from the original's.
     """
     loaded = load_model(path)
     model = load_fitting(path, dataset, labels, output, loaded)

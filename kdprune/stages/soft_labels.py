@@ -92,7 +92,7 @@ class SoftLabels(Stage):
         if run.dataset.task != "labels":
             for t in sorted({1.0, 2.0, 4.0, *self._temperatures(run, node)}):
                 said[f"{t:g}"] = distill.describe_soft_labels(first, labels, t)
-        # Of images without labels whatever the teacher says is news.
+        # Of images without labels all that the teacher gives is information.
         if said and run.dataset.unlabelled is None:
             self._warn_if_little(run, node, said)
         stored = sorted(path.name for path in folder.glob(_VIEWS))
@@ -110,7 +110,7 @@ class SoftLabels(Stage):
         )
 
     def _temperatures(self, run: Run, node: Node) -> set[float]:
-        """At what temperatures the run's students hear it; 4 if it has none yet."""
+        """The temperatures of the run's students of it; 4 if it has none yet."""
         given = {
             getattr(student.settings, "temperature", None)
             for student in run.nodes
@@ -123,28 +123,28 @@ class SoftLabels(Stage):
     ) -> None:
         best = max(said, key=lambda one: said[one]["beyond_labels"])
         plain = said["1"]
-        # A smoothed teacher is less sure than it is right; a memorising one, surer.
+        # A smoothed teacher is less sure than right; one that has memorized, surer.
         smoothed = plain["outside_top"] > 2 * (1 - plain["agreement"])
         for temperature in sorted(self._temperatures(run, node)):
             figures = said[f"{temperature:g}"]
             if figures["beyond_labels"] >= LEAST_BEYOND_LABELS:
                 continue
             logger.warning(
-                "%s: at temperature %g the soft labels say next to nothing that the "
-                "labels do not: %.3f nats, expected at least %g. The teacher is right "
-                "on %.1f %% of these images and %s: train it %s%s",
+                "%s: at temperature %g the soft labels hold next to nothing beyond the "
+                "labels: %.3f nats, expected at least %g. The teacher is right on "
+                "%.1f %% of these images and %s: train it %s%s",
                 node.name,
                 temperature,
                 figures["beyond_labels"],
                 LEAST_BEYOND_LABELS,
                 100 * figures["agreement"],
-                "unsure of all by the same, as label smoothing makes it"
+                "equally unsure of all of them, as after label smoothing"
                 if smoothed
-                else "sure of nearly all, as if it had memorised them",
+                else "sure of nearly all of them, as if memorized",
                 "without it"
                 if smoothed
                 else "for fewer epochs or on more varied views",
-                f"; most is said at temperature {best}"
+                f"; they hold most at temperature {best}"
                 if float(best) != temperature
                 else "",
             )

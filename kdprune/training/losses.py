@@ -16,7 +16,7 @@ def cross_entropy(labels: Any, logits: Any, label_smoothing: float = 0.0) -> tf.
     Args:
         labels: Class indices, shape `(batch,)` or `(batch, 1)`, or rows of
             probabilities, one-hot or mixed, shape `(batch, classes)`.
-        logits: Unnormalised scores, shape `(batch, classes)`.
+        logits: Unnormalized scores, shape `(batch, classes)`.
         label_smoothing: Share in [0, 1) of the target spread evenly over all
             classes.
 
@@ -61,7 +61,7 @@ def binary_cross_entropy(
     Args:
         labels: 1 where a label applies, 0 where not, or a share between, shape
             `(batch, labels)`; of a single unit `(batch,)` as well.
-        logits: Unnormalised scores, shape `(batch, labels)`; their sigmoid is the
+        logits: Unnormalized scores, shape `(batch, labels)`; their sigmoid is the
             probability of each label.
         label_smoothing: Share in [0, 1) of the target that is spread evenly over
             yes and no.

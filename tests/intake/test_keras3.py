@@ -192,7 +192,7 @@ def test_a_layer_that_stays_in_training_is_refused(keras3_files, tmp_path, kind,
         how(layer_of(config, kind)["inbound_nodes"][0])
 
     path = rewritten(keras3_files / "shared.keras", tmp_path / "on.keras", change)
-    with pytest.raises(ValueError, match="training=True, so that it changes"):
+    with pytest.raises(ValueError, match="training=True, so that the model"):
         load_model(path)
 
 

@@ -102,7 +102,7 @@ def test_a_tie_is_one_line_that_asks(learned):
         return model((values - low) / (high - low)).numpy()
 
     with pytest.raises(
-        ValueError, match="can't be told from these images: .*more image"
+        ValueError, match="can't be determined from these images: .*more image"
     ):
         find_range(predict, images, labels, candidates=(UNIT, BYTES, SIGNED))
 

@@ -219,7 +219,11 @@ def test_a_card_without_figures_says_so(pair, tmp_path):
     ("resize", "told", "code"),
     [
         ("stretch", "scaled to 32 x 32 pixels without keeping", None),
-        ("crop", "largest centred part of the proportions 32 : 32", "minOf(bitmap.wid"),
+        (
+            "crop",
+            "largest centered part of the proportions 32 : 32",
+            "minOf(bitmap.wid",
+        ),
         ("pad", "with black at both sides", "maxOf(bitmap.width / 32.0"),
     ],
 )
