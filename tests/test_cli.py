@@ -145,11 +145,24 @@ def test_an_unreadable_image_and_an_empty_class_are_named(capsys, images, model)
     assert "dog" in refused(capsys, *arguments)
 
 
-def test_an_input_range_the_wrong_way_round_is_refused(capsys, model):
-    line = refused(
-        capsys, "evaluate", model, "--dataset", "shapes", "--input-range", "255,0"
+@pytest.mark.parametrize("given", ["255,0", "byte", "0", "0,1,2", "0,nan"])
+@pytest.mark.parametrize("command", ["evaluate", "doctor"])
+def test_what_is_no_input_range_is_refused(capsys, model, command, given):
+    more = ["--dataset", "shapes"] if command == "evaluate" else []
+    line = refused(capsys, command, model, *more, "--input-range", given)
+    assert line == (
+        "kdprune: --input-range expects LOW,HIGH such as 0,255 or imagenet or caffe. "
+        f"Received: {given!r}"
     )
-    assert "--input-range expects LOW,HIGH" in line
+
+
+def test_the_doctor_reads_labels_as_the_other_commands_do(capsys, model, tmp_path):
+    line = refused(capsys, "doctor", model, "--labels", tmp_path / "none.txt")
+    assert "labels file not found" in line
+    twice = tmp_path / "labels.txt"
+    twice.write_text("0 cat\n1 cat\n")
+    line = refused(capsys, "doctor", model, "--labels", twice)
+    assert "each once. Received: 'cat' twice" in line
 
 
 def test_evaluate_takes_the_order_of_the_outputs_from_a_file(capsys, tmp_path):

@@ -68,3 +68,10 @@ def test_arguments_that_were_renamed_are_taken_by_their_former_names():
         with pytest.warns(DeprecationWarning, match="is now"):
             with pytest.raises(ValueError):
                 function(None, **former)
+
+
+def test_a_former_name_of_a_subpackage_is_the_present_one():
+    from kdprune import quantize
+
+    with pytest.warns(DeprecationWarning, match="quantize.fold_batch_norms is now"):
+        assert quantize.fold_batch_norms is quantize.fold_batch_norm

@@ -7,7 +7,13 @@ import pathlib
 import sys
 
 from kdprune._log import logger
-from kdprune.cli.options import add_cache, add_debug
+from kdprune.cli.options import (
+    add_cache,
+    add_debug,
+    add_outputs,
+    parse_bounds,
+    parse_pixels,
+)
 from kdprune.cli.quiet import import_tensorflow_quietly
 from kdprune.compression.request import DEVICES, Request, command_of
 
@@ -121,17 +127,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="what black and white are to the model, such as 0,255 or =-1,1, or "
         "imagenet or caffe (default: found out)",
     )
-    parser.add_argument(
-        "--model-output",
-        metavar="NAME",
-        help="of a model of several outputs, the layer whose output counts",
-    )
-    parser.add_argument(
-        "--labels",
-        metavar="FILE",
-        type=pathlib.Path,
-        help="the classes in the order of the model's outputs, a line each",
-    )
+    add_outputs(parser)
     parser.add_argument(
         "--on-error",
         choices=("stop", "skip"),
@@ -196,12 +192,12 @@ def _checked(options: argparse.Namespace) -> Request:
         ratio=options.ratio,
         teacher=options.teacher,
         epochs=options.epochs,
-        input_range=_range(options.input_range),
+        input_range=parse_pixels(options.input_range),
         model_output=options.model_output,
         labels=options.labels,
         on_error=options.on_error,
         resize=options.resize,
-        value_range=_bounds(options.value_range, "--value-range"),
+        value_range=parse_bounds(options.value_range, "--value-range"),
         devices=options.devices,
         data_dir=options.data_dir,
         command=command_of(sys.argv[1:]),
@@ -222,24 +218,3 @@ def _number(text: str) -> int:
     raise argparse.ArgumentTypeError(
         f"expected a whole number, such as 6e6. Received: {text!r}"
     )
-
-
-def _range(text: str | None) -> tuple[float, float] | str | None:
-    """A range of pixels as the recipe has it."""
-    if text in (None, "imagenet", "caffe"):
-        return text
-    return _bounds(text, "--input-range", ", imagenet or caffe")
-
-
-def _bounds(
-    text: str | None, option: str, others: str = ""
-) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    try:
-        low, high = map(float, text.split(","))
-    except ValueError as error:
-        raise ValueError(
-            f"{option} expects LOW,HIGH such as 0,255{others}. Received: {text!r}"
-        ) from error
-    return low, high

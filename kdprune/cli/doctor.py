@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-from typing import Any
 
 from kdprune import _io, records
 from kdprune._log import logger
-from kdprune.cli.options import add_debug, add_json, check_json
+from kdprune.cli.options import (
+    add_debug,
+    add_json,
+    add_outputs,
+    check_json,
+    parse_pixels,
+)
 from kdprune.cli.quiet import import_tensorflow_quietly
 from kdprune.cli.tables import show_table
 
@@ -52,19 +57,7 @@ def add_doctor(commands: argparse._SubParsersAction) -> None:
         help="what the model takes for black and white: 0,255 or -1,1; or imagenet, "
         "caffe (default: found on the images, or read off the model)",
     )
-    parser.add_argument(
-        "--model-output",
-        "--output",
-        dest="output",
-        metavar="NAME",
-        help="of a model of several outputs, the layer whose output counts",
-    )
-    parser.add_argument(
-        "--labels",
-        metavar="FILE",
-        type=pathlib.Path,
-        help="the classes in the order of the outputs, one in each line",
-    )
+    add_outputs(parser, "--output")
     add_json(parser)
     add_debug(parser)
     parser.set_defaults(function=diagnose_model)
@@ -73,17 +66,19 @@ def add_doctor(commands: argparse._SubParsersAction) -> None:
 def diagnose_model(options: argparse.Namespace) -> int:
     """Shows the diagnosis; returns its exit status."""
     check_json(options.json)
-    labels = _labels(options.labels)
-    input_range = _range(options.input_range)
+    input_range = parse_pixels(options.input_range)
     import_tensorflow_quietly()
     from kdprune import doctor
     from kdprune.doctor import report
+    from kdprune.intake.labels import read_labels
+
+    labels = options.labels and read_labels(options.labels)
 
     found = doctor.diagnose(
         options.model,
         options.images,
         input_range=input_range,
-        output=options.output,
+        output=options.model_output,
         labels=labels,
         data_dir=options.data_dir,
     )
@@ -97,25 +92,3 @@ def diagnose_model(options: argparse.Namespace) -> int:
         _io.write_json(options.json, {"schema": records.SCHEMA, **found.to_json()})
         logger.info("written: %s", options.json)
     return found.status
-
-
-def _labels(path: pathlib.Path | None) -> list[str] | None:
-    if path is None:
-        return None
-    if not path.is_file():
-        raise FileNotFoundError(f"--labels {path}: no such file")
-    names = [line.strip() for line in path.read_text("utf-8").splitlines()]
-    return [name for name in names if name]
-
-
-def _range(text: str | None) -> Any:
-    """`(low, high)` of "0,255"; a name as it is."""
-    if text is None or "," not in text:
-        return text
-    try:
-        low, high = map(float, text.split(","))
-    except ValueError:
-        raise ValueError(
-            f"--input-range expects LOW,HIGH such as 0,255. Received: {text!r}"
-        ) from None
-    return low, high

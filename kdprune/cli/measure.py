@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import pathlib
 from typing import TYPE_CHECKING, Any
 
 from kdprune import _io, records
 from kdprune._log import logger
-from kdprune.cli.options import add_cache, add_debug, add_json, check_json
+from kdprune.cli.options import (
+    add_cache,
+    add_debug,
+    add_json,
+    add_labels,
+    check_json,
+    parse_pixels,
+)
 from kdprune.cli.quiet import import_tensorflow_quietly
 
 if TYPE_CHECKING:
@@ -101,11 +107,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         help="what black and white are to the model, such as 0,255; imagenet or caffe "
         "(default: as the file says, else 0,1)",
     )
-    parser.add_argument(
-        "--labels",
-        metavar="FILE",
-        help="the classes in the order of the outputs, one in a line (the file's own)",
-    )
+    add_labels(parser, default=" (the file's own)")
     parser.add_argument(
         "--resolver",
         default="xnnpack",
@@ -122,7 +124,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
 def evaluate_files(options: argparse.Namespace) -> None:
     check_json(options.json)
     _check_files(options.files)
-    input_range = _input_range(options.input_range)
+    input_range = parse_pixels(options.input_range)
     test, description = _test_images(options)
     import_tensorflow_quietly()
     from kdprune import evaluate
@@ -156,7 +158,7 @@ def evaluate_files(options: argparse.Namespace) -> None:
 def compare_files(options: argparse.Namespace) -> None:
     check_json(options.json)
     _check_files([options.a, options.b])
-    input_range = _input_range(options.input_range)
+    input_range = parse_pixels(options.input_range)
     test, description = _test_images(options)
     import_tensorflow_quietly()
     from kdprune import evaluate
@@ -217,19 +219,6 @@ def _test_images(options: argparse.Namespace) -> tuple[Split, dict[str, Any]]:
         options.dataset, data_dir=options.data_dir, seed=options.seed, **extra
     )
     return dataset.test, dataset.description
-
-
-def _input_range(text: str | None) -> Any:
-    if text is None or text in ("imagenet", "caffe"):
-        return text
-    low, separator, high = text.partition(",")
-    with contextlib.suppress(ValueError):
-        if separator and float(low) < float(high):
-            return float(low), float(high)
-    raise ValueError(
-        "--input-range expects LOW,HIGH such as 0,255, imagenet or caffe. Received: "
-        f"{text!r}"
-    )
 
 
 def _summary(entry: dict[str, Any]) -> str:

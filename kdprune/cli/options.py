@@ -6,7 +6,10 @@ import argparse
 import contextlib
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+# The ranges of pixels that have names.
+PIXELS = ("imagenet", "caffe")
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +48,64 @@ def cache_told(options: argparse.Namespace) -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+def add_outputs(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Adds what tells a model's outputs: which of several, and of which classes.
+
+    Args:
+        parser: A command's.
+        names: More names of the option that takes an output.
+    """
+    parser.add_argument(
+        "--model-output",
+        *names,
+        metavar="NAME",
+        help="of a model of several outputs, the layer whose output counts",
+    )
+    add_labels(parser)
+
+
+def add_labels(parser: argparse.ArgumentParser, default: str = "") -> None:
+    parser.add_argument(
+        "--labels",
+        metavar="FILE",
+        type=pathlib.Path,
+        help=f"the classes in the order of the model's outputs, one in a line{default}",
+    )
+
+
+def parse_pixels(text: str | None) -> tuple[float, float] | str | None:
+    """What `--input-range` says: two bounds, or the name of a range.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    named = text in (None, *PIXELS)
+    return text if named else parse_bounds(text, "--input-range", PIXELS)
+
+
+def parse_bounds(
+    text: str | None, option: str, others: Sequence[str] = ()
+) -> tuple[float, float] | None:
+    """The numbers of "LOW,HIGH", the lower one first.
+
+    Args:
+        text: What the option was given; None if it was not.
+        option: Its name, for errors.
+        others: What else it may be given.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if text is None:
+        return None
+    with contextlib.suppress(ValueError):
+        low, high = map(float, text.split(","))
+        if low < high:
+            return low, high
+    known = " or ".join(["LOW,HIGH such as 0,255", *others])
+    raise ValueError(f"{option} expects {known}. Received: {text!r}")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

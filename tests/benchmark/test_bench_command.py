@@ -24,6 +24,12 @@ def idle(monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
 
 
+def test_the_kernels_of_the_command_are_those_of_the_interpreter():
+    from kdprune.tflite import interpreter
+
+    assert set(bench_command.RESOLVERS) == set(interpreter.RESOLVERS)
+
+
 def bench(capsys, *arguments):
     assert cli.main(["bench", *map(str, arguments)]) == 0
     return capsys.readouterr().out
