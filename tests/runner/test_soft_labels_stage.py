@@ -77,7 +77,9 @@ def test_a_store_made_again_on_another_machine_is_the_same(finished):
     assert "student (distill): to do" in runner.preview(parse_recipe(other), finished)
 
 
-def test_a_teacher_with_nothing_to_say_is_warned_of(finished, tmp_path, caplog):
+def test_soft_labels_that_hold_next_to_nothing_are_warned_of(
+    finished, tmp_path, caplog
+):
     content = yaml.safe_load(RECIPE)
     content["stages"]["student"]["temperature"] = 100.0
     # The teacher stays, and is asked once more.
@@ -85,4 +87,4 @@ def test_a_teacher_with_nothing_to_say_is_warned_of(finished, tmp_path, caplog):
     with caplog.at_level("WARNING", logger="kdprune"):
         runner.run(parse_recipe(content), tmp_path, until="soft")
     (line,) = [r.getMessage() for r in caplog.records if "next to nothing" in r.message]
-    assert "at temperature 100 " in line and "most is said at temperature" in line
+    assert "at temperature 100 " in line and "they hold most at temperature" in line
