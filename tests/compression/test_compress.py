@@ -228,10 +228,12 @@ def test_a_wrong_argument_is_one_line(capsys, model, arguments, said):
     assert said in refused(capsys, "compress", *given)
 
 
-def test_a_range_the_wrong_way_round_is_told_by_its_key(capsys, model, images):
+def test_a_range_the_wrong_way_round_is_refused(capsys, model, images, tmp_path):
     given = ["--images", images, "--max-drop", "0.1", "--input-range", "1,0"]
     line = refused(capsys, "compress", model, *given)
-    assert "stages.original.input_range" in line
+    assert "--input-range expects LOW,HIGH" in line and "'1,0'" in line
+    with pytest.raises(ValueError, match="stages.original.input_range"):
+        compress(model, images, input_range=(1, 0), max_drop=0.1, output=tmp_path)
 
 
 def test_two_targets_are_not_understood(capsys, model):
