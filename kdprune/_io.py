@@ -107,6 +107,27 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     write_file(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """Gives a temporary folder, which is removed at the end.
+
+    Raises:
+        OSError: If the disk that it lies on is full; names the folder, unless the
+            block's error names a file.
+    """
+    with tempfile.TemporaryDirectory(prefix="kdprune-") as name:
+        folder = Path(name)
+        try:
+            yield folder
+        except Exception as error:
+            told = isinstance(error, ValueError) or getattr(error, "filename", None)
+            code = None if told else _no_space(error, folder)
+            if code is None:
+                raise
+            reason = f"{os.strerror(code)} for temporary files; TMPDIR names a place"
+            raise OSError(code, reason, name) from error
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """Reads JSON; a missing or broken file is None, as if nothing were done.
 

@@ -112,3 +112,16 @@ def test_what_does_not_fit_into_memory_is_told_before_it_is_loaded():
     _io.check_memory(1000, "images", "take fewer")
     with pytest.raises(ValueError, match=r"GiB free. Received: .* GiB; take fewer"):
         _io.check_memory(2**60, "1,000 images", "take fewer")
+
+
+def test_a_full_disk_of_temporary_files_is_named(monkeypatch):
+    full = os.statvfs("/proc")  # Of a system of files without any room.
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    for raised in (OSError(errno.ENOSPC, "no"), OSError("9 requested and 0 written")):
+        with pytest.raises(OSError, match="No space left .*TMPDIR.*: '.*kdprune-"):
+            with _io.scratch():
+                raise raised
+    with pytest.raises(ValueError, match="no model"), _io.scratch():
+        raise ValueError("no model")
+    with pytest.raises(OSError, match="mine.keras"), _io.scratch():
+        raise OSError(errno.ENOSPC, "No space", "mine.keras")

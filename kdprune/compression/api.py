@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -124,10 +123,8 @@ def compress(
         "output": None if output is None else pathlib.Path(output),
         "command": "kdprune.compress, in Python",
     }
-    with tempfile.TemporaryDirectory(prefix="kdprune-") as scratch:
-        taken = memory.take(
-            model, train, validation, test, classes, given, pathlib.Path(scratch)
-        )
+    with _io.scratch() as folder:
+        taken = memory.take(model, train, validation, test, classes, given, folder)
         return compress_request(taken.request, taken.files)
 
 

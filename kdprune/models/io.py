@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kdprune._graph import is_graph_model
-from kdprune._io import first_line, write_file
+from kdprune._io import first_line, scratch, write_file
 from kdprune._registry import suggesting
 from kdprune.intake import (
     build_keras3,
@@ -105,8 +104,8 @@ def save_model(model: keras.Model, path: str | os.PathLike, half: bool = False) 
     plain = _build(config, "this model cannot be saved")
     plain.set_weights([np.asarray(w, np.float32) for w in model.get_weights()])
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="kdprune-") as folder:
-        raw = Path(folder) / "model.keras"
+    with scratch() as folder:
+        raw = folder / "model.keras"
         plain.save(raw)
         content = _reproducible(raw, half)
     write_file(path, content)
@@ -246,8 +245,8 @@ def find_problems(path: str | os.PathLike) -> tuple[dict[str, Any], list[str]]:
 
 def _load_keras(path: Path) -> keras.Model:
     file = read_config(path)
-    with tempfile.TemporaryDirectory(prefix="kdprune-") as folder:
-        weights = Path(folder) / "model.weights.h5"
+    with scratch() as folder:
+        weights = folder / "model.weights.h5"
         with _explained(path, "is not a complete .keras file"):
             with zipfile.ZipFile(path) as archive:
                 limit = MAX_EXPANSION * path.stat().st_size

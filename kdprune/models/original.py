@@ -24,7 +24,7 @@ import numpy as np
 import tf_keras as keras
 from numpy.typing import NDArray
 
-from kdprune._io import first_line
+from kdprune._io import first_line, writing
 from kdprune.intake.comparison import Comparison, compare_outputs
 from kdprune.intake.plain import plain_config
 from kdprune.models.io import KerasFile, count_numbers, read_config
@@ -132,7 +132,8 @@ class Original:
             return
         assert self._process.stdin is not None
         self._given = True
-        np.save(Path(self._folder.name) / "values.npy", np.asarray(values, np.float32))
+        with writing(Path(self._folder.name) / "values.npy") as partial:
+            np.save(partial, np.asarray(values, np.float32))
         with contextlib.suppress(OSError):  # It could not load the file.
             self._process.stdin.write(b"go\n")
             self._process.stdin.flush()

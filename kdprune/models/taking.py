@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ import tf_keras as keras
 from numpy.typing import ArrayLike, NDArray
 
 from kdprune import intake
+from kdprune._io import scratch
 from kdprune._registry import suggesting
 from kdprune.images import check, spread
 from kdprune.intake.comparison import (
@@ -177,8 +176,8 @@ def rebuild_keras3(model: Any) -> tuple[Any, Comparison | None]:
     if isinstance(model, keras.Model) or "keras" not in origins:
         return model, None
     name = f"model {getattr(model, 'name', 'model')!r}"
-    with tempfile.TemporaryDirectory(prefix="kdprune-") as folder:
-        path = Path(folder) / f"{getattr(model, 'name', 'model')}.keras"
+    with scratch() as folder:
+        path = folder / f"{getattr(model, 'name', 'model')}.keras"
         try:
             model.save(path)
             rebuilt = load_model(path)
