@@ -34,6 +34,7 @@ from kdprune.intake import (
     select_output,
     with_channel,
 )
+from kdprune.models import hdf5
 from kdprune.models.saved_model import (
     SavedGraph,
     is_saved_model,
@@ -213,7 +214,13 @@ def read_config(path: str | os.PathLike) -> KerasFile:
                 config = _parse(_member(archive, _CONFIG, MAX_CONFIG_BYTES))
         third = _is_keras_3(metadata.get("keras_version"))
         return KerasFile(config, third, metadata.get(_SAVED_BY) == _US)
-    with _explained(path, "is not a complete .h5 file"), h5py.File(path) as file:
+    with _explained(path, "is not a complete .h5 file"):
+        hdf5.check(path)
+        return _read_h5(path)
+
+
+def _read_h5(path: Path) -> KerasFile:
+    with h5py.File(path) as file:
         third = _is_keras_3(_text(file.attrs.get("keras_version")))
         text = _text(file.attrs.get("model_config"))
         if text is None:
@@ -251,6 +258,8 @@ def _load_keras(path: Path) -> keras.Model:
             with zipfile.ZipFile(path) as archive:
                 limit = MAX_EXPANSION * path.stat().st_size
                 weights.write_bytes(_member(archive, _WEIGHTS, limit))
+            if not file.ours:
+                hdf5.check(weights)
         return _rebuild(file, weights, path)
 
 

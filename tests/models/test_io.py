@@ -1,11 +1,13 @@
 """Models survive saving; files that hold anything but plain layers are refused."""
 
 import functools
+import gzip
 import json
 import os
 import shutil
 import sys
 import zipfile
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from kdprune.models import hdf5
 from kdprune.models import io as model_io
 from kdprune.models.io import load_model, save_model
 
@@ -464,3 +467,22 @@ def test_a_configuration_like_no_models_is_refused_at_once(
     with pytest.raises(ValueError, match=reason) as e:
         load_model(path)
     assert "\n" not in str(e.value) and len(str(e.value)) < 300
+
+
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
+def test_a_file_in_which_hdf5_never_ends_is_told(tmp_path, monkeypatch, suffix):
+    """Found by damaging files at random: the library loops, deaf to signals."""
+    monkeypatch.setattr(hdf5, "PATIENCE", 2)
+    content = gzip.decompress(Path(__file__).with_name("endless.h5.gz").read_bytes())
+    path = tmp_path / f"endless.{suffix}"
+    path.write_bytes(content)
+    if suffix == "keras":
+        save_model(small_model(), tmp_path / "whole.keras")
+        with zipfile.ZipFile(tmp_path / "whole.keras") as whole:
+            config = whole.read("config.json")
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("metadata.json", '{"keras_version": "3.0.0"}')
+            archive.writestr("config.json", config)
+            archive.writestr("model.weights.h5", content)
+    with pytest.raises(ValueError, match=rf"endless.{suffix}: is not .* in 2 s\)$"):
+        load_model(path)

@@ -1,0 +1,56 @@
+"""Whether the HDF5 library gets through a file, in a process that it may end.
+
+On damaged files it may loop for ever, where no signal reaches Python, or crash.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from kdprune._io import sha256
+
+# Seconds of computing in which a file is read whole.
+PATIENCE = 20
+_PROGRAM = """
+import resource, sys
+seconds = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+import h5py
+
+def read(name, item):
+    list(item.attrs.values())
+    if isinstance(item, h5py.Dataset):
+        item[()]
+
+with h5py.File(sys.argv[1], "r") as file:
+    read("", file)
+    file.visititems(read)
+"""
+_passed: set[str] = set()
+
+
+def check(path: Path) -> None:
+    """Raises `ValueError` for a file that hangs the library or ends its process.
+
+    What it refuses by an error is left to whoever reads the file.
+    """
+    digest = sha256(path)
+    if digest in _passed:
+        return
+    ended = subprocess.run(
+        # -P: what lies in the folder that the user is in is not imported.
+        [sys.executable, "-P", "-c", _PROGRAM, str(path.absolute()), str(PATIENCE)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    if ended.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise ValueError(f"HDF5 does not get through it in {PATIENCE} s")
+    if ended.returncode < 0:
+        name = signal.Signals(-ended.returncode).name
+        raise ValueError(f"HDF5 ends its process by {name}")
+    _passed.add(digest)
