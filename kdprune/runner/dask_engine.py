@@ -263,6 +263,8 @@ class Dask:
         for address, answer in answers.items():
             told = workers[address]
             problem = _problem(answer, told)
+            if not problem and address.startswith("tcp:") and not self._insecure:
+                problem = _open_to(answer)
             if problem:
                 problems[address] = problem
                 continue
@@ -317,7 +319,7 @@ def _problem(answer: Any, told: dict[str, Any]) -> str | None:
             "can't run this kdprune: install the same version and extra there "
             f"({type(answer).__name__}: {answer})"
         )
-    for name, mine in dask_tasks.describe()["versions"].items():
+    for name, mine in dask_tasks.versions().items():
         theirs = answer["versions"].get(name)
         if theirs != mine:
             return f"has {name} {theirs}, and this process {mine}: install the same"
@@ -327,6 +329,18 @@ def _problem(answer: Any, told: dict[str, Any]) -> str | None:
             f"it may use (it has {len(answer['cores'])})"
         )
     return None
+
+
+def _open_to(answer: dict[str, Any]) -> str | None:
+    """Says so of a worker that other machines can reach."""
+    others = [one for one in answer["listens"] if not _is_loopback(one)]
+    if not others:
+        return None
+    return (
+        f"listens on {others[0]}, where other machines may reach it: start it with "
+        "--host 127.0.0.1, or use tls:// with certificates, or --insecure where all "
+        "who reach these ports may run code on all machines"
+    )
 
 
 def _share(

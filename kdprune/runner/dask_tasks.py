@@ -9,6 +9,7 @@ import platform
 import socket
 import threading
 from typing import Any
+from urllib.parse import urlsplit
 
 from kdprune.runner import cluster
 from kdprune.runner.folder import LOCK
@@ -21,12 +22,24 @@ _LOOK, _LOOKS = 1.0, 3
 _SAID = 20_000
 
 
-def describe() -> dict[str, Any]:
-    """What a worker is: JSON-able, as `dask_engine` needs it."""
+def versions() -> dict[str, str]:
+    """What must be the same in all workers and where the run is started."""
     python = ".".join(platform.python_version_tuple()[:2])
+    return {"python": python, **cluster.versions()}
+
+
+def describe(dask_worker: Any) -> dict[str, Any]:
+    """What a worker is: JSON-able, as `dask_engine` needs it."""
+    import psutil  # It comes with dask.
+
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    port = urlsplit(dask_worker.address).port
+    sockets = psutil.Process().net_connections("tcp")
+    listening = (one.laddr for one in sockets if one.status == psutil.CONN_LISTEN)
     return {
-        "versions": {"python": python, **cluster.versions()},
+        "versions": versions(),
+        # Its address may be of the loopback interface, and its port open on all.
+        "listens": sorted({at.ip for at in listening if at.port == port}),
         "host": socket.gethostname(),
         # Of a machine: containers have names of their own, and share its cores.
         "machine": pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip(),

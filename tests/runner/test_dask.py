@@ -31,7 +31,8 @@ stages:
     training: {epochs: 20, batch_size: 50, learning_rate: 0.01}
   measured: {kind: evaluate, from: alone, latency: false}
 """
-# A program of dask's, which ends by itself should a test be killed.
+# A program of dask's, of which nothing is open to other machines.
+HTTP = ("--dashboard-address", "127.0.0.1:0")
 PROGRAM = "import sys; from dask.__main__ import main; sys.exit(main())"
 
 
@@ -50,7 +51,7 @@ def dask(tmp_path):
         def start(*arguments, before=(), **environment):
             log = started.enter_context(open(tmp_path / "dask.log", "a"))
             process = subprocess.Popen(
-                [*before, sys.executable, "-c", PROGRAM, *map(str, arguments)],
+                [*before, sys.executable, "-c", PROGRAM, *map(str, arguments), *HTTP],
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **environment},
@@ -67,7 +68,7 @@ def dask(tmp_path):
 def scheduler(dask, hosts):
     (address,) = hosts.free(1)
     host, port = address.split(":")
-    dask("scheduler", "--host", host, "--port", port, "--no-dashboard")
+    dask("scheduler", "--host", host, "--port", port)
     return f"tcp://{address}"
 
 
@@ -76,7 +77,7 @@ def worker(dask, scheduler):
     """`worker(**environment)` starts one on the loopback address with one core."""
 
     def start(*more, **options):
-        arguments = ["--host", "127.0.0.1", "--nthreads", 1, "--no-dashboard"]
+        arguments = ["--host", "127.0.0.1", "--nthreads", 1]
         arguments += ["--no-nanny", "--death-timeout", 60, "--resources", "CORES=1"]
         return dask("worker", scheduler, *arguments, *more, **options)
 
@@ -155,7 +156,7 @@ def told(threads=1, **resources):
 
 
 def test_workers_of_other_versions_or_without_kdprune_or_cores_are_told():
-    answer = dask_tasks.describe()
+    answer = {**ANSWER, "versions": dask_tasks.versions()}
     assert dask_engine._problem(answer, told(CORES=1)) is None
     older = {**answer, "versions": {**answer["versions"], "kdprune": "0.0"}}
     line = dask_engine._problem(older, told(CORES=1))
@@ -202,8 +203,8 @@ def test_a_folder_is_shared_if_its_word_and_its_lock_are_seen(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_of_another_version_and_one_without_the_folder(
-    capsys, recipe, tmp_path, scheduler, worker, monkeypatch
+def test_a_worker_of_another_version_an_open_one_and_one_without_the_folder(
+    capsys, recipe, tmp_path, dask, scheduler, worker, monkeypatch
 ):
     (tmp_path / "older.py").write_text("import kdprune\nkdprune.__version__ = '0.0'\n")
     older = worker("--preload", tmp_path / "older.py")
@@ -211,6 +212,13 @@ def test_a_worker_of_another_version_and_one_without_the_folder(
     assert "has kdprune 0.0, and this process" in line
     older.kill()
     older.wait()
+    # By its address it is of this machine; its port is open to others.
+    resources = ["--resources", "CORES=1", "--no-nanny", "--death-timeout", 60]
+    everywhere = dask("worker", scheduler, *resources)
+    line = refused(capsys, recipe, "--scheduler", scheduler)
+    assert "where other machines may reach it: start it with --host 127.0.0.1" in line
+    everywhere.kill()
+    everywhere.wait()
     monkeypatch.setattr(dask_engine, "SEEN", 0.0)
     # It sees another folder at that place: a mount of its own.
     run = tmp_path / "run"
@@ -250,7 +258,7 @@ def test_by_tls_both_ends_show_a_certificate(dask, hosts, tmp_path, monkeypatch)
         f"DASK_{key.upper().replace('.', '__').replace('-', '_')}": path
         for key, path in ours.items()
     }
-    place = ["--host", host, "--protocol", "tls", "--no-dashboard"]
+    place = ["--host", host, "--protocol", "tls"]
     dask("scheduler", *place, "--port", port, **environment)
     address = f"tls://{address}"
     arguments = [*place, "--nthreads", 1, "--no-nanny", "--death-timeout", 60]
@@ -276,10 +284,10 @@ def test_workers_come_and_go_and_a_lost_scheduler_is_one_line(
 ):
     (address,) = hosts.free(1)
     host, port = address.split(":")
-    scheduler = dask("scheduler", "--host", host, "--port", port, "--no-dashboard")
+    scheduler = dask("scheduler", "--host", host, "--port", port)
 
     def worker(*more):
-        place = ["--host", host, "--no-nanny", "--no-dashboard", "--nthreads", 1]
+        place = ["--host", host, "--no-nanny", "--nthreads", 1]
         return dask("worker", f"tcp://{address}", *place, "--death-timeout", 60, *more)
 
     def wait_for(condition):
