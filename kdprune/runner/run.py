@@ -262,8 +262,10 @@ def _holding(folder: pathlib.Path, alone: bool) -> Iterator[IO[str]]:
                 ) from error
         if alone:
             lock.truncate(0)
-            lock.write(uuid.uuid4().hex)
-            lock.flush()
+            try:  # Not by the file's own buffer, which closing it would write again.
+                os.write(lock.fileno(), uuid.uuid4().hex.encode())
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, lock.name) from error
         yield lock
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kdprune.runner import run as runner
+
 STAGES = yaml.safe_load(Path(__file__).with_name("every_stage.yaml").read_text())
 STAGES = {name: stage["kind"] for name, stage in STAGES["stages"].items()}
 PAGE = 4096
@@ -76,3 +78,10 @@ def test_each_stage_is_told_of_a_full_disk_and_goes_on(every_stage, disk, soak, 
         soak.counts["accepted" if had_room else "a_line"] += 1
     soak.counts["anything_else"] = 0
     assert soak.counts["a_line"]
+
+
+def test_no_room_for_the_lock_names_it(disk):
+    fill(disk, 0)
+    with pytest.raises(OSError, match=r"No space left.*disk/\.lock"):
+        with runner._holding(disk, alone=True):
+            pass
