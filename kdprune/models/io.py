@@ -65,6 +65,7 @@ _DAMAGE = (
     RuntimeError,
     NotImplementedError,
     OverflowError,
+    SystemError,  # Of h5py, when it visits a name that is no text.
     zlib.error,
     zipfile.BadZipFile,
     tf.errors.OpError,

@@ -486,3 +486,19 @@ def test_a_file_in_which_hdf5_never_ends_is_told(tmp_path, monkeypatch, suffix):
             archive.writestr("model.weights.h5", content)
     with pytest.raises(ValueError, match=rf"endless.{suffix}: is not .* in 2 s\)$"):
         load_model(path)
+
+
+def test_a_name_in_hdf5_that_is_no_text_is_told(tmp_path):
+    path = tmp_path / "named.keras"
+    save_model(small_model(), tmp_path / "whole.keras")
+    with zipfile.ZipFile(tmp_path / "whole.keras") as whole:
+        config = whole.read("config.json")
+    with h5py.File(tmp_path / "weights.h5", "w") as file:
+        file[b"layers\xff"] = np.zeros(3)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("metadata.json", '{"keras_version": "2.15.0"}')
+        archive.writestr("config.json", config)
+        archive.write(tmp_path / "weights.h5", "model.weights.h5")
+    with pytest.raises(ValueError, match="named.keras: ") as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
