@@ -1,4 +1,4 @@
-"""Making a model anew, whatever its shape; what a model ends in."""
+"""Rebuilding a model, whatever its shape; what a model ends in."""
 
 import numpy as np
 import pytest
@@ -143,7 +143,7 @@ def assert_same_outputs(model, other, images):
         np.testing.assert_array_equal(one, two)
 
 
-def test_a_model_made_anew_is_equal_and_shares_nothing():
+def test_a_rebuilt_model_is_equal_and_shares_nothing():
     model = branched()
     model.get_layer("inner").get_layer("point").trainable = False
     model.get_layer("twice").moving_mean.assign([0.5, -1.0, 2.0, 0.0])

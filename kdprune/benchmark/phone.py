@@ -155,7 +155,7 @@ def phone_commands(
     run += [f"--{name}={value}" for name, value in options.items()]
     return (
         ["adb", "push", str(path), place],
-        # The phone's shell reads its line anew; the log is on both of its streams.
+        # The phone's shell reads its line again; the log is on both of its streams.
         ["adb", "shell", f"{shlex.join(run)} 2>&1"],
         ["adb", "shell", shlex.join(["rm", place])],
     )

@@ -300,7 +300,7 @@ def _check_computed(path: Any, function: Any, sizes: list[int]) -> None:
     (image,) = flat.inputs
     with tf.Graph().as_default() as graph:
         one = tf.compat.v1.placeholder(image.dtype, [1, *sizes])
-        # Shapes are inferred anew, of one image.
+        # Shapes are inferred again, of one image.
         tf.import_graph_def(flat.graph.as_graph_def(), {image.op.name: one}, name="")
     # Of a normalization those that only training reads are empty.
     tensors = [

@@ -19,7 +19,7 @@ from kdprune.report.read import METRICS, RECORDS, Cell, read_cells, read_run
 SCHEMA = 1
 # Too long for what it tells, and nothing shows it: the errors channel by channel.
 _OMITTED = {"channel_errors"}
-# Written by the report itself, each time anew.
+# Written again each time, by the report itself.
 MARKDOWN, HTML = "report.md", "report.html"
 
 

@@ -292,10 +292,10 @@ def test_a_phone_is_measured_interleaved_and_left_clean(adb, tflites):
 
 
 def test_files_of_the_same_name_do_not_meet_on_a_phone(adb, tflites, tmp_path):
-    twin = tmp_path / tflites["int8"].name
-    twin.write_bytes(tflites["int8"].read_bytes())
+    duplicate = tmp_path / tflites["int8"].name
+    duplicate.write_bytes(tflites["int8"].read_bytes())
     with pytest.raises(ValueError, match="need different names"):
-        run_on_phone([tflites["int8"], twin])
+        run_on_phone([tflites["int8"], duplicate])
     assert not adb.exists()
 
 

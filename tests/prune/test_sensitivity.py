@@ -1,4 +1,4 @@
-"""What each group can spare, as a table, and plans that go by it."""
+"""Per-group sensitivity: the table, and plans that go by it."""
 
 import itertools
 import json

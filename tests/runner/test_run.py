@@ -606,7 +606,7 @@ def test_blocks_are_removed_and_groups_are_measured(tmp_path):
     assert spare["whole"] == pytest.approx(results["net"]["val_accuracy"], abs=0.06)
     assert "spare" in (tmp_path / "report.md").read_text()
     assert results["slim"]["macs"] < results["net"]["macs"]
-    # The table is what the plan rests on: another one cuts anew.
+    # The table is what the plan rests on: with another one, other channels go.
     (tmp_path / "slim" / "record.json").unlink()
     text = runner.preview(parse_recipe(content), tmp_path, until="slim")
     assert "of the score expected to be lost" in text

@@ -56,7 +56,7 @@ def test_a_model_and_its_file_need_the_same(tmp_path):
         assert peak_activations(path) == peak_activations(model, dtype) > 6000
 
 
-def test_the_plan_foretells_it_and_unknown_sizes_are_told():
+def test_the_plan_predicts_it_and_unknown_sizes_are_told():
     sizes = (16, 16)
     for size in (sizes, (None, None)):
         inputs = keras.Input((*size, 3))
