@@ -237,6 +237,27 @@ def test_a_model_of_other_classes_than_the_datas_is_not_measured(
     assert said in refused(capsys, "compare", theirs, theirs, *data)
 
 
+def test_notices_of_tracing_are_kept_from_who_runs_many_models(caplog):
+    import logging
+
+    from kdprune.cli.quiet import import_tensorflow_quietly
+
+    said = logging.getLogger("tensorflow")
+    propagated, filters = said.propagate, list(said.filters)
+    said.propagate = True
+    try:
+        import_tensorflow_quietly()
+        said.warning("5 out of the last %d calls triggered tf.function retracing", 9)
+        said.warning("gradients do not exist")
+        import_tensorflow_quietly()
+        assert len(said.filters) == len(set(said.filters))
+    finally:
+        said.propagate, said.filters[:] = propagated, filters
+    assert [record.getMessage() for record in caplog.records] == [
+        "gradients do not exist"
+    ]
+
+
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(FileNotFoundError):
         cli.main(["run", str(tmp_path / "absent.yaml"), "--debug"])
