@@ -287,7 +287,7 @@ def _check_writable(folder: pathlib.Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # Several single stages may start at once.
     except OSError as error:
         reason = os.strerror(error.errno or errno.EACCES)
         raise OSError(

@@ -4,6 +4,7 @@ import fcntl
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -87,6 +88,13 @@ def test_a_whole_run_keeps_single_stages_out_of_its_folder(recipe, capsys):
         fcntl.flock(lock, fcntl.LOCK_SH)
         assert cli.main(command(recipe)) == 2
         assert "another run is under way" in capsys.readouterr().err
+
+
+def test_processes_that_start_at_once_find_the_folder_writable(tmp_path):
+    """One removes what another has just made to see whether it can."""
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(runner._check_writable, [tmp_path] * 2_000))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
