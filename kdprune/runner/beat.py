@@ -6,7 +6,8 @@ speaks meanwhile. Run as a program, which imports nothing else of the package:
     python -I beat.py PARENT EVERY SILENCE LOCK SOCKET...
 
 It sends the message `FRAME` on each of the worker's sockets, as long as the worker is
-neither stopped nor gone: then the other end of its standard input is closed.
+neither stopped nor gone: then the other end of its standard input is closed, or, if a
+process that the worker has forked holds that, its parent is another.
 """
 
 from __future__ import annotations
@@ -38,13 +39,15 @@ def main(parent: int, every: float, silence: float, lock: int, *sockets: int) ->
     peers = dict(enumerate(socket.socket(fileno=number) for number in sockets))
     for peer in peers.values():
         peer.settimeout(silence)
-    while not select.select([0], [], [], every)[0]:
+    while not select.select([0], [], [], every)[0] and os.getppid() == parent:
         if _is_stopped(parent):
             continue
         for place, peer in list(peers.items()):
             try:
                 with holding(lock, place, wait=False):
-                    peer.sendall(FRAME)
+                    # Waiting would keep signs from the others, and the lock.
+                    if select.select([], [peer], [], 0)[1]:
+                        peer.sendall(FRAME)
             except BlockingIOError:
                 continue  # What the worker sends is a sign, too.
             except OSError:
@@ -65,8 +68,8 @@ def _is_stopped(process: int) -> bool:
     try:
         with open(f"/proc/{process}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] in "tT"
-    except OSError:
-        return True
+    except OSError:  # It is gone, which `main` finds out, or there is no /proc.
+        return False
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
 import pytest
 import yaml
 
-from kdprune.runner import cluster
+from kdprune.runner import beat, cluster
 from kdprune.runner.cluster import Refused, meet
 from kdprune.runner.hosts import Layout
 
@@ -253,7 +254,7 @@ if "fail" in told:
     me.fail(ValueError("the stage failed"))
     sys.exit(2)
 if "hold" in told:
-    ctypes.PyDLL(None).usleep(1_500_000)  # With the interpreter's lock.
+    ctypes.PyDLL(None).usleep(2_500_000)  # With the interpreter's lock.
     print("held", flush=True)
 me.hear() if me.index else time.sleep(60)
 """
@@ -317,12 +318,53 @@ def test_all_end_in_a_line_when_one_hangs(hosts):
 
 
 def test_one_that_holds_the_interpreters_lock_gives_signs_of_life(hosts):
-    with waiting(hosts, 2, silence=0.7) as (workers, _):
-        for one in workers[::-1]:
-            one.stdin.write("hold\n")
-            one.stdin.flush()
-            assert one.stdout.readline() == "held\n"
+    with waiting(hosts, 2, silence=1.5) as (workers, _):
+        workers[1].stdin.write("hold\n")
+        workers[1].stdin.flush()
+        assert workers[1].stdout.readline() == "held\n"
         assert [one.poll() for one in workers] == [None, None]
+
+
+@contextlib.contextmanager
+def beating(parent, *sockets):
+    """The process that gives signs of life on these, of a worker of that number."""
+    with tempfile.TemporaryFile() as lock:
+        files = [lock.fileno(), *(one.fileno() for one in sockets)]
+        process = subprocess.Popen(
+            [sys.executable, "-I", beat.__file__]
+            + [str(one) for one in (parent, 0.05, 30, *files)],
+            stdin=subprocess.PIPE,
+            pass_fds=files,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def test_signs_of_life_end_with_the_worker_whoever_holds_their_input():
+    with contextlib.ExitStack() as opened:
+        pair = [opened.enter_context(one) for one in socket.socketpair()]
+        with beating(os.getppid(), pair[0]) as process:  # Its parent is another.
+            assert process.wait(timeout=10) == 0
+
+
+def test_one_that_takes_nothing_keeps_no_signs_of_life_from_others():
+    with contextlib.ExitStack() as opened:
+        full, _, live, there = (
+            opened.enter_context(one)
+            for pair in (socket.socketpair(), socket.socketpair())
+            for one in pair
+        )
+        full.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while full.send(bytes(1 << 16)):
+                pass
+        there.settimeout(10)
+        with beating(os.getpid(), full, live):
+            for _ in range(3):
+                assert there.recv(len(beat.FRAME), socket.MSG_WAITALL) == beat.FRAME
 
 
 def test_an_error_of_one_is_told_by_all(hosts):
