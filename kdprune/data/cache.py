@@ -156,8 +156,8 @@ class Cache:
         named = _io.sha256(json.dumps(key, sort_keys=True).encode())
         folder = self.folder / f"images-{named[:32]}"
         kept = _Set(folder, key, shape)
+        seen = kept.stamps()
         if not kept.is_whole():
-            seen = kept.stamps()
             if not self.named and kept.is_full():
                 raise _unusable(folder, "where the disk or your quota was full lately")
             with kept.alone():
@@ -255,7 +255,8 @@ class _Set:
     def give_up(self) -> None:
         """Leaves the room to others, and a note for other processes."""
         for name in (_PIXELS, _BLOCKS):
-            (self.folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # The disk may be read-only by now.
+                (self.folder / name).unlink()
         with contextlib.suppress(OSError):
             (self.folder / _FULL).touch()
 
