@@ -203,8 +203,8 @@ class Dask:
         error = future.exception() if future.status == "error" else None
         if future.status == "cancelled" or self._client.status != "running":
             raise self._lost(error)
-        if type(error).__name__ in ("KilledWorker", "CommClosedError"):
-            return Ended(job, None)
+        if error is None or type(error).__name__ in ("KilledWorker", "CommClosedError"):
+            return Ended(job, None)  # What it returned may be lost with its worker.
         raise ValueError(
             f"worker {job.worker} could not run {job.node.name!r}: {error}"
         )
@@ -244,6 +244,7 @@ class Dask:
         workers = self._workers()
         for address in set(self._known) - set(workers):
             del self._known[address]
+        self._refused.intersection_update(workers)  # Mended, one may come back.
         new = {
             a: w for a, w in workers.items() if a not in (*self._known, *self._refused)
         }

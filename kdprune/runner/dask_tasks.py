@@ -33,19 +33,27 @@ def describe(dask_worker: Any) -> dict[str, Any]:
     import psutil  # It comes with dask.
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    port = urlsplit(dask_worker.address).port
+    # Where it listens, which need not be the address that it tells others.
+    ports = {urlsplit(one.listen_address).port for one in dask_worker.listeners}
     sockets = psutil.Process().net_connections("tcp")
     listening = (one.laddr for one in sockets if one.status == psutil.CONN_LISTEN)
     return {
         "versions": versions(),
         # Its address may be of the loopback interface, and its port open on all.
-        "listens": sorted({at.ip for at in listening if at.port == port}),
+        "listens": sorted({at.ip for at in listening if at.port in ports}),
         "host": socket.gethostname(),
-        # Of a machine: containers have names of their own, and share its cores.
-        "machine": pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        "machine": _machine(),
         "cores": sorted(os.sched_getaffinity(0)),
         "gpus": visible.split(",") if visible else None,
     }
+
+
+def _machine() -> str:
+    """What tells machines apart: containers have own names, and share its cores."""
+    try:
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # A sandbox may not show it.
+        return socket.gethostname()
 
 
 def find_run(folder: str, word: str) -> str | None:

@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
 from kdprune import cli
 from kdprune.runner import dask_engine, dask_tasks
-from kdprune.runner.parallel import Place
+from kdprune.runner.parallel import Ended, Job, Place
 
 pytest.importorskip("distributed", reason="needs the extra: cluster")
 
@@ -202,6 +203,16 @@ def test_a_folder_is_shared_if_its_word_and_its_lock_are_seen(tmp_path):
         assert find(str(tmp_path), "other") == "has another folder there"
 
 
+@pytest.mark.parametrize("status", ["lost", "pending"])
+def test_a_result_that_was_lost_with_its_worker_is_a_lost_worker(status):
+    client = types.SimpleNamespace(status="running")
+    engine = dask_engine.Dask(client, "tcp://127.0.0.1:1", False)
+    job = Job(types.SimpleNamespace(name="slim"), (Place("m", "w", (0,)),))
+    engine._running[job] = future = types.SimpleNamespace(status=status)
+    engine._ended.put((job, future))
+    assert engine.wait() == Ended(job, None)
+
+
 @pytest.mark.slow
 def test_a_worker_of_another_version_an_open_one_and_one_without_the_folder(
     capsys, recipe, tmp_path, dask, scheduler, worker, monkeypatch
@@ -306,10 +317,14 @@ def test_workers_come_and_go_and_a_lost_scheduler_is_one_line(
         fcntl.flock(lock, fcntl.LOCK_EX)
         engine.enter(tmp_path, lock)
         assert len(engine.places()) == 1
-        worker()
+        (at,) = hosts.free(1)
+        same_port = ["--worker-port", at.split(":")[1]]
+        without = worker(*same_port)
         wait_for(lambda: engine.places() and "is left out" in caplog.text)
         assert "gives no CORES" in caplog.text
-        worker("--resources", "CORES=1")
+        without.kill()
+        without.wait()
+        worker("--resources", "CORES=1", *same_port)
         wait_for(lambda: len(engine.places()) == 2)
         first.kill()
         wait_for(lambda: len(engine.places()) == 1)
@@ -332,11 +347,12 @@ def results(folder):
 def node_of(process, folder):
     """The stage whose process a dask worker has started, by the lock that it holds."""
     for child in children_of(process.pid):
-        for link in (
-            f"/proc/{child}/fd/{fd}" for fd in os.listdir(f"/proc/{child}/fd")
-        ):
+        links = []
+        with contextlib.suppress(OSError):  # It may just have ended.
+            links = os.listdir(f"/proc/{child}/fd")
+        for link in links:
             with contextlib.suppress(OSError):
-                path = os.readlink(link)
+                path = os.readlink(f"/proc/{child}/fd/{link}")
                 if path.startswith(str(folder / ".locks")):
                     return child, path.rpartition("/")[2]
     return None
