@@ -24,12 +24,14 @@ __all__ = [
     "machine",
     "read_json",
     "read_record",
+    "sealed",
     "sha256",
     "versions",
     "write_json",
 ]
 
 SCHEMA = 1
+_SEAL = "sha256"
 _PACKAGES = (
     "kdprune",
     "tensorflow",
@@ -119,12 +121,23 @@ class _Record(pydantic.BaseModel, strict=True):
         return self
 
 
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the checksum by which `read_record` tells that it was changed."""
+    content = {key: value for key, value in record.items() if key != _SEAL}
+    return {**content, _SEAL: fingerprint(content)}
+
+
 def read_record(path: str | os.PathLike) -> dict[str, Any] | None:
-    """Reads a stage's record; a missing, broken or unfit one is None."""
+    """Reads a stage's record; a missing, broken, changed or unfit one is None.
+
+    Those of earlier versions have no checksum.
+    """
     found = read_json(path)
     try:
         _Record.model_validate(found)
     except pydantic.ValidationError:
+        return None
+    if _SEAL in found and sealed(found) != found:
         return None
     return found
 

@@ -148,8 +148,8 @@ def load_soft_labels(
 
     Raises:
         ValueError: If there is no store, if it is of another teacher or precision,
-            of other images, another augmentation or seed, or if a view is missing or
-            cut short.
+            of other images, another augmentation or seed, or if a view is missing, cut
+            short or not as it was stored.
     """
     folder = Path(folder)
     found = _read_store(folder)
@@ -172,6 +172,13 @@ def load_soft_labels(
             f"{folder}: expected views of one shape, got {sorted(shapes)}; remove the "
             "folder and store them again"
         )
+    sums = _sums(found)
+    for path in paths:
+        if path.name in sums and _io.sha256(path) != sums[path.name]:
+            raise ValueError(
+                f"{path}: expected the view as it was stored, got a file that was "
+                "changed; remove it and store it again"
+            )
     return views
 
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 import tf_keras as keras
 
 from kdprune import _io
@@ -98,6 +99,28 @@ def save_quantized(
     return plan
 
 
+class _Conversion(pydantic.BaseModel, strict=True, extra="forbid"):
+    """Arguments of `convert_tflite`, which checks their values."""
+
+    dtypes: Annotated[list[str], pydantic.Field(min_length=1)]
+    range_method: str = "minmax"
+    ranges: str = "minmax"  # Its name in earlier versions.
+    correct_bias: bool = False
+    float_layers: list[str] = []
+    input_range: Any = None
+
+
+class _Plan(pydantic.BaseModel, strict=True):
+    """What a plan is gone by."""
+
+    files: dict[str, str]
+    conversion: _Conversion
+    preserve_sparsity: bool = False
+    preserve_clusters: bool = False
+    form: int | None = None
+    calibration: dict[str, Any] | None = None
+
+
 def load_quantized(folder: str | os.PathLike) -> keras.Model:
     """Loads what `save_quantized` wrote; outputs are bit-equal to the saved model's.
 
@@ -122,7 +145,13 @@ def load_quantized(folder: str | os.PathLike) -> keras.Model:
         model = wrap_model(base, *kept, float_layers=in_float)
     else:
         model = wrap_model(base, *kept, as_before=True)
-    model.load_weights(str(folder / _WEIGHTS))
+    try:
+        model.load_weights(str(folder / _WEIGHTS))
+    except (ValueError, LookupError, OSError) as error:
+        raise ValueError(
+            f"{folder / _WEIGHTS}: its weights do not fit the model of {_BASE} "
+            f"({_io.first_line(error)}): run the quantizing stage again"
+        ) from error
     return model
 
 
@@ -148,19 +177,25 @@ def read_plan(folder: str | os.PathLike) -> dict[str, Any]:
             f"{folder} holds no quantized model: {_PLAN} is missing, which is written "
             "last; run the quantizing stage again"
         )
-    plan = _io.read_json(path)
-    if not isinstance(plan, dict):
+    plan: dict[str, Any] = _io.read_object(path)
+    if not plan:
         raise ValueError(f"{path} is no plan: run the quantizing stage again")
     if plan.get("method") not in list(_FILES):
         raise ValueError(
             f"{path}: method must be one of {', '.join(_FILES)}. "
             f"Received: {plan.get('method')!r}"
         )
-    files = plan.get("files")
-    if not isinstance(files, dict):
-        raise ValueError(f"{path} names no files: run the quantizing stage again")
+    try:
+        _Plan.model_validate(plan)
+    except pydantic.ValidationError as error:
+        (first, *_) = error.errors()
+        raise ValueError(
+            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}: run the "
+            "quantizing stage again"
+        ) from error
     for name in _FILES[plan["method"]]:
-        if _io.sha256(path.parent / name) != files.get(name):
+        file = path.parent / name
+        if not file.is_file() or _io.sha256(file) != plan["files"].get(name):
             raise ValueError(
                 f"{path.parent / name} is not the file {_PLAN} was written for: "
                 "run the quantizing stage again"

@@ -147,7 +147,7 @@ class Run:
         if self.workers and node.settings.together():
             record["workers"] = list(self.workers.addresses)
         self._publish(node, record)
-        _io.write_json(folder / _RECORD, record)
+        _io.write_json(folder / _RECORD, records.sealed(record))
         for checkpoints in folder.rglob("checkpoints"):
             shutil.rmtree(checkpoints)
         logger.info("%s: done in %.0f s", node.name, record["seconds"])
@@ -265,8 +265,25 @@ class Run:
     def _holds(self, node: Node, outputs: dict[str, Any]) -> bool:
         """Whether a node's files are there and are what its record says."""
         folder = self.folder / node.name
-        return all((folder / name).is_file() for name in outputs) and (
-            records.describe_outputs(folder, outputs) == outputs
+        return all(_is(folder / name, one) for name, one in outputs.items())
+
+    def _tell_changed(self, node: Node, fingerprint: str) -> None:
+        """Says that a stage is run again since its files were changed, if they were."""
+        folder = self.folder / node.name
+        if not (folder / _RECORD).exists():
+            return
+        record = records.read_record(folder / _RECORD)
+        if record is None:
+            changed = [_RECORD]
+        elif record["fingerprint"] != fingerprint:
+            return  # Of other settings or inputs.
+        else:
+            outputs = record["outputs"].items()
+            changed = [name for name, one in outputs if not _is(folder / name, one)]
+        logger.warning(
+            "%s: %s changed or missing, the stage is run again",
+            node.name,
+            ", ".join(changed),
         )
 
     def half_done(self, node: Node) -> bool:
@@ -295,10 +312,18 @@ class Run:
                 )
             # A stage that was complete has nothing to resume, whatever it lost.
             if (folder / _RECORD).exists() or not self.half_done(node):
+                self._tell_changed(node, fingerprint)
                 shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         _io.write_json(folder / _BEGUN, {"fingerprint": fingerprint})
         return folder
+
+
+def _is(path: pathlib.Path, recorded: dict[str, Any]) -> bool:
+    """Whether a file is there and is what a record says of it."""
+    if not path.is_file():
+        return False
+    return records.describe_outputs(path.parent, [path.name])[path.name] == recorded
 
 
 def _is_stage(folder: pathlib.Path) -> bool:

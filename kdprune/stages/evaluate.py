@@ -76,6 +76,7 @@ class Evaluate(Stage):
         entries, said = [], []
         for parent in [p for p in parents if p.settings.gives != FILES]:
             path = run.folder / parent.name / MODEL
+            fitting.load_node(run, parent)  # Refused if it is not of these classes.
             entry, scores[parent.name] = self._measure(run, path, parent, parent.stage)
             entries.append(entry)
             said.append(scores[parent.name])
@@ -209,8 +210,8 @@ def _test_sha256(run: Run, node: Node) -> str | None:
     """The digest of the test images; of those that were measured, for a dry run."""
     if run.reads_test:
         return run.dataset.test.sha256()
-    metrics = _io.read_json(run.output(node, METRICS)) or {}
-    return metrics.get("dataset", {}).get("test_sha256")
+    described = _io.read_object(run.output(node, METRICS)).get("dataset")
+    return described.get("test_sha256") if isinstance(described, dict) else None
 
 
 def exported(run: Run, parents: list[Node]) -> list[tuple[pathlib.Path, Node]]:

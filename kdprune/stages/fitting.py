@@ -20,6 +20,7 @@ from kdprune._log import logger
 from kdprune.data import batches
 from kdprune.models import count_macs, count_parameters, load_model, save_model
 from kdprune.models.precision import cast_model
+from kdprune.stages import loading
 from kdprune.stages.base import MODEL, Node, Result, Run, Stage
 
 if TYPE_CHECKING:
@@ -139,8 +140,15 @@ def _class_weights(run: Run, settings: Any) -> Any:
 
 
 def load_node(run: Run, node: Node) -> keras.Model:
-    """The trained model of a node, quantization-aware if it is that."""
-    return node.settings.load_model(run, node)
+    """The trained model of a node, quantization-aware if it is that.
+
+    Raises:
+        ValueError: If it is not one that stages hand on, of logits of the data's
+            classes: someone has put another in its place.
+    """
+    model = node.settings.load_model(run, node)
+    loading.check_handed_on(model, run.dataset, node.name)
+    return model
 
 
 def save_outputs(
@@ -263,6 +271,14 @@ def _teaching(run: Run, node: Node) -> _Teaching:
     if node.settings.references("soft_labels"):
         store = node.parent_of("soft_labels")
         logits = distill.load_soft_labels(run.folder / store.name)
+        dataset = run.dataset
+        units = 1 if dataset.task == "binary" else len(dataset.classes)
+        if logits[0].shape[1] != units:
+            raise ValueError(
+                f"stage {store.name!r}: expected soft labels of {units} outputs. "
+                f"Received: {logits[0].shape[1]}; remove the folder, and run the stage "
+                "again"
+            )
         augment = augment_of(store.settings)
         if augment:
             augment["seed"] = store.settings.own_seed

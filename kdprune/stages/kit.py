@@ -75,7 +75,7 @@ class Kit(Stage):
             name=self.name,
             version=self.version,
             images=_generate_shapes(run.dataset.image_shape),
-            metrics=_io.read_json(run.output(measured, "metrics.json")),
+            metrics=_io.read_object(run.output(measured, "metrics.json")),
         )
         logger.info("kit: %s", place)
         written = sorted(f"{place.name}/{path.name}" for path in place.iterdir())

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kdprune import data
+from kdprune._graph import check_graph_model, check_repeatable
 from kdprune._log import logger
 from kdprune.intake import (
     check_head,
+    find_head,
     select_output,
     split_head,
     take_model,
@@ -66,6 +68,39 @@ def load_fitting(
         )
     order = find_order(path, dataset.classes, labels)
     return model if order is None else reorder_outputs(model, order)
+
+
+def check_handed_on(model: keras.Model, dataset: data.Dataset, stage: str) -> None:
+    """Refuses what no stage has handed on, though it stands in a stage's folder.
+
+    Args:
+        model: What was loaded from there, quantization-aware or not.
+        dataset: What the recipe's models are for.
+        stage: The stage's name, for the error.
+
+    Raises:
+        ValueError: If it has no graph or says something else each time, if its images
+            are not the data's, or if it does not give logits of the data's classes.
+    """
+    name = f"stage {stage!r}, whose folder holds another model than it made"
+    try:
+        check_graph_model(model)
+        check_repeatable(model)
+        head = find_head(model)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    expected, received = tuple(dataset.image_shape), tuple(model.input_shape[1:])
+    if received != expected:
+        raise ValueError(
+            f"{name}: expected a model of images {expected}. Received: images "
+            f"{received}; remove the folder, and run the stage again"
+        )
+    if head.activation != "none":
+        raise ValueError(
+            f"{name}: expected logits. Received: a model that ends in "
+            f"{head.activation}; remove the folder, and run the stage again"
+        )
+    check_head(head, dataset.task, dataset.classes, name)
 
 
 def load_in_range(

@@ -159,7 +159,10 @@ class PruneChannels(Compressed, RanksChannels):
         table = None
         if self.sensitivity:
             path = run.output(node.parent_of("sensitivity"), sensitivity.TABLE)
-            table = prune.Sensitivity.from_dict(_io.read_json(path))
+            try:
+                table = prune.Sensitivity.from_dict(_io.read_object(path))
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}; run that stage again") from error
         return fitting.load_node(run, node.parent_of("from")), {
             **self.target(),
             "sensitivity": table,

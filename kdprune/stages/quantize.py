@@ -184,7 +184,14 @@ class Quantize(Compressed):
         for dtype in options.pop("dtypes"):
             images = None
             if plan["method"] == "ptq" and dtype in _CALIBRATED:
-                images = self.calibration_images(run, plan["calibration"]["images"])
+                count = (plan["calibration"] or {}).get("images")
+                if type(count) is not int or not 0 < count <= len(run.dataset.train):
+                    raise ValueError(
+                        f"{run.folder / node.name / 'plan.json'}: calibration.images: "
+                        f"expected a number of images. Received: {count!r}; run the "
+                        "quantizing stage again"
+                    )
+                images = self.calibration_images(run, count)
             yield dtype, {"calibration": images, **options}
 
     def train_quantized(

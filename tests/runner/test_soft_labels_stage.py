@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from kdprune import _io
+from kdprune import _io, records
 from kdprune.config import parse_recipe
 from kdprune.runner import run as runner
 from tests.conftest import eager_functions
@@ -65,7 +65,7 @@ def test_a_store_made_again_on_another_machine_is_the_same(finished):
     content = record(finished, "soft")
     content["outputs"]["view-001.npy"]["sha256"] = _io.sha256(path)
     content["outputs"]["view-001.npy"]["bytes"] = path.stat().st_size
-    _io.write_json(folder / "record.json", content)
+    _io.write_json(folder / "record.json", records.sealed(content))
     recipe = parse_recipe(yaml.safe_load(RECIPE))
     preview = runner.preview(recipe, finished)
     assert (

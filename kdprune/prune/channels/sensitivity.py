@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import pydantic
 import tf_keras as keras
 
 from kdprune.prune.channels.groups import Group
@@ -139,20 +140,32 @@ class Sensitivity:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Sensitivity:
-        """The table that `as_dict` has written."""
-        ratios = tuple(content["ratios"])
-        columns = ("groups", "layers", "channels", "left", "scores")
-        rows = zip(*(content[name] for name in columns), strict=True)
-        groups = [
-            GroupSensitivity(
-                name,
-                tuple(layers),
-                before,
-                dict(zip(ratios, zip(left, scores, strict=True), strict=True)),
-            )
-            for name, layers, before, left, scores in rows
-        ]
-        return cls(ratios, content["whole"], tuple(groups))
+        """The table that `as_dict` has written.
+
+        Raises:
+            ValueError: If it is another.
+        """
+        try:
+            table = _Table.model_validate(content)
+            ratios = tuple(table.ratios)
+            columns = table.groups, table.layers, table.channels
+            rows = zip(*columns, table.left, table.scores, strict=True)
+            groups = [
+                GroupSensitivity(
+                    name,
+                    tuple(layers),
+                    before,
+                    dict(zip(ratios, zip(left, scores, strict=True), strict=True)),
+                )
+                for name, layers, before, left, scores in rows
+            ]
+        except ValueError as error:
+            raise ValueError(
+                "expected a table as Sensitivity.as_dict gives it: ratios, whole, and "
+                "a row of groups, layers, channels, left and scores for each group. "
+                f"Received: {', '.join(map(str, content)) or 'none'}"
+            ) from error
+        return cls(ratios, table.whole, tuple(groups))
 
     def fragile(self, drop: float) -> tuple[str, ...]:
         """Names the groups that lose more than `drop` at the smallest ratio.
@@ -181,6 +194,18 @@ class Sensitivity:
                 f"the whole model: {self.whole:.4f}",
             ]
         )
+
+
+class _Table(pydantic.BaseModel, strict=True, allow_inf_nan=False):
+    """A `Sensitivity` as JSON has it."""
+
+    ratios: list[Annotated[float, pydantic.Field(gt=0, lt=1)]]
+    whole: float
+    groups: list[str]
+    layers: list[list[str]]
+    channels: list[int]
+    left: list[list[int]]
+    scores: list[list[float]]
 
 
 class SensitivityOrder(CostAwareOrder):
