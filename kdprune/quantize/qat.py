@@ -159,7 +159,7 @@ def wrap_model(
         else:
             check_no_obstacles(core, float_layers)
             try:
-                rewritten = rewrite(core, float_layers)
+                rewritten = rewrite(core, float_layers, preserve_clusters)
             except ValueError:
                 raise
             except Exception as error:

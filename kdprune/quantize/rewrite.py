@@ -5,6 +5,7 @@ int8 operator. What is made of other layers, all exact in float:
 
     a model inside the model            its layers
     functions of TensorFlow             layers
+    BatchNormalization behind Dense     the Dense layer's weights and bias
     BatchNormalization that no          a 1 x 1 depthwise convolution, of which zero
       convolution before it takes up,     padding behind it does not matter
       Rescaling, Normalization
@@ -34,11 +35,10 @@ from kdprune.intake.tf_operations import replace_operations
 
 layers = keras.layers
 
-# What TFMOT quantizes together with a normalization right behind it.
-_TAKES_NORM = (
-    *(layers.Conv2D, layers.DepthwiseConv2D, layers.Dense, layers.SeparableConv2D),
-)
-_WITH_ACTIVATION = (*_TAKES_NORM, layers.Conv2DTranspose)
+# What TFMOT quantizes together with a normalization right behind it, as the converter
+# does: it leaves that behind a Dense layer an operator of its own, in float.
+_TAKES_NORM = (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D)
+_WITH_ACTIVATION = (*_TAKES_NORM, layers.Dense, layers.Conv2DTranspose)
 # The activations that such a layer has inside, as TFMOT takes them.
 _INSIDE = ("linear", "relu")
 # At the end of a model they are what its scores are; TFMOT takes these as well.
@@ -86,13 +86,17 @@ def flat_graph(model: keras.Model) -> tuple[keras.Model, list[str]]:
     return flat, [*inlined, *replaced]
 
 
-def rewrite(model: keras.Model, float_layers: Collection[str] = ()) -> Rewritten:
+def rewrite(
+    model: keras.Model, float_layers: Collection[str] = (), keep_weights: bool = False
+) -> Rewritten:
     """Rewrites a model for quantization-aware training.
 
     Args:
         model: A float32 graph model without obstacles (see `qat_obstacles`); left
             as it is.
         float_layers: Names of layers to leave as they are, in float.
+        keep_weights: Leave the distinct weights of kernels what they are: normalization
+            behind Dense layers is not folded then, which scales each unit's.
 
     Returns:
         The model that `quantize_model` wraps, and what was done.
@@ -102,7 +106,11 @@ def rewrite(model: keras.Model, float_layers: Collection[str] = ()) -> Rewritten
     """
     flat, changes = flat_graph(model)
     groups = float_groups(flat, float_layers)
-    rewriter = _Rewriter(flat, {name for group in groups for name in group})
+    in_float = {name for group in groups for name in group}
+    if not keep_weights:
+        flat, folded = _without_dense_norms(flat, in_float)
+        changes += folded
+    rewriter = _Rewriter(flat, in_float)
     rewritten = rebuild(flat, config=rewriter.config, call=rewriter.call)
     changes += rewriter.changes
     if not changes:
@@ -117,15 +125,55 @@ def rewrite(model: keras.Model, float_layers: Collection[str] = ()) -> Rewritten
 def normalization_is_folded(layer: Any) -> bool:
     """Whether a BatchNormalization is taken up by the layer before it.
 
-    That is a convolution or dense layer without an activation that nothing else reads.
+    That is a convolution without an activation that nothing else reads.
     """
-    source = source_of(layer)
+    return _takes(source_of(layer), _TAKES_NORM)
+
+
+def _takes(source: Any, kinds: tuple[type, ...]) -> bool:
     return (
-        type(source) in _TAKES_NORM
+        type(source) in kinds
         and activation_name(source) == "linear"
         and _is_called_once(source)
         and len(source._outbound_nodes) == 1
     )
+
+
+def _without_dense_norms(
+    flat: keras.Model, kept: Collection[str]
+) -> tuple[keras.Model, list[str]]:
+    """Folds normalization into the Dense layers that it is right behind of.
+
+    In inference that is exact. Trained further, the layer learns without it.
+    """
+    changes: list[str] = []
+    folded: dict[int, list[NDArray]] = {}
+    bypass = {}
+    for node in nodes(flat):
+        norm, source = node.layer, source_of(node.layer)
+        if not isinstance(norm, layers.BatchNormalization) or {
+            norm.name,
+            getattr(source, "name", ""),
+        } & set(kept):
+            continue
+        found = per_channel(norm) if _takes(source, (layers.Dense,)) else None
+        if found is None:
+            continue
+        scale, shift = found
+        kernel, *bias = source.get_weights()
+        folded[id(source)] = [kernel * scale, (bias[0] if bias else 0) * scale + shift]
+        bypass[node] = node.keras_inputs[0]
+        changes.append(
+            f"layer {norm.name!r} (BatchNormalization): part of {source.name!r} (Dense)"
+        )
+    if not bypass:
+        return flat, []
+    return rebuild(
+        flat,
+        config=lambda layer: {"use_bias": True} if id(layer) in folded else None,
+        weights=lambda old, new: folded.get(id(old)),
+        bypass=bypass,
+    ), changes
 
 
 def source_of(layer: Any) -> Any:
