@@ -53,6 +53,7 @@ from kdprune.tflite.calibration import (
 from kdprune.tflite.format import scale_input
 from kdprune.tflite.gate import check_content
 from kdprune.tflite.layers import compare_layers, correct_biases
+from kdprune.tflite.norms import limit_norms
 
 DTYPES = ("float32", "float16", "dynamic", "int16x8", "int8", "uint8")
 _EIGHT_BIT = ("int8", "uint8")
@@ -263,7 +264,8 @@ class Calibration:
     def _observed(self) -> bytes:
         images = self._images
         with _converting(self.model, "int8"):
-            return observe(_new_converter(self._behind, self._head), images)
+            found = observe(_new_converter(self._behind, self._head), images)
+            return limit_norms(found, images[:-2])
 
     @functools.cached_property
     def _images(self) -> NDArray[np.float32]:

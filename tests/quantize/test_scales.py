@@ -8,6 +8,7 @@ from kdprune import tflite
 from kdprune._graph import unwrapped
 from kdprune.quantize import calibrate_ranges, equalize_channels, quantize_model
 from kdprune.tflite import Calibration, convert_tflite, read_tflite
+from kdprune.tflite.norms import limit_norms
 
 layers = keras.layers
 GAMMAS = (
@@ -158,6 +159,45 @@ def test_channels_of_a_tiny_gamma_keep_their_bias_in_a_trained_file(aware, data,
         np.testing.assert_array_equal(old, new)
 
 
+def dense_network():
+    """Normalization behind Dense layers: of features, of maps, of the logits."""
+    image = keras.Input((16, 16, 3))
+    x = conv(image, strides=4, activation="relu")
+    x = norm(layers.Dense(8, use_bias=False, name="maps")(x), "norm_of_maps")
+    x = layers.Flatten()(layers.ReLU()(x))
+    x = norm(layers.Dense(16, name="wide")(x), "norm_of_wide")
+    x = layers.Activation("relu")(x)
+    x = layers.BatchNormalization(scale=False)(layers.Dense(8, name="linear")(x))
+    return keras.Model(image, norm(layers.Dense(4, name="logits")(x), "last"))
+
+
+@pytest.mark.usefixtures("eagerly")
+@pytest.mark.parametrize(
+    "kept", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "cqat"]
+)
+def test_normalization_behind_dense_layers_is_trained_in_int8(data, kept):
+    images, labels = data
+    keras.utils.set_random_seed(0)
+    model = dense_network()
+    fit(model, images, labels, epochs=4)
+    aware = quantize_model(model, calibration=images, preserve_clusters=kept)
+    pixels = images[:40].astype(np.float32) / 255
+    rounded = np.abs(aware(pixels).numpy() - model(pixels).numpy()).max()
+    assert rounded < 0.1 * np.ptp(model(pixels).numpy())
+    assert fit(aware, images, labels, epochs=2) > 0.9
+    calibrate_ranges(aware, images)
+    content = convert_tflite(aware, "int8")
+    check_runs(content)
+    assert logits_apart(content, aware, images) <= 2.001
+    # Where each unit's weights may be scaled, nothing is left of normalization.
+    names = [op.name for op in read_tflite(content).ops]
+    assert names.count("FULLY_CONNECTED") == 4
+    assert names.count("DEPTHWISE_CONV_2D") == (4 if kept else 0)
+    assert not {"MUL", "ADD", "SUB"} & set(names)
+    told = [line for line in aware.quantized_from.changes if "part of" in line]
+    assert len(told) == (0 if kept else 4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("gamma", (1e-5, 0.0))
 def test_channels_of_a_tiny_gamma_keep_their_bias_after_training(trained, data, gamma):
@@ -209,6 +249,48 @@ def test_features_of_any_size_are_normalized(scale, data):
     assert np.ptp(expected, axis=0).max() > 0.1
     made = values(convert_tflite(model, "int8", data[0]), data[0])
     assert np.abs(made - expected).max(axis=1).mean() < 0.02
+
+
+@pytest.mark.parametrize("behind", ["pixels", "convolution"])
+def test_constant_images_leave_normalizations_their_steps(behind, data):
+    """Of black and white, and of grey ones, 1 / deviation is a thousand."""
+    images, _ = data
+    keras.utils.set_random_seed(0)
+    image = keras.Input((16, 16, 3))
+    x = image if behind == "pixels" else conv(image, use_bias=False)
+    x = layers.LayerNormalization(epsilon=1e-6, name="normed")(x)
+    x = conv(x, strides=4, activation="relu")
+    model = keras.Model(image, layers.Dense(4, name="out")(layers.Flatten()(x)))
+    logits = model(images / np.float32(255)).numpy()
+    kernel, bias = model.get_layer("out").get_weights()
+    scale = 2 / logits.std(axis=0).mean()
+    model.get_layer("out").set_weights([scale * kernel, -scale * logits.mean(axis=0)])
+    expected = probabilities(model, images)
+    assert np.ptp(expected, axis=0).min() > 0.5
+    few = images[:40].copy()
+    few[:3] = np.uint8([0, 90, 255])[:, None, None, None]
+    shown = Calibration(model, few)
+    for method in RANGE_METHODS:
+        made = values(shown.convert(range_method=method), images[40:80])
+        assert np.abs(made - expected[40:80]).max(axis=1).mean() < 0.08, method
+    graph = read_tflite(shown.with_ranges("minmax"))
+    (largest,) = [graph.tensors[op.outputs[0]].high[0] for op in graph.ops
+                  if op.name == "RSQRT"]  # fmt: skip
+    assert largest < 100
+
+
+def test_normalizations_that_are_fine_keep_their_ranges(data):
+    keras.utils.set_random_seed(0)
+    image = keras.Input((16, 16, 3))
+    biased = keras.initializers.RandomUniform(0, 2)
+    x = conv(image, strides=4, activation="relu", bias_initializer=biased)
+    x = layers.LayerNormalization()(x)
+    model = keras.Model(image, layers.Dense(4)(layers.Flatten()(x)))
+    shown = Calibration(model, data[0][:20])
+    observed = shown._observed
+    assert limit_norms(observed, data[0][:20] / np.float32(255)) is observed
+    plain = Calibration(network(), data[0][:8])._observed
+    assert limit_norms(plain, data[0][:8] / np.float32(255)) is plain
 
 
 @pytest.mark.parametrize("kind", [layers.Conv2D, layers.Conv2DTranspose])
