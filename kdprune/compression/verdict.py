@@ -113,6 +113,7 @@ def read_verdict(
     files |= {
         f"rejected_{name.split('.')[1]}": folder / FILES / one["file"]
         for name, one in refused.items()
+        if "file" in one
     }
     needs = None
     if "kit" in records:

@@ -66,7 +66,7 @@ def qat_obstacles(
         single = all(layer.compute_dtype == "float32" for _, layer in every)
         flat, _ = flat_graph(model if single else cast_model(model, "float32"))
     except Exception as error:  # Of any type: it is explained.
-        return [(model.name, _words(error))]
+        return [(model.name, _kind(error) + _text(error))]
     _check_names(flat, float_layers)
     in_float = {name for group in float_groups(flat, float_layers) for name in group}
     finals = {tensor._keras_history.layer.name for tensor in flat.outputs}
@@ -117,7 +117,7 @@ def explained(
         attempt: What was done to it. It is tried with each layer alone if the error
             names none: a layer is at fault that fails with an error of that type.
     """
-    words = _words(error)
+    words = _text(error)
     said = re.search(r'layer "(?:quant_)?([^"]+)" \(type (\w+)\)\.? *', words)
     said = said or re.search(r"Layer (\S+):<class '[\w.]*?(\w+)'> is [^.]*\.", words)
     if said:
@@ -127,8 +127,7 @@ def explained(
         failing = _failing_alone(model, attempt, type(error))
         names = [layer.name for layer in failing]
         kinds = [type(layer).__name__ for layer in failing]
-    if not isinstance(error, ValueError | RuntimeError):
-        words = f"{type(error).__name__}: {words}"
+    words = _kind(error) + words
     if not names:
         return ValueError(f"model {model.name!r} can't be quantized: {words}")
     listed = ", ".join(
@@ -139,10 +138,16 @@ def explained(
     )
 
 
-def _words(error: Exception) -> str:
+def _text(error: Exception) -> str:
     """What an error says, in one line, without the arguments that Keras repeats."""
     text = " ".join(str(error).split()).partition(" Call arguments received by")[0]
     return text.partition(" Provided weights: ")[0]
+
+
+def _kind(error: Exception) -> str:
+    """The type of an error that says little without it, such as a KeyError."""
+    known = isinstance(error, ValueError | RuntimeError)
+    return "" if known else f"{type(error).__name__}: "
 
 
 def _failing_alone(

@@ -50,8 +50,9 @@ class Export(Stage):
     images twice as much, of QAT 0.4 of it."""
 
     on_refusal: Literal["stop", "keep"] = "stop"
-    """Whether a file that the gate refuses ends the run when all files are made, or is
-    measured beside the others. It is kept as `NAME.rejected.tflite` in both cases."""
+    """Whether a file that the gate refuses, or that can't be made, ends the run when
+    all others are made, or is told of. If there is one, it is kept as
+    `NAME.rejected.tflite` in both cases, and measured beside the others."""
 
     omit_if_default = ("slim", "max_deviation", "on_refusal")
     accepts = {"from": (FLOAT_MODEL, QUANTIZED_MODEL)}
@@ -66,7 +67,8 @@ class Export(Stage):
 
         What the gate refuses is kept as `NAME.rejected.tflite`, with the reasons in
         `NAME.rejected.json`, and ends the stage when all files are made, or stands in
-        the record as `refused`.
+        the record as `refused`. So does a file that can't be made, of which the reason
+        is all that there is: others are of other types, or of other models.
         """
         from kdprune import evaluate, tflite
         from kdprune.stages import fitting
@@ -86,6 +88,7 @@ class Export(Stage):
             for dtype, arguments in parent.settings.conversions(run, parent):
                 name = f"{parent.stage}.{dtype}.tflite"
                 logger.info("writing %s", name)
+                _partial(folder / name).unlink(missing_ok=True)
                 calibration = arguments.pop("calibration", None)
                 try:
                     if calibration is not None and dtype in ("int8", "uint8"):
@@ -107,10 +110,11 @@ class Export(Stage):
                         strict=is_quantization_aware(model),
                         input_range=tflite.input_range_of(model),
                     )
-                except tflite.RefusedFile as error:
+                except ValueError as error:
                     plain = _plain_accuracy(run, parent, dtype, folder)
                     refused[name] = _keep(folder / name, error, plain, node)
-                    written += [path.name for path in rejected(folder / name)]
+                    if "file" in refused[name]:
+                        written += [path.name for path in rejected(folder / name)]
                     continue
                 written.append(name)
                 if self.slim:
@@ -151,7 +155,7 @@ class Export(Stage):
         from kdprune import evaluate, images, tflite
 
         validation = run.dataset.validation
-        partial = path.with_name(f"partial.{path.name}")
+        partial = _partial(path)
         _io.write_file(partial, content)
 
         def score(resolver, chosen=slice(None)):
@@ -162,11 +166,7 @@ class Export(Stage):
                 head=run.dataset.head,
             )
 
-        try:
-            scores = score("xnnpack")
-        except ValueError as error:
-            found = tflite.inspect_tflite(content)
-            raise tflite.RefusedFile([f"it does not run: {error}"], found) from error
+        scores = score("xnnpack")
         figures = tflite.check_tflite(
             content,
             keras_scores,
@@ -184,7 +184,8 @@ class Export(Stage):
                 slow[name] = score(name, few)
             except ValueError as error:  # They have not every operator.
                 lacking[name] = {"error": str(error)}
-        limits = (self.max_disagreement, run.dataset.task == "labels")
+        several = run.dataset.task == "labels"
+        limits = (self.max_disagreement, several, self.max_deviation)
         try:
             figures["kernels"] = {
                 **tflite.compare_kernels(keras_scores, {"xnnpack": scores}, *limits),
@@ -206,20 +207,25 @@ def rejected(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     return kept, kept.with_suffix(".json")
 
 
+def _partial(path: pathlib.Path) -> pathlib.Path:
+    """Where a file is until it has passed the gate."""
+    return path.with_name(f"partial.{path.name}")
+
+
 def _keep(
-    path: pathlib.Path,
-    error: tflite.RefusedFile,
-    plain: float | None,
-    node: Node,
+    path: pathlib.Path, error: ValueError, plain: float | None, node: Node
 ) -> dict[str, Any]:
-    """Keeps a refused file with its record; returns what to tell of it."""
-    kept, record = rejected(path)
-    partial = path.with_name(f"partial.{path.name}")
-    if error.content is not None:  # It was refused when it was made.
-        _io.write_file(partial, error.content)
+    """Keeps a refused file, if there is one, with its record; what to tell of it."""
+    (kept, record), partial = rejected(path), _partial(path)
+    content = getattr(error, "content", None)
+    if content is not None:  # It was refused when it was made.
+        _io.write_file(partial, content)
+    reasons = getattr(error, "reasons", [str(error)])
+    if not partial.exists():
+        return {"reasons": reasons, "message": f"{path.name} can't be made: {error}"}
     partial.replace(kept)
-    figures = {**error.figures, "plain_accuracy": plain}
-    _io.write_json(record, {"reasons": error.reasons, "figures": figures})
+    figures = {**getattr(error, "figures", {}), "plain_accuracy": plain}
+    _io.write_json(record, {"reasons": reasons, "figures": figures})
     beside = ""
     if plain is not None:
         beside = f"; the plain converter's file of the same model has {plain:.2%}"
@@ -227,7 +233,7 @@ def _keep(
         f"{path.name} failed the export gate: {error}{beside}; it is kept as "
         f"{node.name}/{kept.name}"
     )
-    return {"file": kept.name, "reasons": error.reasons, "message": message}
+    return {"file": kept.name, "reasons": reasons, "message": message}
 
 
 def _plain_accuracy(

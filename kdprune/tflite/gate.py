@@ -236,6 +236,7 @@ def compare_kernels(
     scores: Mapping[str, NDArray],
     max_disagreement: float = 0.05,
     several: bool = False,
+    max_deviation: float = 0.1,
 ) -> dict[str, dict[str, Any]]:
     """How far a file's scores are from its Keras model's, on several kernels.
 
@@ -248,17 +249,25 @@ def compare_kernels(
             probabilities is within that.
         several: Whether several labels may apply to an image: then it is the share of
             all answers.
+        max_deviation: Largest mean deviation of probabilities, give or take what chance
+            makes of it, whatever the best classes are.
 
     Returns:
         `{kernels: figures}`, each `images`, `disagreement` and `largest_deviation`
         (of a probability): JSON-able.
 
     Raises:
-        ValueError: If the disagreement of some kernels is larger, with their name.
+        ValueError: If the disagreement or the deviation of some kernels is larger, with
+            their name, or their scores are not finite.
     """
     found = {}
     for kernels, given in scores.items():
         expected = keras_scores[: len(given)]
+        if not np.isfinite(given).all():
+            raise ValueError(
+                f"on the {kernels} kernels the .tflite file gives scores that are not "
+                "finite: do not ship it to devices that use them"
+            )
         differ = disagreement(given, expected, several)
         found[kernels] = {
             "images": len(given),
@@ -271,6 +280,15 @@ def compare_kernels(
                 f"on the {kernels} kernels the .tflite file and its Keras model "
                 f"disagree on {differ:.1%} of {len(given)} images{_each(several)} "
                 f"(limit {limit:.1%}): do not ship it to devices that use them"
+            )
+        before, after = _as_probabilities(expected, given)
+        apart = np.abs(before - after).max(axis=1)
+        if _surely(apart) > max_deviation:
+            raise ValueError(
+                f"on the {kernels} kernels the .tflite file's probabilities deviate "
+                f"from its Keras model's by {apart.mean():.3f} (mean of {len(given)} "
+                f"images; limit {max_deviation:.3f}), {_told(_most(before, after))}: "
+                "do not ship it to devices that use them"
             )
     return found
 

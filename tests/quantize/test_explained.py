@@ -59,6 +59,17 @@ def test_an_error_that_names_no_layer_is_traced_to_it(monkeypatch):
     assert "KeyError: 'nothing'" in message
 
 
+def test_an_error_of_the_whole_model_says_its_type(monkeypatch):
+    from kdprune.quantize import obstacles
+
+    def unknown(model):
+        return {}["nothing"]
+
+    monkeypatch.setattr(obstacles, "flat_graph", unknown)
+    ((name, reason),) = qat_obstacles(network(layers.ReLU()))
+    assert (name, reason) == ("net", "KeyError: 'nothing'")
+
+
 @pytest.mark.parametrize(
     "activation", [functools.partial(tf.nn.leaky_relu, alpha=0.1), lambda x: 2 * x]
 )

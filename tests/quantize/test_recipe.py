@@ -1,6 +1,7 @@
 """Quantize stages: what a budget tries, and what is refused before any training."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -257,6 +258,93 @@ def test_a_refused_file_is_kept_with_its_reasons(tmp_path, monkeypatch):
     runner.run(recipe(**stages, files=files | {"max_drop": 0.9}), tmp_path / "run")
     names = {path.name for path in folder.iterdir()}
     assert "small.int8.tflite" in names and not any("rejected" in n for n in names)
+
+
+@pytest.mark.parametrize("refusal", ["stop", "keep"])
+def test_a_file_that_can_not_be_made_leaves_the_others(tmp_path, caplog, refusal):
+    """int16x8 has no layer normalization; int8 and float have, of the same model."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(4, 3, 4, activation="relu")(inputs)
+    x = keras.layers.LayerNormalization(name="norm")(x)
+    x = keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x))
+    save_model(keras.Model(inputs, x), tmp_path / "given.keras")
+    path = str(tmp_path / "given.keras")
+    stages = {
+        "given": {"kind": "load", "file": path, "input_range": [0, 1]},
+        "wide": {"kind": "quantize", "from": "given", "method": "int16x8"},
+        "files": {"kind": "export", "from": ["wide", "given"], "max_drop": 0.9,
+                  "on_refusal": refusal},
+    }  # fmt: skip
+    folder = tmp_path / "run" / "files"
+    told = "wide.int16x8.tflite can't be made: model .* 'norm' is normalized by RSQRT"
+    if refusal == "stop":
+        with pytest.raises(ValueError, match=told) as raised:
+            runner.run(recipe(**stages), tmp_path / "run")
+        assert "\n" not in str(raised.value)
+        assert not (folder / "record.json").exists()
+    else:
+        runner.run(recipe(**stages), tmp_path / "run")
+        assert re.search(told, caplog.text)
+        record = json.loads((folder / "record.json").read_text())
+        assert list(record["results"]["files"]) == ["given.float32.tflite"]
+        (refused,) = record["results"]["refused"].values()
+        assert list(refused) == ["reasons", "message"]
+        assert [name for name in record["outputs"] if "wide" in name] == []
+    assert [one.name for one in folder.glob("*.tflite")] == ["given.float32.tflite"]
+
+
+@pytest.mark.slow
+def test_a_run_keeps_what_the_conversion_refuses_and_measures_it(tmp_path, caplog):
+    """A function that int8 has no operator for is computed in float, and refused."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(4, 3, 4)(inputs)
+    x = keras.layers.ELU(name="elu")(x)
+    x = keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x))
+    save_model(keras.Model(inputs, x), tmp_path / "given.keras")
+    path = str(tmp_path / "given.keras")
+    stages = {
+        "given": {"kind": "load", "file": path, "input_range": [0, 1]},
+        "small": {"kind": "quantize", "from": "given", "method": "ptq"},
+        "auto": {"kind": "quantize", "from": "given", "method": "auto",
+                 "max_drop": 0.5},
+        "files": {"kind": "export", "from": ["small", "auto", "given"],
+                  "max_drop": 0.9, "on_refusal": "keep"},
+        "measured": {"kind": "evaluate", "from": ["given", "files"],
+                     "latency": False},
+    }  # fmt: skip
+    runner.run(recipe(**stages), tmp_path / "run")
+    folder = tmp_path / "run" / "files"
+    results = json.loads((folder / "record.json").read_text())["results"]
+    refused = {f"{one}.{dtype}.tflite" for one in ("small", "auto")
+               for dtype in ("int8", "uint8")}  # fmt: skip
+    assert set(results["refused"]) == refused
+    assert list(results["files"]) == ["given.float32.tflite"]
+    for name, one in results["refused"].items():
+        assert f"{name} failed the export gate" in caplog.text
+        assert "float, first ELU" in one["reasons"][0]
+        assert (folder / one["file"]).stat().st_size > 1000
+    # What was tried within the budget was measured all the same.
+    tried = json.loads((tmp_path / "run/auto/record.json").read_text())["results"]
+    assert all(one["bytes"] > 1000 for one in tried["attempts"])
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert {"small_int8_rejected", "auto_uint8_rejected"} <= {
+        one["name"] for one in metrics["models"]
+    }
+
+
+def test_a_conversion_that_makes_no_file_that_runs_has_no_content():
+    refused = tflite.RefusedFile(["it does not run"], {}, b"content", runs=False)
+
+    def convert():
+        raise refused
+
+    with pytest.raises(tflite.RefusedFile):
+        tflite.content_of(convert)
+    refused.runs = True
+    assert tflite.content_of(convert) == b"content"
+    assert tflite.content_of(lambda: b"other") == b"other"
 
 
 def test_a_file_that_is_refused_as_it_is_converted_is_kept_as_well(tmp_path):

@@ -544,14 +544,14 @@ def test_a_model_at_chance_has_nothing_to_lose():
 
 def test_kernels_are_compared_with_the_keras_model_on_as_many_images():
     expected = np.tile([0.7, 0.3], (200, 1))
-    near, other = expected + [-0.1, 0.1], expected[:, ::-1]
+    near, other = expected + [-0.05, 0.05], expected[:, ::-1]
     mixed = np.concatenate([other[:4], near[:96]])
     found = compare_kernels(expected, {"xnnpack": near, "reference": mixed})
     assert found == {
         "xnnpack": {
             "images": 200,
             "disagreement": 0.0,
-            "largest_deviation": pytest.approx(0.1),
+            "largest_deviation": pytest.approx(0.05),
         },
         "reference": {
             "images": 100,
@@ -559,10 +559,17 @@ def test_kernels_are_compared_with_the_keras_model_on_as_many_images():
             "largest_deviation": pytest.approx(0.4),
         },
     }
-    broken = np.concatenate([other[:9], near[:91]])
+    broken = np.concatenate([other[:9], expected[:91] + [-0.1, 0.1]])
     message = r"on the reference kernels .* 9\.0% of 100 images \(limit 8\.6%\)"
     with pytest.raises(ValueError, match=message):
         compare_kernels(expected, {"xnnpack": near, "reference": broken})
+    # Kernels that are wrong of all images, though not in their best class.
+    flat = {"builtin": np.tile([0.55, 0.45], (100, 1))}
+    with pytest.raises(ValueError, match=r"builtin kernels .* deviate .* by 0\.150"):
+        compare_kernels(expected, flat)
+    assert compare_kernels(expected, flat, max_deviation=0.2)
+    with pytest.raises(ValueError, match="reference kernels .* not finite"):
+        compare_kernels(expected, {"reference": np.full_like(expected, np.nan)})
 
 
 def test_a_perfect_file_has_a_record_of_plain_numbers(files):
