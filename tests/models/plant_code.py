@@ -3,35 +3,58 @@
     plant_code.py FOLDER FIRST COUNT [commands]
 
 Prints `{outcome: files}`, and ends with status 1 if a file had anything imported,
-called or started that is not ours.
+called or started that is not ours, or read or written outside of the folder. It runs
+where `watching/sitecustomize.py` watches, as `test_planted.py` starts it.
 """
 
 import contextlib
 import copy
+import ctypes
 import io
 import json
+import os
 import random
 import sys
 import zipfile
 from pathlib import Path
 
+from sitecustomize import note, noted
+
 FOLDER = Path(sys.argv[1])
 CANARY = "canary_module"
-TRACE: list[str] = []
-_CALLED = ("os.system", "os.exec", "os.posix_spawn", "pickle.find_class")
+OUTSIDE = FOLDER.parent
+# What a file may name that nobody has given: nothing may look into it.
+BAIT = OUTSIDE / "bait" / "secret.txt"
+# Of these, one in so many is opened by `convert_tflite`, which takes its time.
+_CONVERTED = 4
 
 
-def watch(event, _):
-    if event in _CALLED:
-        TRACE.append(event)
+class Looks:
+    """Tells whether a folder was looked into, by whatever library (Linux's inotify)."""
+
+    def __init__(self, folder):
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.handle = self.libc.inotify_init1(os.O_NONBLOCK)
+        # Read, written, opened, made, moved or removed.
+        events = 0x1 | 0x2 | 0x20 | 0x100 | 0x80 | 0x200
+        watched = self.libc.inotify_add_watch(self.handle, os.fsencode(folder), events)
+        assert self.handle >= 0 and watched >= 0, os.strerror(ctypes.get_errno())
+
+    def seen(self):
+        """Whether it was since this was asked last."""
+        try:
+            return bool(os.read(self.handle, 1 << 16))
+        except BlockingIOError:
+            return False
 
 
 def prepare():
-    """Four models in each Keras, and what a file may name: it tells when it runs."""
+    """Models of each Keras, and what a file may name: it tells when it runs."""
     import keras as keras3
+    import tensorflow_model_optimization as tfmot
     import tf_keras
 
-    told = "__import__('sys').modules['__main__'].TRACE.append"
+    told = "__import__('sitecustomize').note"
     (FOLDER / f"{CANARY}.py").write_text(
         f"{told}('imported')\n\ndef act(*_, **__):\n    {told}('called')\n"
     )
@@ -42,14 +65,14 @@ def prepare():
 
         class Evil(keras.layers.Layer):
             def __init__(self, *arguments, **named):
-                TRACE.append("a registered class is made")
+                note("a registered class is made")
                 super().__init__()
 
             def call(self, inputs):
                 return inputs
 
         def act(*_, **__):
-            TRACE.append("a registered function is called")
+            note("a registered function is called")
 
         register = (
             keras.utils.register_keras_serializable
@@ -82,7 +105,31 @@ def prepare():
         x = layers.Add(name="add")([images, inner(images)])
         x = layers.Flatten(name="flat")(x)
         functional = keras.Model(images, layers.Dense(3, name="logits")(x))
-        for kind, model in (("sequential", sequential), ("functional", functional)):
+        models = {"sequential": sequential, "functional": functional}
+        models["wrapped"] = keras.Sequential(
+            [
+                keras.Input((12, 12, 3)),
+                layers.TimeDistributed(layers.Dense(4, activation="relu"), name="each"),
+                layers.Reshape((12, 48), name="rows"),
+                layers.Bidirectional(layers.LSTM(2), name="both"),
+                layers.Dense(3, name="logits"),
+            ]
+        )
+        if name == "2":
+            plain = keras.Sequential(
+                [
+                    keras.Input((12, 12, 3)),
+                    layers.Conv2D(4, 3, activation="relu", name="conv"),
+                    layers.Flatten(name="flat"),
+                    layers.Dense(3, name="logits"),
+                ]
+            )
+            api = tfmot.clustering.keras
+            start = api.CentroidInitialization.LINEAR
+            models["pruned"] = tfmot.sparsity.keras.prune_low_magnitude(plain)
+            models["aware"] = tfmot.quantization.keras.quantize_model(plain)
+            models["clustered"] = api.cluster_weights(plain, 2, start)
+        for kind, model in models.items():
             for suffix in ("keras", "h5"):
                 path = FOLDER / f"{kind}{name}.{suffix}"
                 model.save(path)
@@ -110,6 +157,13 @@ def payloads(rng):
              "config": {"name": "x", "function": f"{CANARY}.{name}"}},
             {"class_name": "theirs>Evil", "config": {}},
             {"class_name": name, "config": {"file_path": str(FOLDER / "x.keras")}},
+            {"class_name": "StringLookup", "config": {"vocabulary": str(BAIT)}},
+            {"class_name": "TextVectorization", "config": {"vocabulary": str(BAIT)}},
+            {"class_name": "TFSMLayer", "config": {"filepath": str(BAIT.parent),
+                                                   "call_endpoint": "serve"}},
+            {"class_name": name, "config": {"file_path": str(BAIT), "path": str(BAIT)}},
+            str(BAIT),
+            BAIT.as_uri(),
             {"class_name": "__typespec__", "spec_name": f"{CANARY}.{name}",
              "module": module, "config": [], "registered_name": registered},
             f"{CANARY}.{name}",
@@ -160,6 +214,9 @@ def rewrite(source, target, rng):
         which = "metadata.json" if rng.random() < 0.05 else "config.json"
         changed = plant(json.loads(members[which]), rng)
         members[which] = json.dumps(changed).encode()
+        if rng.random() < 0.05:
+            way = rng.choice(["../", "../../bait/", f"{BAIT.parent}/", "assets/../../"])
+            members[f"{way}escaped.txt"] = b"written where nobody asked for it"
         with zipfile.ZipFile(target, "w") as archive:
             for name, content in members.items():
                 archive.writestr(name, content)
@@ -168,6 +225,8 @@ def rewrite(source, target, rng):
 
     target.write_bytes(source.read_bytes())
     with h5py.File(target, "r+") as file:
+        if rng.random() < 0.05:
+            file["outside"] = h5py.ExternalLink(str(BAIT), "/")
         which = "model_config"
         if "training_config" in file.attrs and rng.random() < 0.1:
             which = "training_config"
@@ -175,13 +234,23 @@ def rewrite(source, target, rng):
         file.attrs[which] = json.dumps(changed)
 
 
-def open_by_all(path, by_commands):
+def left_outside():
+    """What lies beside the folder; looked at unseen."""
+    found = set(os.listdir(OUTSIDE))
+    noted()
+    return found
+
+
+def open_by_all(path, by_commands, converted):
     """Whether a file is accepted; refused, it is so in one line each time."""
     from kdprune import cli
     from kdprune.models.io import find_problems, load_model
+    from kdprune.tflite import convert_tflite
 
     accepted = True
-    for reader in (find_problems, load_model):
+    for reader in (find_problems, load_model, convert_tflite):
+        if reader is convert_tflite and not converted:
+            continue
         try:
             reader(path)
         except ValueError as error:
@@ -212,10 +281,19 @@ def open_by_all(path, by_commands):
     return accepted
 
 
-def check_watched(path):
-    """Keras itself, given such a file, does what is watched for."""
+def check_watched(path, looks):
+    """Keras and Python themselves, given such a file, do what is watched for."""
     import tf_keras
 
+    assert not looks.seen() and not noted()
+    tf_keras.layers.StringLookup(vocabulary=str(BAIT))
+    assert looks.seen(), "a file that is read by TensorFlow goes unseen"
+    noted()
+    for act in (lambda: BAIT.read_text(), lambda: BAIT.write_text("secret"),
+                lambda: list(BAIT.parent.iterdir()),
+                lambda: (BAIT.parent / "new").mkdir()):  # fmt: skip
+        act()
+        assert looks.seen() and len(noted()) == 1, "a file goes unseen"
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     config = json.loads(members["config.json"])
@@ -224,26 +302,34 @@ def check_watched(path):
         layer.update({"class_name": "Evil", **named})
         with contextlib.suppress(Exception):
             tf_keras.saving.deserialize_keras_object(layer)
-        assert TRACE, f"{named} went unseen"
-        TRACE.clear()
+        assert noted(), f"{named} went unseen"
     sys.modules.pop(CANARY, None)
 
 
 def main():
     first, count = int(sys.argv[2]), int(sys.argv[3])
+    BAIT.parent.mkdir()
+    BAIT.write_text("one\ntwo\n")
     files = prepare()
-    sys.addaudithook(watch)
-    check_watched(next(path for path in files if path.name == "sequential2.keras"))
+    looks = Looks(BAIT.parent)
+    noted()
+    check_watched(
+        next(path for path in files if path.name == "sequential2.keras"), looks
+    )
+    outside = left_outside()
     found = {"accepted": 0, "refused": 0}
     for number in range(first, first + count):
         rng = random.Random(number)
         source = files[number % len(files)]
         target = FOLDER / f"planted{source.suffix}"
         rewrite(source, target, rng)
-        accepted = open_by_all(target, by_commands=len(sys.argv) > 4)
+        accepted = open_by_all(target, len(sys.argv) > 4, number % _CONVERTED == 0)
         found["accepted" if accepted else "refused"] += 1
-        assert not TRACE, f"file {number} of {source.name}: {TRACE}"
+        told = noted() + ["it looks into the bait"] * looks.seen()
+        assert not told, f"file {number} of {source.name}: {told}"
         assert CANARY not in sys.modules, number
+        left = left_outside() - outside
+        assert not left, f"file {number} of {source.name} leaves {left}"
     print(json.dumps(found))
 
 

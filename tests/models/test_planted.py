@@ -13,11 +13,22 @@ PROGRAM = Path(__file__).with_name("plant_code.py")
 
 def plant(folder, first, count, *options, seconds=600):
     """Opens `count` files with code planted in them; what became of how many."""
-    command = [sys.executable, str(PROGRAM), str(folder), str(first), str(count)]
-    root = str(Path(__file__).parents[2])
+    # The bait and the notes lie outside of the folder that may be written.
+    inside = folder / "inside"
+    (inside / "tmp").mkdir(parents=True)
+    command = [sys.executable, str(PROGRAM), str(inside), str(first), str(count)]
+    paths = [Path(__file__).parents[2], PROGRAM.with_name("watching")]
+    watched = {
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "WATCH_INSIDE": str(inside),
+        "WATCH_TRACE": str(folder / "notes"),
+        **dict.fromkeys(("HOME", "XDG_CACHE_HOME"), str(inside)),
+        "TMPDIR": str(inside / "tmp"),
+    }
     result = subprocess.run(
         [*command, *options],
-        env={**os.environ, "PYTHONPATH": root},
+        env={**os.environ, **watched},
         capture_output=True,
         text=True,
         timeout=seconds,
@@ -37,7 +48,7 @@ def test_no_file_of_more_is_code(tmp_path, soak):
     soak.counts |= {"accepted": 0, "refused": 0}
     for number in range(soak.rounds):
         first = 64 + 500 * (soak.seed + number)
-        found = plant(tmp_path, first, 500, seconds=3000)
+        found = plant(tmp_path / str(number), first, 500, seconds=3000)
         for outcome, count in found.items():
             soak.counts[outcome] += count
 
@@ -47,6 +58,6 @@ def test_no_file_is_code_to_any_command(tmp_path, soak):
     soak.counts |= {"accepted": 0, "refused": 0}
     for number in range(soak.rounds):
         first = 10**6 + 8 * (soak.seed + number)
-        found = plant(tmp_path, first, 8, "commands", seconds=3000)
+        found = plant(tmp_path / str(number), first, 8, "commands", seconds=3000)
         for outcome, count in found.items():
             soak.counts[outcome] += count
