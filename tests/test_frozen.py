@@ -282,6 +282,18 @@ def test_rewrites_that_rescale_frozen_weights_say_so(caplog):
     assert "masks zero channels of frozen layers: conv, conv_norm" in caplog.text
 
 
+def test_frozen_kernels_that_grow_with_the_pixels_are_told():
+    model = network()
+    taken = take_model(model, input_range=(0, 255))
+    assert (
+        "weights of frozen layers are rescaled to these pixels, without effect: conv"
+        in taken.notes
+    )
+    (old,), (new,) = (weights_of(one)["conv"] for one in (model, taken.model))
+    np.testing.assert_array_equal(256 * old, new)
+    assert not any("rescaled" in note for note in take_model(model).notes)
+
+
 def test_new_weights_are_trained_but_for_those_of_constants(caplog):
     image = keras.Input((8, 8, 3))
     fixed = keras.initializers.Constant(0.1)

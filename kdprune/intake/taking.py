@@ -134,9 +134,26 @@ def take_model(
         )
     range_ = found.range if found else given or chain.range
     notes += _told(chain, range_, given is not None, found)
-    return Taken(
-        _in_unit_range(flat, chain, range_), head, range_, found, random, tuple(notes)
-    )
+    made = _in_unit_range(flat, chain, range_)
+    rescaled = _rescaled(flat, made)
+    if rescaled:
+        notes.append(
+            "weights of frozen layers are rescaled to these pixels, without effect: "
+            f"{', '.join(rescaled)}"
+        )
+    return Taken(made, head, range_, found, random, tuple(notes))
+
+
+def _rescaled(before: keras.Model, after: keras.Model) -> list[str]:
+    """The frozen layers that have other weights than they had."""
+    were = dict(named_layers(before))
+    return [
+        path
+        for path, layer in frozen_layers(after).items()
+        if path in were
+        and were[path] is not layer
+        and not all(map(np.array_equal, were[path].get_weights(), layer.get_weights()))
+    ]
 
 
 def _scores(model: keras.Model, values: NDArray) -> NDArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tf_keras as keras
 
-from kdprune._graph import check_float_model, frozen_layers, rebuild
+from kdprune._graph import check_float_model, frozen_layers, named_layers, rebuild
 from kdprune._log import logger
 
 
@@ -41,6 +41,12 @@ def add_bn_l1(model: keras.Model, strength: float = 1e-4) -> keras.Model:
         )
     if held:
         logger.warning("the penalty moves no frozen factors: %s", ", ".join(held))
+    hidden = [one.name for one in _norms(model._flatten_layers()) if one not in scaled]
+    if hidden:
+        logger.warning(
+            "the penalty does not reach what the graph does not show: %s",
+            ", ".join(hidden),
+        )
     return _with_penalty(model, keras.regularizers.L1(strength))
 
 
@@ -57,12 +63,13 @@ def strip_bn_l1(model: keras.Model) -> keras.Model:
 
 
 def _scaled(model):
-    """The batch normalizations of a model that have factors."""
-    return [
-        layer
-        for layer in model._flatten_layers()
-        if type(layer) is keras.layers.BatchNormalization and layer.scale
-    ]
+    """The batch normalizations of a model's graph that have factors."""
+    return _norms(layer for _, layer in named_layers(model))
+
+
+def _norms(found):
+    kind = keras.layers.BatchNormalization
+    return [layer for layer in found if type(layer) is kind and layer.scale]
 
 
 def _with_penalty(model, penalty):

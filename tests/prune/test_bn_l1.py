@@ -49,3 +49,15 @@ def test_what_has_no_factors_is_refused():
         add_bn_l1(small(scale=False))
     with pytest.raises(ValueError, match="strength must be positive. Received: 0"):
         add_bn_l1(small(), 0)
+
+
+def test_factors_that_the_graph_does_not_show_are_told(caplog):
+    image = keras.Input((4, 6, 3))
+    x = layers.BatchNormalization(name="shown")(image)
+    inside = layers.BatchNormalization(name="inside")
+    x = layers.GlobalAveragePooling2D()(layers.TimeDistributed(inside)(x))
+    slim = add_bn_l1(keras.Model(image, x))
+    assert len(slim.losses) == 1
+    assert caplog.messages == [
+        "the penalty does not reach what the graph does not show: inside"
+    ]
