@@ -124,7 +124,8 @@ class _Record(pydantic.BaseModel, strict=True):
 def sealed(record: dict[str, Any]) -> dict[str, Any]:
     """A record with the checksum by which `read_record` tells that it was changed."""
     content = {key: value for key, value in record.items() if key != _SEAL}
-    return {**content, _SEAL: fingerprint(content)}
+    # As it is read again: JSON's keys are text, and text sorts as numbers don't.
+    return {**content, _SEAL: fingerprint(json.loads(json.dumps(content)))}
 
 
 def read_record(path: str | os.PathLike) -> dict[str, Any] | None:

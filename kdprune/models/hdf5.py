@@ -16,15 +16,22 @@ from kdprune._io import sha256
 PATIENCE = 20
 _PROGRAM = """
 import resource, sys
-seconds = int(sys.argv[2])
+seconds, left = int(sys.argv[2]), int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 import h5py
 
 def read(name, item):
-    list(item.attrs.values())
-    if isinstance(item, h5py.Dataset):
-        item[()]
+    global left
+    try:
+        list(item.attrs.values())
+        # Other files may be pipes, and what claims to be huge takes the memory.
+        if isinstance(item, h5py.Dataset) and not (item.external or item.is_virtual):
+            left -= item.nbytes
+            if left >= 0:
+                item[()]
+    except Exception:
+        pass  # The reader may pass over it, and come to what is behind.
 
 with h5py.File(sys.argv[1], "r") as file:
     read("", file)
@@ -33,17 +40,22 @@ with h5py.File(sys.argv[1], "r") as file:
 _passed: set[str] = set()
 
 
-def check(path: Path) -> None:
+def check(path: Path, most: int) -> None:
     """Raises `ValueError` for a file that hangs the library or ends its process.
 
-    What it refuses by an error is left to whoever reads the file.
+    What it refuses by an error is left to whoever reads the file, as are arrays of more
+    than `most` bytes together and those that lie in other files. Where Python is part
+    of another program there is no interpreter to start, and nothing is checked.
     """
+    if not sys.executable or getattr(sys, "frozen", False):
+        return
     digest = sha256(path)
     if digest in _passed:
         return
+    arguments = [str(path.absolute()), str(PATIENCE), str(most)]
     ended = subprocess.run(
         # -P: what lies in the folder that the user is in is not imported.
-        [sys.executable, "-P", "-c", _PROGRAM, str(path.absolute()), str(PATIENCE)],
+        [sys.executable, "-P", "-c", _PROGRAM, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -216,7 +216,7 @@ def read_config(path: str | os.PathLike) -> KerasFile:
         third = _is_keras_3(metadata.get("keras_version"))
         return KerasFile(config, third, metadata.get(_SAVED_BY) == _US)
     with _explained(path, "is not a complete .h5 file"):
-        hdf5.check(path)
+        hdf5.check(path, MAX_EXPANSION * path.stat().st_size)
         return _read_h5(path)
 
 
@@ -260,7 +260,7 @@ def _load_keras(path: Path) -> keras.Model:
                 limit = MAX_EXPANSION * path.stat().st_size
                 weights.write_bytes(_member(archive, _WEIGHTS, limit))
             if not file.ours:
-                hdf5.check(weights)
+                hdf5.check(weights, MAX_EXPANSION * weights.stat().st_size)
         return _rebuild(file, weights, path)
 
 

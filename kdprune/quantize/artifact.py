@@ -108,6 +108,7 @@ class _Conversion(pydantic.BaseModel, strict=True, extra="forbid"):
     correct_bias: bool = False
     float_layers: list[str] = []
     input_range: Any = None
+    head: str | None = None
 
 
 class _Plan(pydantic.BaseModel, strict=True):
@@ -150,7 +151,8 @@ def load_quantized(folder: str | os.PathLike) -> keras.Model:
     except (ValueError, LookupError, OSError) as error:
         raise ValueError(
             f"{folder / _WEIGHTS}: its weights do not fit the model of {_BASE} "
-            f"({_io.first_line(error)}): run the quantizing stage again"
+            f"({_io.first_line(error)}): remove the folder, and run the quantizing "
+            "stage again"
         ) from error
     return model
 

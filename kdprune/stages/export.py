@@ -257,6 +257,10 @@ def _plain_accuracy(
         return None
     path = folder / f"partial.plain.{dtype}.tflite"
     _io.write_file(path, content)
-    scores = evaluate.predict(path, validation.images, head=run.dataset.head)
-    path.unlink()
+    try:
+        scores = evaluate.predict(path, validation.images, head=run.dataset.head)
+    except ValueError:  # It does not run: the other file's fault is to be told.
+        return None
+    finally:
+        path.unlink()
     return tflite.paired_drop(scores, scores, validation.labels)["tflite_accuracy"]

@@ -417,13 +417,18 @@ def test_bombs_are_stopped_before_they_unpack(saved, tmp_path, monkeypatch):
         load_model(saved)
 
 
-@pytest.mark.parametrize("kind", ["external link", "soft link", "text", "outside"])
+@pytest.mark.parametrize(
+    "kind", ["external link", "soft link", "text", "outside", "pipe"]
+)
 def test_weights_may_only_be_numbers_in_the_file(tmp_path, kind):
     path = tmp_path / "model.h5"
     with pytest.warns(UserWarning, match="HDF5"):
         small_model().save(path)
     secret = tmp_path / "secret.bin"
-    secret.write_bytes(bytes(12))
+    if kind == "pipe":  # Who opens it waits for ever.
+        os.mkfifo(secret)
+    else:
+        secret.write_bytes(bytes(12))
     with h5py.File(path, "a") as file:
         if kind == "external link":
             file["model_weights/away"] = h5py.ExternalLink("/etc/passwd", "/")
@@ -486,6 +491,14 @@ def test_a_file_in_which_hdf5_never_ends_is_told(tmp_path, monkeypatch, suffix):
             archive.writestr("model.weights.h5", content)
     with pytest.raises(ValueError, match=rf"endless.{suffix}: is not .* in 2 s\)$"):
         load_model(path)
+
+
+@pytest.mark.parametrize("name", ["executable", "frozen"])
+def test_hdf5_is_read_where_python_can_not_be_started(saved, monkeypatch, name):
+    monkeypatch.setattr(hdf5, "_passed", set())
+    monkeypatch.setattr(sys, name, name == "frozen", raising=False)
+    monkeypatch.delattr(hdf5.subprocess, "run")
+    hdf5.check(saved, 0)
 
 
 def test_a_name_in_hdf5_that_is_no_text_is_told(tmp_path):

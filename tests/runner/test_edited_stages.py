@@ -155,6 +155,12 @@ def test_a_record_of_an_earlier_version_has_no_checksum(tmp_path):
     assert records.read_record(tmp_path / "record.json") is None
 
 
+def test_a_record_of_numbers_as_keys_is_whole_when_it_is_read():
+    record = records.sealed({"results": {9: 1.5, 10: [2]}})
+    read = json.loads(json.dumps(record))
+    assert records.sealed(read) == read
+
+
 def test_a_model_whose_record_fits_is_refused_by_what_follows(run_until, copied):
     save_model(two_headed(), copied / "net" / "model.keras")
     fits(copied, "net")
