@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kdprune._io import sha256
 
-# Seconds of computing in which a file is read whole.
+# Seconds of computing in which a file is read whole; ten times as long by the clock.
 PATIENCE = 20
 _PROGRAM = """
 import resource, sys
@@ -53,15 +53,20 @@ def check(path: Path, most: int) -> None:
     if digest in _passed:
         return
     arguments = [str(path.absolute()), str(PATIENCE), str(most)]
-    ended = subprocess.run(
-        # -P: what lies in the folder that the user is in is not imported.
-        [sys.executable, "-P", "-c", _PROGRAM, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    endless = ValueError(f"HDF5 does not get through it in {PATIENCE} s")
+    try:
+        ended = subprocess.run(
+            # -P: what lies in the folder that the user is in is not imported.
+            [sys.executable, "-P", "-c", _PROGRAM, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=10 * PATIENCE,
+        )
+    except subprocess.TimeoutExpired:
+        raise endless from None
     if ended.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-        raise ValueError(f"HDF5 does not get through it in {PATIENCE} s")
+        raise endless
     if ended.returncode < 0:
         name = signal.Signals(-ended.returncode).name
         raise ValueError(f"HDF5 ends its process by {name}")

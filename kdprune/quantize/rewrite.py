@@ -144,7 +144,8 @@ def _without_dense_norms(
 ) -> tuple[keras.Model, list[str]]:
     """Folds normalization into the Dense layers that it is right behind of.
 
-    In inference that is exact. Trained further, the layer learns without it.
+    In inference that is exact. Trained further, the layer learns without it; where one
+    of the two is frozen and the other is not, both are left as they are.
     """
     changes: list[str] = []
     folded: dict[int, list[NDArray]] = {}
@@ -157,7 +158,7 @@ def _without_dense_norms(
         } & set(kept):
             continue
         found = per_channel(norm) if _takes(source, (layers.Dense,)) else None
-        if found is None:
+        if found is None or norm.trainable != source.trainable:
             continue
         scale, shift = found
         kernel, *bias = source.get_weights()

@@ -92,7 +92,9 @@ def fit_stage(
         )
     except training.TrainingDiverged as error:
         raise training.TrainingDiverged(f"stage {node.name}: {error}") from error
-    _warn_if_nothing_learned(node.name, history[-1]["accuracy"], images.labels)
+    # Weights may rightly cost the most frequent class its accuracy.
+    if fitting.class_weights is None:
+        _warn_if_nothing_learned(node.name, history[-1]["accuracy"], images.labels)
     results = {
         "precision": policy,
         "epochs": len(history),
