@@ -110,10 +110,8 @@ def weights_of(folder, stage):
     return [w for w in load_model(folder / stage / "model.keras").get_weights()]
 
 
-@pytest.mark.parametrize(
-    "count",
-    [pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.soak)],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("count", [2, 3])
 def test_every_kind_of_stage_on_several_workers(tmp_path, hosts, count):
     """The kinds that train do so together, all others run on the chief."""
     content = yaml.safe_load(EVERY_STAGE.read_text())
