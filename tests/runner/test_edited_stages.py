@@ -184,7 +184,7 @@ def test_another_model_of_these_classes_is_carried(run_until, copied):
         ({"conversion": {}}, "conversion.dtypes: Field required"),
         ({"conversion": {"dtypes": []}}, "conversion.dtypes: List should have"),
         ({"conversion": {"dtypes": "int8"}}, "conversion.dtypes: Input should be"),
-        ({"conversion": {"dtypes": ["int8"], "head": "x"}}, "conversion.head: Extra"),
+        ({"conversion": {"dtypes": ["int8"], "heads": "x"}}, "conversion.heads: Extra"),
         ({"conversion": {"dtypes": ["int8"], "correct_bias": 3}}, "correct_bias: In"),
         ({"files": {"base.keras": "0"}}, "base.keras is not the file plan.json was"),
     ],

@@ -454,7 +454,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
         train(quick(small_model(width), sgd()), 2, folder=tmp_path, callbacks=full)
     resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert str(tmp_path / file) in str(e.value)
-    assert "File too large" in str(e.value) and "{{" not in str(e.value)
+    assert "File too" in str(e.value) and "{{" not in str(e.value)
     assert checkpoints(tmp_path) == ["epoch-1"]
     if file == "history.csv":
         assert (tmp_path / file).read_bytes() == before
