@@ -68,6 +68,7 @@ def test_names_are_of_the_modules_that_are_named():
         ("evaluate_model", "resolvr", "resolver"),
         ("measure_latency", "thread", "threads"),
         ("diagnose", "lables", "labels"),
+        ("Distiller", "loses", "losses"),
     ],
 )
 def test_a_misspelt_argument_names_the_nearest(name, misspelt, meant):

@@ -96,7 +96,7 @@ def measure_latencies(
     Returns:
         For each resolver and file a dictionary: `file`, `resolver`, `threads`,
         `method`, `runs`; in milliseconds `latency_ms_p50`, `latency_ms_p90`,
-        `latency_ms_max`, `p50_interval_ms` (95 %, low and high) and `turns_ms`, the
+        `latency_ms_max`, `p50_interval_ms` (95 %, low and high) and `rounds_ms`, the
         median of each round; `settled`, whether the interval is within 1 %;
         `outliers`, the number of runs slower than the third quartile by 1.5 times
         the quartiles' distance; `ratio` to the first file on the same kernels, and
@@ -189,7 +189,7 @@ def summarize(rounds: Sequence[NDArray]) -> dict[str, Any]:
         "settled": high - low <= 2 * SETTLED * p50,
         "outliers": int((times > p75 + 1.5 * (p75 - p25)).sum()),
         "runs": len(times),
-        "turns_ms": medians,
+        "rounds_ms": medians,
     }
 
 
@@ -197,17 +197,17 @@ def add_ratios(entries: Sequence[dict[str, Any]]) -> None:
     """Adds to each entry its ratio to the first that ran on the same kernels.
 
     Args:
-        entries: Dictionaries with `resolver` and `turns_ms`; `ratio` and
+        entries: Dictionaries with `resolver` and `rounds_ms`; `ratio` and
             `ratio_interval` are added, of the rounds taken side by side. Where one
             took more rounds than the other the first of them are compared. Both are
             `None` where a program rounded the first one's time to 0.
     """
     first: dict = {}
     for entry in entries:
-        base = first.setdefault(entry["resolver"], entry)["turns_ms"]
+        base = first.setdefault(entry["resolver"], entry)["rounds_ms"]
         entry["ratio"] = entry["ratio_interval"] = None
         if all(base):
-            pairs = zip(entry["turns_ms"], base, strict=False)
+            pairs = zip(entry["rounds_ms"], base, strict=False)
             ratios = [own / other for own, other in pairs]
             entry["ratio"] = float(np.median(ratios))
             entry["ratio_interval"] = list(rank_interval(ratios))

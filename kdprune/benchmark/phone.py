@@ -244,7 +244,7 @@ def read_results(paths: Sequence[str | PathLike]) -> list[dict[str, Any]]:
         A dictionary for each file and kernels: `file`, `resolver` (the program's name
         where it does not tell), `threads`, `tool`, `runs`; in milliseconds, each the
         median over the rounds, `latency_ms_p50`, `latency_ms_p95` (`None` of old
-        versions), `latency_ms_mean`, `latency_ms_max` (the greatest), `turns_ms`;
+        versions), `latency_ms_mean`, `latency_ms_max` (the greatest), `rounds_ms`;
         `ratio` and `ratio_interval` to the first file, `None` where its time is
         rounded to 0; `ops`, the operators (`op`, `layer`, `us`) where they were
         measured, else empty.
@@ -385,7 +385,7 @@ def _merge(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         entry["latency_ms_max"] = max(result["latency_ms_max"] for result in group)
         entry["runs"] = sum(result["runs"] for result in group)
         told = "mean" if entry["latency_ms_p50"] is None else "p50"
-        entry["turns_ms"] = [result[f"latency_ms_{told}"] for result in group]
+        entry["rounds_ms"] = [result[f"latency_ms_{told}"] for result in group]
         entries.append(entry)
     add_ratios(entries)
     return entries

@@ -35,7 +35,7 @@ def results_tables(results: Sequence[Mapping[str, Any]]) -> str:
             *(_ms(entry[f"latency_ms_{name}"]) for name in ("p50", "mean")),
             _ratio(entry),
             *(_ms(entry[f"latency_ms_{name}"]) for name in ("p95", "max")),
-            f"{len(entry['turns_ms'])} x {entry['runs'] // len(entry['turns_ms']):,}",
+            f"{len(entry['rounds_ms'])} x {entry['runs'] // len(entry['rounds_ms']):,}",
         )
         for entry in results
     ]

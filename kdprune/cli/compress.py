@@ -173,9 +173,9 @@ def compress(options: argparse.Namespace) -> int:
 def init(options: argparse.Namespace) -> None:
     """Writes the recipe."""
     request = _checked(options)
-    from kdprune.compression import initialise
+    from kdprune.compression import initialize
 
-    path = initialise(request)
+    path = initialize(request)
     logger.info("written: %s", path)
     logger.info("run it: kdprune run %s --output %s", path, path.parent)
 

@@ -4,7 +4,7 @@ It writes a recipe that says what is done, runs it, and tells what came of it. W
 it does, a recipe can do.
 """
 
-from kdprune.compression.api import compress, compress_request, initialise
+from kdprune.compression.api import compress, compress_request, initialize
 from kdprune.compression.request import DEVICES, Request
 from kdprune.compression.verdict import Compressed
 
@@ -14,5 +14,5 @@ __all__ = [
     "Request",
     "compress",
     "compress_request",
-    "initialise",
+    "initialize",
 ]

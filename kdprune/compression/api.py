@@ -153,7 +153,7 @@ def compress_request(
     return outcome.reach(run, request)
 
 
-def initialise(request: Request) -> pathlib.Path:
+def initialize(request: Request) -> pathlib.Path:
     """Writes the recipe of a request, without running it; returns its path."""
     _prepare(request, {})
     return request.recipe

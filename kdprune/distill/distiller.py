@@ -94,6 +94,7 @@ class Distiller(keras.Model):
     train_function: Any
     test_function: Any
 
+    @suggesting
     def __init__(
         self,
         student: keras.Model,

@@ -87,8 +87,8 @@ def _draw_latencies(axes: Axes, record: dict, entries: Sequence[dict]) -> None:
         axes.plot([middle, slow], [row, row], color=BLUE, linewidth=1.2, zorder=2)
         mark = (slow, "|") if slow < end else (end, ">")
         axes.plot(mark[0], row, mark[1], color=BLUE, ms=7, zorder=2, clip_on=False)
-        turns = entry["turns_ms"]
-        axes.plot(turns, [row] * len(turns), ".", color=GREY, ms=3, zorder=3)
+        rounds = entry["rounds_ms"]
+        axes.plot(rounds, [row] * len(rounds), ".", color=GREY, ms=3, zorder=3)
         axes.plot(middle, row, "o", color=BLUE, ms=6, zorder=4)
         ratio = MISSING if entry["ratio"] is None else f"{entry['ratio']:.2f}"
         write_beside(axes, row, COLUMNS, (f"{milliseconds(middle)} ms", ratio))

@@ -87,7 +87,7 @@ def test_a_summary_counts_what_is_slower_than_chance():
     assert summary["latency_ms_p90"] == pytest.approx(1.0095, abs=1e-3)
     assert summary["latency_ms_max"] == 5.0
     assert (summary["outliers"], summary["runs"]) == (2, 200)
-    assert len(summary["turns_ms"]) == 10 and summary["settled"] is True
+    assert len(summary["rounds_ms"]) == 10 and summary["settled"] is True
 
 
 @pytest.mark.parametrize(("rounds", "rank"), [(3, 1), (5, 1), (10, 2), (40, 14)])
@@ -113,7 +113,7 @@ def test_files_and_kernels_are_measured_side_by_side(tflites):
     for entry in entries:
         p50, p90, most = (entry[f"latency_ms_{name}"] for name in ("p50", "p90", "max"))
         assert 0 < p50 <= p90 <= most
-        assert entry["runs"] >= 50 and len(entry["turns_ms"]) == 10
+        assert entry["runs"] >= 50 and len(entry["rounds_ms"]) == 10
         assert 0 <= entry["outliers"] < entry["runs"] / 2
     assert [entry["ratio"] for entry in entries[::2]] == [1.0, 1.0]
     assert all(entry["ratio"] > 0 for entry in entries)

@@ -126,7 +126,7 @@ def test_runs_of_the_same_file_are_rounds_and_ratios_go_round_by_round(tmp_path)
     # The phone becomes slower by half from round to round; b stays twice as fast.
     texts = [log("a.tflite", m) + log("b.tflite", m // 2) for m in (600, 900, 1300)]
     a, b = read(tmp_path, "".join(texts[:2]), texts[2])
-    assert a["turns_ms"] == [0.6, 0.9, 1.3] and a["latency_ms_p50"] == 0.9
+    assert a["rounds_ms"] == [0.6, 0.9, 1.3] and a["latency_ms_p50"] == 0.9
     assert a["runs"] == 3 * 1630 and a["ratio"] == 1.0
     assert b["latency_ms_p50"] == 0.45
     assert (b["ratio"], b["ratio_interval"]) == (0.5, [0.5, 0.5])
@@ -161,7 +161,7 @@ def test_versions_without_percentiles_give_a_mean_and_no_median(tmp_path):
     old = old.replace("avg=611.2", "avg=2.44949e+06")
     (entry,) = read(tmp_path, old)
     assert entry["latency_ms_p50"] is None and entry["latency_ms_p95"] is None
-    assert entry["latency_ms_mean"] == 2449.49 and entry["turns_ms"] == [2449.49]
+    assert entry["latency_ms_mean"] == 2449.49 and entry["rounds_ms"] == [2449.49]
     same = "count=50 curr=700(all same) p5=700 median=700 p95=700"
     start = log().index("count=1630")
     text = log()[:start] + same + log()[log().index("\n", start) :]
@@ -280,7 +280,7 @@ def test_a_phone_is_measured_interleaved_and_left_clean(adb, tflites):
     files = [tflites["float32"], tflites["int8"]]
     entries = run_on_phone(files, threads=2, runs=30)
     assert [entry["file"] for entry in entries] == [path.name for path in files]
-    assert [len(entry["turns_ms"]) for entry in entries] == [3, 3]
+    assert [len(entry["rounds_ms"]) for entry in entries] == [3, 3]
     asked = [line.split()[:2] for line in adb.read_text().splitlines()]
     round = [["shell", phone.BENCHMARK_MODEL]] * 2
     assert (

@@ -403,7 +403,7 @@ def test_a_model_of_double_precision_is_taken(tmp_path, images):
     finally:
         keras.backend.set_floatx("float32")
     request = Request(tmp_path / "double.keras", str(images), max_drop=0.1)
-    assert kdprune.compression.initialise(request).is_file()
+    assert kdprune.compression.initialize(request).is_file()
     model = kdprune.load_model(tmp_path / "double.keras")
     assert {weight.dtype.name for weight in model.weights} == {"float32"}
     for ours, theirs in zip(model.get_weights(), double.get_weights(), strict=True):

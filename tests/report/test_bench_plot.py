@@ -10,7 +10,7 @@ def entry(file, p50, p90, ratio, resolver="xnnpack"):
         "threads": 1,
         "latency_ms_p50": p50,
         "latency_ms_p90": p90,
-        "turns_ms": [p50, 1.01 * p50],
+        "rounds_ms": [p50, 1.01 * p50],
         "ratio": ratio,
     }
 
@@ -67,7 +67,7 @@ def test_results_of_other_programs_may_lack_medians_and_ratios():
         "latency_ms_p50": None,
         "latency_ms_p95": None,
         "latency_ms_mean": 0.2,
-        "turns_ms": [0.2],
+        "rounds_ms": [0.2],
         "ratio": None,
     }
     svg = draw_bench({"results": [result]}, "svg").decode()

@@ -340,12 +340,12 @@ def _plan(
     costs = Costs(graph, options.measure_bytes)
     if target.kind == "ratio":
         cost = _channels(rankings)
-        target = target.initialised([ranking.channels for ranking in rankings])
+        target = target.initialized([ranking.channels for ranking in rankings])
     elif target.kind == "threshold":
         cost = None
     else:
         measure = getattr(costs, target.kind)
-        target, cost = target.initialised(measure()), costing(measure)
+        target, cost = target.initialized(measure()), costing(measure)
     # Converting a model for each step that is compared would take hours.
     cheap = costing(costs.parameters) if target.kind == "bytes" else cost
     drop = None

@@ -53,7 +53,7 @@ class Target:
     start: Any = None
     share: float = 1.0
 
-    def initialised(self, start: Any) -> Target:
+    def initialized(self, start: Any) -> Target:
         """The target with what the cost was at first, unless it is known already."""
         return self if self.start is not None else replace(self, start=start)
 
@@ -217,7 +217,7 @@ def select(
 
     Args:
         rankings: A `Ranking` for each group.
-        target: A `Target` that is initialised.
+        target: A `Target` that is initialized.
         scope: `"global"` or `"local"`.
         cost: `cost(kept)` for a list of numbers of channels, in the unit of the
             target; unused for a threshold and for a local ratio.
