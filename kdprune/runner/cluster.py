@@ -182,6 +182,10 @@ class Cluster:
             self.answers()
             self._over = True
         self._beating.communicate()  # It ends with its standard input.
+        if "strategy" in vars(self):
+            # TensorFlow's own thread that looks after the others sleeps for half a
+            # minute at a time, and would be waited for. It is a daemon.
+            self.strategy.extended._check_health_thread = None
 
     def fail(self, error: Exception) -> None:
         """Tells the others why this worker ends.

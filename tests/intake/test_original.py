@@ -120,9 +120,12 @@ def test_what_keras_would_look_up_is_known_or_nothing_is_compared(change, messag
 @pytest.mark.parametrize(
     "name",
     [
-        *("nested.keras", "tutorial.h5"),
-        # Each takes a process: of a format above, or written in float32 as above.
-        pytest.param("tutorial.keras", marks=pytest.mark.slow),
+        "nested.keras",
+        # Each takes a process of several seconds.
+        *(
+            pytest.param(f"tutorial.{x}", marks=pytest.mark.slow)
+            for x in ("h5", "keras")
+        ),
     ],
 )
 def test_a_keras_3_file_is_compared_with_keras_3(keras3_files, name):

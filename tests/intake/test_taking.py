@@ -253,7 +253,7 @@ def without_channels(reshape):
     return keras.Model(image, layers.Dense(1, "sigmoid")(x))
 
 
-@pytest.mark.parametrize("reshape", [True, False])
+@pytest.mark.parametrize("reshape", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_images_of_height_and_width_alone_get_a_channel(reshape, tmp_path):
     model = without_channels(reshape)
     model.save(tmp_path / "grey.keras")

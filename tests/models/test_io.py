@@ -474,7 +474,9 @@ def test_a_configuration_like_no_models_is_refused_at_once(
     assert "\n" not in str(e.value) and len(str(e.value)) < 300
 
 
-@pytest.mark.parametrize("suffix", ["h5", "keras"])
+@pytest.mark.parametrize(
+    "suffix", ["h5", pytest.param("keras", marks=pytest.mark.slow)]
+)
 def test_a_file_in_which_hdf5_never_ends_is_told(tmp_path, monkeypatch, suffix):
     """Found by damaging files at random: the library loops, deaf to signals."""
     monkeypatch.setattr(hdf5, "PATIENCE", 2)

@@ -370,8 +370,10 @@ def flip_a_byte(folder):
     [
         (damage_state, "state.json was changed"),
         (flip_a_byte, "variables.data-00000-of-00001 was changed"),
-        (lambda folder: (folder / "state.json").unlink(), "files are missing"),
-        (lambda folder: (folder / "sums.json").write_text("[]"), "is of epoch None"),
+        pytest.param(lambda folder: (folder / "state.json").unlink(),
+                     "files are missing", marks=pytest.mark.slow),
+        pytest.param(lambda folder: (folder / "sums.json").write_text("[]"),
+                     "is of epoch None", marks=pytest.mark.slow),
         (lambda folder: shutil.copytree(folder, folder.with_name("epoch-999")),
          "it is of epoch 2"),
     ],

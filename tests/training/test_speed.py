@@ -110,6 +110,7 @@ def test_a_home_that_cannot_be_written_is_no_obstacle(cache):
     )
 
 
+@pytest.mark.slow
 def test_a_stage_that_measured_ends_with_the_weights_of_one_that_knew(
     cache, measured, tmp_path, monkeypatch
 ):
