@@ -44,7 +44,12 @@ def pytest_collection_finish(session):
     gc.set_threshold(50_000, 20, 20)  # A traced step makes as many, and keeps most.
 
 
+@pytest.hookimpl(tryfirst=True)  # Before tests are chosen by their marks.
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        quick = item.get_closest_marker("quick")
+        if quick and item.callspec.id not in quick.args:
+            item.add_marker(pytest.mark.slow)
     if config.option.soak_rest and config.option.soak_tally:
         earlier = _io.read_object(config.option.soak_tally).get("tests", {})
         passed = {name for name, one in earlier.items() if one["outcome"] == "passed"}

@@ -101,6 +101,7 @@ def test_what_is_not_a_model_is_refused_by_name(
 @pytest.mark.parametrize(
     "units, received", [(10, "10 outputs by sigmoid"), (1, "1 output by")]
 )
+@pytest.mark.quick("1-1 output by")
 def test_a_model_of_another_task_is_no_teacher(capsys, tmp_path, units, received):
     import tf_keras as keras
 

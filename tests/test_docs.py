@@ -507,6 +507,7 @@ def test_the_picture_shows_what_was_measured():
     assert drawn == {name: list(point) for name, point in overview.figures().items()}
 
 
+@pytest.mark.slow
 def test_the_table_of_networks_is_that_of_the_factories():
     from kdprune.models import MODELS
 

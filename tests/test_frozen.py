@@ -129,6 +129,15 @@ TECHNIQUES = {
 
 @pytest.mark.parametrize("nested", [False, True], ids=["flat", "nested"])
 @pytest.mark.parametrize("technique", TECHNIQUES)
+@pytest.mark.quick(
+    "training-nested",
+    "taken-flat",
+    "distilling-flat",
+    "magnitude-nested",
+    "masks-flat",
+    "clusters-nested",
+    "bn_l1-flat",
+)
 def test_weights_and_statistics_of_frozen_layers_do_not_move(technique, nested):
     model = network(nested)
     before = weights_of(model, [*FROZEN, "free", "free_norm"])

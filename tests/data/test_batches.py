@@ -306,6 +306,7 @@ def test_what_is_no_split_or_no_size_is_refused(read):
 
 
 @pytest.mark.parametrize("shares", [2, 3])
+@pytest.mark.quick("2")
 def test_workers_read_their_parts_of_the_same_batches(split, shares):
     """Together, the replicas' rows are the batch that one machine would train on."""
     options = {"epochs": 2, "seed": 3, "augment": {"crop": 2, "flip": True}}

@@ -99,6 +99,7 @@ def assert_equal(one, two):
 
 class TestEquality:
     @pytest.mark.parametrize("limit", [1, 0])
+    @pytest.mark.quick("0")
     def test_all_that_is_drawn_is_bit_equal_to_images_in_memory(
         self, photos, tmp_path, monkeypatch, limit
     ):

@@ -57,6 +57,7 @@ def again_of(made):
         ),
     ],
 )
+@pytest.mark.quick("None-schedules0-False", "losses3-schedules3-False")
 def test_what_a_config_makes_trains_alike(data, losses, schedules, nested):
     made = Distiller(network(nested=nested), network(6, 1, nested), losses)
     made.compile(build_optimizer("sgd", 0.1, steps=4, weight_decay=1e-3), **schedules)

@@ -48,6 +48,7 @@ def assert_same(first, second, **tolerance):
 
 @pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.quick("0.0")
 def test_soft_weight_zero_is_plain_training(data, label_smoothing):
     made = distiller(
         optimizer=keras.optimizers.SGD(0.1, momentum=0.9),
@@ -166,6 +167,7 @@ def test_callbacks_work_as_with_any_model(data, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tuple", "dataset"])
+@pytest.mark.quick("tuple")
 def test_stored_logits_train_as_the_teacher_itself_does(data, kind):
     images, labels = data
     teacher = network(6, seed=1)

@@ -64,6 +64,7 @@ class Subclassed(keras.Model):
 
 
 @WRAPPED
+@pytest.mark.quick("<lambda>", "pruned")
 def test_feature_maps_come_in_the_order_of_execution(wrap):
     expected = ("conv", "conv_bn", "conv_relu", "deep", "deep_bn", "deep_relu")
     assert feature_layers(wrap(network())) == expected
@@ -111,6 +112,7 @@ def test_a_wrapped_student_keeps_its_layers(wrap):
     assert default_feature_layers(wrap(network())) == LAST
 
 
+@pytest.mark.slow
 def test_a_residual_network_keeps_its_layers_when_wrapped():
     student = build_model("resnet8")
     assert default_feature_layers(pruned(student)) == RESNET8

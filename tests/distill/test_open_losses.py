@@ -184,6 +184,7 @@ def test_a_function_is_given_temperature_and_labels_if_it_takes_them(data):
         SoftLoss(loss=plain.loss, arguments={"temperature": 2.0})
 
 
+@pytest.mark.slow
 def test_python_conditions_in_a_loss_are_those_of_the_graph(data):
     def gated(teacher, student):
         difference = tf.reduce_mean((teacher - student) ** 2, axis=1)

@@ -71,6 +71,7 @@ def test_the_hard_loss_is_the_mean_of_each_labels():
 
 
 @pytest.mark.parametrize("units", [1, 3])
+@pytest.mark.quick("1")
 def test_a_student_learns_labels_and_its_teacher(units):
     images, labels = some()
     labels = labels if units == 3 else labels[:, 0]

@@ -87,6 +87,7 @@ def test_an_interrupted_store_goes_on_with_the_first_missing_view(split, tmp_pat
 
 
 @pytest.mark.parametrize("damage", ["byte", "sums", "cut"])
+@pytest.mark.quick("byte")
 def test_a_view_that_is_not_as_it_was_stored_is_stored_again(
     split, tmp_path, damage, caplog
 ):

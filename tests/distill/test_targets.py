@@ -80,6 +80,7 @@ FORMS = {
         pytest.param("tensor", "kl", False, marks=SLOW),
     ],
 )
+@pytest.mark.quick("rows-kl-False", "column-kl-False")
 def test_one_hot_labels_teach_as_indices_do(data, by_indices, losses, form, streamed):
     images, labels = data
     expected, taught, scored = by_indices(losses)
@@ -227,6 +228,7 @@ def test_images_that_do_not_fit_are_refused(images, message):
         pytest.param("NaN", marks=SLOW),
     ],
 )
+@pytest.mark.quick("one class too many", "names")
 def test_streamed_labels_out_of_range_are_refused_in_one_line(data, mistake):
     targets, _ = MISTAKES[mistake]
     made = distiller()
@@ -286,6 +288,7 @@ COMPILED_AGAIN = ("labels", "streamed rows", "callback")
         pytest.param("evaluation", "hint", marks=SLOW),
     ],
 )
+@pytest.mark.quick("labels-graph", "streamed rows-graph")
 def test_a_distiller_is_fitted_after_a_fit_that_failed(data, subclassed, kind, failure):
     if kind == "subclassed":
         keras.utils.set_random_seed(0)
@@ -378,6 +381,10 @@ def of_signed():
         (of_signed, lambda x: 2 * x - 1, lambda x: 255 * x, "takes pixels of [-1, 1]"),
     ],
 )
+@pytest.mark.quick(
+    "of_bytes-<lambda>-<lambda>-takes pixels of [0, 255]-arrays",
+    "of_signed-<lambda>-<lambda>-takes pixels of [-1, 1]-dataset",
+)
 def test_pixels_of_another_range_are_refused_in_a_line(
     data, made, good, wrong, told, how
 ):
@@ -407,6 +414,7 @@ def test_a_range_is_part_of_the_config():
     assert again._input_range == made._input_range
 
 
+@pytest.mark.slow
 def test_data_sets_of_bytes_are_warned_of_once(data, recwarn):
     made = distiller()
     bytes_ = as_is((255 * data[0]).astype("float32"), LABELS)
@@ -422,6 +430,7 @@ def test_data_sets_of_bytes_are_warned_of_once(data, recwarn):
     assert not recwarn
 
 
+@pytest.mark.slow
 def test_lists_of_images_are_images(data):
     plain, other = distiller(), distiller()
     fit(plain, *data)

@@ -109,6 +109,7 @@ def test_losses_add_up_with_their_weights(data):
         pytest.param("contrastive", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.quick("hint")
 def test_each_loss_of_features_trains_the_student_alone(data, name):
     images, labels = data
     teacher = network(6, seed=1)
@@ -130,6 +131,7 @@ def test_each_loss_of_features_trains_the_student_alone(data, name):
     assert made.predict(images, verbose=0).shape == (64, 4)
 
 
+@pytest.mark.slow
 def test_a_loss_of_features_takes_its_own_arguments(data):
     loss = {"name": "contrastive", "temperature": 0.5}
     warm, usual = (
@@ -189,6 +191,7 @@ def test_wrapped_students_learn_from_logits_and_features(data, wrap):
         pytest.param("qat", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.quick("dropout")
 def test_evaluate_and_predict_change_no_variable_of_any_student(data, wrap):
     images, labels = data
     student, losses, callbacks = network(), ["kl"], []
@@ -293,6 +296,7 @@ def test_only_labelled_images_are_evaluated(data):
     assert found == pytest.approx(plain, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_partly_labelled_images_validate_while_training(data):
     images, labels = data
     partly = np.where(np.arange(64) < 48, labels, -1)
@@ -413,6 +417,12 @@ HIDDEN = [
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
 @pytest.mark.parametrize(("kind", "at_once"), HIDDEN)
+@pytest.mark.quick(
+    "function-True-teacher",
+    "function-True-student",
+    "by hand-False-teacher",
+    "subclassed, not built-False-student",
+)
 def test_a_hidden_softmax_is_found(data, subclassed, role, kind, at_once):
     pair = {"student": network(2), "teacher": network(40, seed=1)}
     pair[role] = hidden_softmax(kind, subclassed)
@@ -434,6 +444,7 @@ def test_one_of_several_teachers_that_gives_probabilities_is_found(data, subclas
         distiller(teacher=teachers).fit(*data, verbose=0)
 
 
+@pytest.mark.slow
 def test_logits_of_one_image_that_add_up_to_one_are_logits(data):
     images, labels = data
     made = Distiller(network())

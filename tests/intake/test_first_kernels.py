@@ -146,6 +146,7 @@ def test_training_goes_as_that_of_the_same_network_for_small_pixels(raw):
 
 
 @pytest.mark.parametrize("float_layers", [(), ("first",)])
+@pytest.mark.quick("float_layers0")
 def test_quantization_aware_training_keeps_what_was_learned(raw, float_layers):
     model, images, labels = raw
     taken = take_model(model, input_range=(0, 255)).model

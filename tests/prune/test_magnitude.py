@@ -103,6 +103,7 @@ def test_each_layer_reaches_its_own_sparsity(data):
         pytest.param(5, 5, 100, {5}, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.quick("0-8-3-updates1", "3-9-2-updates2")
 def test_the_polynomial_schedule_reaches_the_sparsity_at_its_end(
     data, begin, end, frequency, updates
 ):
@@ -123,6 +124,7 @@ def test_the_polynomial_schedule_reaches_the_sparsity_at_its_end(
 
 
 @pytest.mark.parametrize("begin, first", [(0, 1), (3, 3)])
+@pytest.mark.quick("3-3")
 def test_the_constant_schedule_prunes_all_at_its_begin(data, begin, first):
     wrapped = prune_magnitude(
         branching_model(), 0.5, schedule="constant", begin=begin, end=4
@@ -226,6 +228,7 @@ def test_wrapping_and_stripping_change_no_prediction(data):
 
 
 @pytest.mark.parametrize("name", ["resnet8", "dscnn", "whitened_cnn"])
+@pytest.mark.quick("resnet8")
 def test_every_weight_of_a_factorys_model_finds_its_place(name):
     arguments = {"width": 4} if name != "resnet8" else {}
     model = build_model(name, (16, 16, 3), **arguments)

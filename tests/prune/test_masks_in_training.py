@@ -90,6 +90,7 @@ def test_zeros_hold_in_fit_while_the_rest_learns(data, tmp_path):
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.slow
 def test_a_distiller_trains_a_masked_student_in_bfloat16(data, tmp_path):
     masks = weight_masks(small_model(), relative_threshold=0.5)
     student = cast_model(apply_masks(small_model(), masks), "mixed_bfloat16")

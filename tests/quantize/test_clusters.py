@@ -190,6 +190,7 @@ def test_clusters_survive_post_training_quantization(base, clustered, data):
     assert len(gzip.compress(few)) < 0.9 * len(gzip.compress(plain))
 
 
+@pytest.mark.slow
 def test_training_quantization_aware_keeps_clusters_only_if_told_to(
     clustered, cqat, data
 ):

@@ -332,6 +332,7 @@ def test_a_budget_is_met_by_the_worst_layer_in_float(model, data, report, tmp_pa
     assert all(row["bytes"] == len(outcome.best) for row in outcome.attempts[-1:])
 
 
+@pytest.mark.slow
 def test_one_calibration_makes_the_files_that_single_conversions_make(model, data):
     images = data[0][:40]
     calibration = Calibration(model, images)

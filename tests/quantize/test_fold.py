@@ -95,6 +95,7 @@ def sequential():
 @pytest.mark.parametrize(
     "make", [plain, chain, pooled, depthwise, grouped, branched, sequential]
 )
+@pytest.mark.quick("chain", "depthwise", "branched")
 def test_the_folded_model_scores_alike_and_can_be_quantized(make, tmp_path):
     model = make() if make is sequential else built(make)
     expected = model(IMAGES).numpy()

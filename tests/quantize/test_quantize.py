@@ -168,6 +168,7 @@ def test_images_that_are_not_in_the_range_of_the_input_are_refused(data, images,
 
 @pytest.mark.parametrize("preserve_sparsity", [False, True])
 @pytest.mark.usefixtures("eagerly")
+@pytest.mark.quick("True")
 def test_zeros_stay_zero_when_asked_to(data, images, preserve_sparsity):
     model = quantize_model(pruned_model(), preserve_sparsity, calibration=data[0])
     zeros = {w.name: w.numpy() == 0 for w in model.weights if "kernel:0" in w.name}
@@ -182,6 +183,7 @@ def test_zeros_stay_zero_when_asked_to(data, images, preserve_sparsity):
     assert preserve_sparsity or max(kept) < 0.5
 
 
+@pytest.mark.slow
 def test_it_trains_in_float32_under_a_mixed_policy(data, images):
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:

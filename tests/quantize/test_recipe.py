@@ -261,6 +261,7 @@ def test_a_refused_file_is_kept_with_its_reasons(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("refusal", ["stop", "keep"])
+@pytest.mark.quick("keep")
 def test_a_file_that_can_not_be_made_leaves_the_others(tmp_path, caplog, refusal):
     """int16x8 has no layer normalization; int8 and float have, of the same model."""
     keras.utils.set_random_seed(0)

@@ -144,6 +144,7 @@ def aware(trained):
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.quick("1e-05")
 def test_channels_of_a_tiny_gamma_keep_their_bias_in_a_trained_file(aware, data, gamma):
     images = data[0][:20]
     set_gamma(aware, gamma)

@@ -142,6 +142,7 @@ def test_a_broken_file_of_records_gives_one_line(run, tmp_path):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.slow
 def test_the_script_gathers_and_draws(run, tmp_path):
     target = tmp_path / "kept"
     done = subprocess.run(

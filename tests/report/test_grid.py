@@ -286,6 +286,7 @@ def test_too_many_cells_to_name_are_named_by_their_best(records):
     assert named - {""} == {"slim, best of 9 cells", "sparse", "alone"}
 
 
+@pytest.mark.slow
 def test_too_many_cells_to_tell_share_a_section_without_plots_of_each(records):
     page = write_report(add_cuts(records).run() and records.folder).read_text()
     assert page.count("### slim") == 1

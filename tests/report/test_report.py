@@ -229,6 +229,7 @@ def test_balanced_accuracy_stands_beside_where_classes_are_uneven(tmp_path, repo
     assert "Balanced accuracy: the mean of the accuracies on each class." in page
 
 
+@pytest.mark.slow
 def test_of_several_labels_all_plots_say_label_accuracy(tmp_path):
     labels = {"task": "labels", "macro_f1": 0.8, "mean_average_precision": 0.9}
     write_metrics(tmp_path, [make_entry(name) | labels for name in MODELS])
@@ -358,6 +359,7 @@ def test_a_history_without_values_is_drawn_empty(tmp_path):
     assert read_table(page, "### student")["student"][2:] == ["1", "–", "–"]
 
 
+@pytest.mark.slow
 def test_references_are_left_out_where_they_do_not_belong(tmp_path):
     write_metrics(tmp_path, [make_entry("student_alone")], dataset="shapes")
     page = write_report(tmp_path).read_text()
@@ -554,6 +556,7 @@ def test_names_cannot_break_the_page_or_leave_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize("write", [write_run, write_seeds], ids=["run", "seeds"])
+@pytest.mark.quick("run")
 def test_no_text_of_a_plot_covers_another_or_leaves_it(tmp_path, write, text_faults):
     for name, plot in draw_plots(read_run(write(tmp_path))).items():
         assert text_faults(plot.figure) == [], name

@@ -65,6 +65,7 @@ def test_without_spread_there_is_no_test_and_no_warning(ours, theirs):
         assert welch(ours, theirs) is None
 
 
+@pytest.mark.slow
 def test_welch_holds_its_level_over_many_seeds_of_nothing():
     random = np.random.default_rng(0)
     draws = random.normal(0.87, [[0.002]] * 5 + [[0.004]] * 3, (2000, 8, 1))[..., 0]

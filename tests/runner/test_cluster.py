@@ -317,6 +317,7 @@ def test_all_end_in_a_line_when_one_hangs(hosts):
         assert f"worker 0 ({addresses[0]}) was lost" in errors
 
 
+@pytest.mark.slow
 def test_one_that_holds_the_interpreters_lock_gives_signs_of_life(hosts):
     with waiting(hosts, 2, silence=1.5) as (workers, _):
         workers[1].stdin.write("hold\n")

@@ -478,6 +478,7 @@ def test_a_target_of_bytes_is_met_by_the_exported_file(finished):
 @pytest.mark.parametrize(
     "by", ["taylor", pytest.param("activation", marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_weights_chosen_at_once_stay_zero(finished, by):
     content = yaml.safe_load(RECIPE)
     target = {"relative_threshold": 0.05} if by == "taylor" else {"threshold": 0.2}
@@ -729,6 +730,7 @@ def test_a_given_model_that_guesses_is_warned_of(tmp_path, caplog):
 @pytest.mark.parametrize(
     "precision", ["mixed_bfloat16", pytest.param("float32", marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_a_stage_trains_in_the_precision_it_is_given(tmp_path, precision):
     net = yaml.safe_load(RECIPE)["stages"]["alone"]
     net["training"] |= {"precision": precision, "epochs": 1}

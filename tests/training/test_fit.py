@@ -294,6 +294,7 @@ def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(tmp_path, make, se
     assert_same(resumed_weights, weights)
 
 
+@pytest.mark.slow
 def test_a_pruned_student_is_sparse_after_averaging():
     seed_everything(0)
     distiller = pruned_distiller()

@@ -126,6 +126,7 @@ def test_a_stage_that_measured_ends_with_the_weights_of_one_that_knew(
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.slow
 def test_a_short_training_is_not_worth_measuring(cache, measured, tmp_path):
     runner.run(parse_recipe(RECIPE), tmp_path / "run")
     assert not measured and not cache.exists()
