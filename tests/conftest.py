@@ -117,6 +117,17 @@ def _write_tally(path: Path, tests: dict) -> None:
         os.close(folder)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _without_waiting_for_the_disk():
+    """What a loss of power leaves, no test here can tell; the disk may take seconds.
+
+    Commands that tests start as processes do wait.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @contextlib.contextmanager
 def eager_functions():
     """Nothing is traced meanwhile: that takes far longer than a few small steps.
