@@ -79,7 +79,9 @@ def connect(address: str = ADDRESS, *, insecure: bool = False) -> Dask:
         cause: BaseException = error
         while cause.__cause__:
             cause = cause.__cause__
-        why = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+        why = getattr(cause, "strerror", None) or str(cause)
+        if not why:  # Time was up within an attempt.
+            why = f"no answer in {CONNECT:g} s"
         raise OSError(
             f"can't reach the scheduler {address}: {why}; start it (dask scheduler "
             "--host 127.0.0.1), or correct --scheduler"

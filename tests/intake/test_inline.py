@@ -119,6 +119,7 @@ def test_dropout_that_stays_on_is_refused_by_name():
         inline(model)
 
 
+@pytest.mark.slow
 def test_a_keras_3_model_becomes_flat(keras3_files):
     model = load_model(keras3_files / "nested.keras")
     flat, changes = inline(model)

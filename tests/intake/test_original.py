@@ -209,6 +209,7 @@ def test_no_module_that_a_file_names_is_imported_for_the_comparison(
     assert not trace.exists()
 
 
+@pytest.mark.slow
 def test_a_file_that_its_keras_does_not_run_is_said_not_to_be_compared(tmp_path):
     model, path = network(), tmp_path / "model.h5"
     with pytest.warns(UserWarning, match="HDF5"):

@@ -176,6 +176,7 @@ def dense_network():
 @pytest.mark.parametrize(
     "kept", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "cqat"]
 )
+@pytest.mark.slow
 def test_normalization_behind_dense_layers_is_trained_in_int8(data, kept):
     images, labels = data
     keras.utils.set_random_seed(0)
