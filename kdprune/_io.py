@@ -170,12 +170,17 @@ def first_line(error: object, limit: int = 200) -> str:
     return lines[0][:limit] if lines else type(error).__name__
 
 
+def wants_space(error: BaseException) -> bool:
+    """Whether an error is the system's for want of space on a disk."""
+    return isinstance(error, OSError) and error.errno in _NO_SPACE
+
+
 def _no_space(error: BaseException, folder: Path) -> int | None:
     """The system's number of want of space, if that is what an error came from.
 
     Libraries that write by themselves raise errors of their own, which name no file.
     """
-    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+    if isinstance(error, OSError) and wants_space(error):
         return error.errno
     if not isinstance(error, Exception):
         return None

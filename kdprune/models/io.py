@@ -24,7 +24,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kdprune._graph import is_graph_model
-from kdprune._io import first_line, scratch, write_file
+from kdprune._io import first_line, scratch, wants_space, write_file
 from kdprune._registry import suggesting
 from kdprune.intake import (
     build_keras3,
@@ -472,5 +472,7 @@ def _explained(source: object, problem: str, whole: bool = False) -> Iterator[No
     try:
         yield
     except _DAMAGE as error:
+        if wants_space(error):  # For a temporary copy: the file may be whole.
+            raise
         detail = first_line(error, limit=10_000 if whole else 200)
         raise ValueError(f"{source}: {problem} ({detail})") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 
 from kdprune import _io
 from kdprune.stages import InvalidRecipe
@@ -25,6 +26,12 @@ def explain(error: BaseException) -> list[str]:
         return [
             f"out of memory: {said}. {_io.describe_memory()}; take fewer or smaller "
             "images, a smaller batch or model, or end other programs"
+        ]
+    if _io.wants_space(error) and not getattr(error, "filename", None):
+        # Whatever is written to a place of the user's names it.
+        return [
+            f"{error} for temporary files in {tempfile.gettempdir()}; TMPDIR names "
+            "another place"
         ]
     # TensorFlow's own errors (no space) are neither of the two.
     of_tensorflow = type(error).__module__.startswith("tensorflow.")

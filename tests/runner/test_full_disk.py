@@ -4,16 +4,20 @@ import os
 import random
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 import yaml
 
+from kdprune.models import load_model
 from kdprune.runner import run as runner
+from kdprune.runner.errors import explain
 
 STAGES = yaml.safe_load(Path(__file__).with_name("every_stage.yaml").read_text())
 STAGES = {name: stage["kind"] for name, stage in STAGES["stages"].items()}
 PAGE = 4096
+GIVEN = Path(__file__).parents[2] / "results" / "quantization" / "student.keras"
 
 
 @pytest.fixture
@@ -85,3 +89,16 @@ def test_no_room_for_the_lock_names_it(disk):
     with pytest.raises(OSError, match=r"No space left.*disk/\.lock"):
         with runner._holding(disk, alone=True):
             pass
+
+
+def test_a_full_disk_of_temporary_files_is_told_and_is_no_damage(disk, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    fill(disk, PAGE)
+    with pytest.raises(OSError) as raised:
+        load_model(GIVEN)
+    with pytest.raises(OSError) as unnamed, tempfile.TemporaryFile() as file:
+        file.write(bytes(8 * PAGE))
+    for error in (raised.value, unnamed.value):
+        (line,) = explain(error)
+        assert "No space left on device for temporary files" in line
+        assert str(disk) in line and "TMPDIR names" in line
