@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kdprune.doctor.findings import Obstacle
 from kdprune.intake import Taken
 from kdprune.intake.comparison import Comparison, compare_outputs
-from kdprune.models.original import outputs_of
+from kdprune.models.original import allow_rounding, outputs_of
 
 # Of the largest output: layers are folded and split, which sums in another order.
 _LIMIT = 1e-4
@@ -34,19 +34,22 @@ def prove(
     Returns:
         `(proof, obstacles)`; it is one where they differ.
     """
-    expected = outputs_of(loaded, taken.range.apply(images))
+    values = taken.range.apply(images)
+    expected = outputs_of(loaded, values)
     unit = images.astype(np.float32) / np.float32(255)
     found = _scored(outputs_of(taken.model, unit)[0], taken.head.activation)
     proof = compare_outputs(_LOADED, expected, [found], _LIMIT)
+    proof = allow_rounding(proof, loaded, values)
     problems = [proof]
     if original is not None and original.deviation is not None:
         # Both steps, from the original to what was loaded to what is worked on.
         deviation = (proof.deviation or 0.0) + original.deviation
         problems.append(original)
-        proof = Comparison(original.original, proof.images, deviation, _LIMIT)
+        limit = max(proof.limit, original.limit)
+        proof = Comparison(original.original, proof.images, deviation, limit)
     elif original is not None:
         name = f"{_LOADED} ({original})"
-        proof = Comparison(name, proof.images, proof.deviation, _LIMIT)
+        proof = Comparison(name, proof.images, proof.deviation, proof.limit)
     remedy = "please report it, with the model's layers"
     return proof, [
         Obstacle(

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 LIMIT = 1e-5
 # The same of an original that computes in half precision, with three digits.
 HALF_LIMIT = 1e-2
+# What it may be at most where the model itself amplifies roundings.
+ROUNDING_LIMIT = 1e-3
 
 
 @dataclass(frozen=True)

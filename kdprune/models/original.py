@@ -8,6 +8,7 @@ names is imported there either.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
@@ -25,11 +26,17 @@ import tf_keras as keras
 from numpy.typing import NDArray
 
 from kdprune._io import first_line, writing
-from kdprune.intake.comparison import Comparison, compare_outputs
+from kdprune.intake.comparison import (
+    ROUNDING_LIMIT,
+    Comparison,
+    compare_outputs,
+)
 from kdprune.intake.plain import plain_config
 from kdprune.models.io import KerasFile, count_numbers, read_config
 
 _SECONDS = 300
+# Every sum of a model is rounded, not only its weights once: a few times as much.
+_ROUNDINGS, _MARGIN = 3, 4.0
 # It waits for the values, which may not be known before it has started.
 _PROGRAM = """
 import sys
@@ -157,7 +164,8 @@ class Original:
             self.close()
         if expected is None:
             return Comparison(self.name, why_not=self._why_not)
-        return compare_outputs(self.name, expected, outputs_of(model, values))
+        found = compare_outputs(self.name, expected, outputs_of(model, values))
+        return allow_rounding(found, model, values)
 
     def close(self) -> None:
         """Ends the process, and removes its files."""
@@ -193,6 +201,48 @@ def outputs_of(model: Any, values: NDArray) -> list[NDArray]:
         made = made if isinstance(made, (list, tuple)) else [made]
         found.append([np.asarray(one) for one in made])
     return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+
+def allow_rounding(
+    found: Comparison, model: keras.Model, values: NDArray
+) -> Comparison:
+    """Raises a comparison's limit to what roundings alone do to the model.
+
+    A deep network can amplify the last bit of its sums, which another Keras rounds
+    otherwise, beyond any limit that is right for others. Whether this one does shows
+    in its outputs where every weight is moved by its last bit.
+
+    Args:
+        found: Where it agrees already, it is returned as it is.
+        model: The one whose outputs were compared; its weights are moved and put back.
+        values: What it was compared on.
+
+    Returns:
+        The comparison, its limit at least the former one and at most
+        `ROUNDING_LIMIT`, unless it was above that before.
+    """
+    if found.agrees or not 0 <= (found.deviation or 0.0) <= ROUNDING_LIMIT:
+        return found
+    weights, before = model.get_weights(), outputs_of(model, values)
+    random = np.random.default_rng(0)
+    largest = 0.0
+    try:
+        for _ in range(_ROUNDINGS):
+            model.set_weights([_last_bit_moved(one, random) for one in weights])
+            moved = compare_outputs("", before, outputs_of(model, values))
+            largest = max(largest, moved.deviation or 0.0)
+    finally:
+        model.set_weights(weights)
+    limit = max(found.limit, min(_MARGIN * largest, ROUNDING_LIMIT))
+    return dataclasses.replace(found, limit=limit)
+
+
+def _last_bit_moved(weight: NDArray, random: np.random.Generator) -> NDArray:
+    """Each number's neighbour above or below, by chance; integers as they are."""
+    if not np.issubdtype(weight.dtype, np.floating):
+        return weight
+    up = random.random(weight.shape) < 0.5
+    return np.nextafter(weight, np.where(up, np.inf, -np.inf).astype(weight.dtype))
 
 
 def _write_plain(path: Path, copy: Path, config: dict[str, Any]) -> None:

@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 import tf_keras as keras
 
-from kdprune.intake.comparison import LIMIT, compare_outputs, random_images
+from kdprune.intake.comparison import (
+    LIMIT,
+    ROUNDING_LIMIT,
+    compare_outputs,
+    random_images,
+)
 from kdprune.intake.plain import plain_config
 from kdprune.models import load_model, save_model, take_model
 from kdprune.models.io import read_config
-from kdprune.models.original import Original
+from kdprune.models.original import Original, allow_rounding, outputs_of
 from kdprune.models.taking import values_for
 
 layers = keras.layers
@@ -48,6 +53,34 @@ def test_the_deviation_is_a_share_of_the_largest_output():
 )
 def test_outputs_of_another_form_never_agree(found):
     assert not compare_outputs("Keras 3", [np.ones((2, 2))], found).agrees
+
+
+def test_a_network_that_amplifies_roundings_may_deviate_by_what_they_do():
+    model = network()
+    conv, norm = model.layers[0], model.layers[1]
+    # What the images tell is a thousandth of what is rounded, and grows from there.
+    conv.set_weights([0.01 * conv.get_weights()[0], np.full(4, 5.0)])
+    norm.set_weights([np.ones(4), np.zeros(4), np.full(4, 5.0), np.full(4, 1e-6)])
+    norm.epsilon = 1e-9
+    values = values_for(model)
+    weights, found = model.get_weights(), outputs_of(model, values)
+    conv.bias.assign(np.nextafter(weights[1], np.float32(9)))
+    expected = outputs_of(model, values)
+    model.set_weights(weights)
+    other = compare_outputs("Keras 3", expected, found)
+    assert LIMIT < other.deviation < ROUNDING_LIMIT and not other.agrees
+    allowed = allow_rounding(other, model, values)
+    assert allowed.agrees and allowed.limit <= ROUNDING_LIMIT
+    kept = zip(weights, model.get_weights(), strict=True)
+    assert all((before == after).all() for before, after in kept)
+    # A difference that is none of roundings is no more allowed than before.
+    wrong = compare_outputs("Keras 3", [1.01 * one for one in expected], found)
+    assert allow_rounding(wrong, model, values) == wrong and not wrong.agrees
+    # Nor is a small one, where the model amplifies nothing.
+    plain = network()
+    expected = [1.0001 * one for one in outputs_of(plain, values)]
+    wrong = compare_outputs("Keras 3", expected, outputs_of(plain, values))
+    assert not allow_rounding(wrong, plain, values).agrees
 
 
 def test_noise_has_coarse_and_fine_parts():
