@@ -33,6 +33,8 @@ from kdprune.evaluate import predict
 from kdprune.prune.channels.surgery import with_zeros
 
 RATIO = 0.3
+# What makes the whole record, whichever families it was last renewed for.
+COMMAND = "python scripts/bench_families.py --json results/your_own/families.json"
 
 
 def main():
@@ -46,12 +48,15 @@ def main():
     found = {}
     if options.json and options.json.exists():
         found = _io.read_json(options.json)["families"]
+    if unknown := set(options.families) - set(plain.FAMILIES):
+        known = ", ".join(plain.FAMILIES)
+        parser.error(f"expected families out of {known}. Received: {unknown}")
     with tempfile.TemporaryDirectory() as folder:
         for family in options.families:
             found[family] = bench(family, (options.work or pathlib.Path(folder)))
             print(family, found[family], flush=True)
             if options.json:
-                content = {"command": records.command(), "families": found}
+                content = {"command": COMMAND, "families": ordered(found)}
                 content |= {"pruning_ratio": RATIO, "machine": records.machine()}
                 content["versions"] = records.versions()
                 _io.write_json(options.json, content)
@@ -74,6 +79,7 @@ def bench(family, work):
     started = time.process_time()
     diagnosis = doctor.diagnose(path, input_range=given)
     figures = {
+        "network": plain.FAMILIES[family][0],
         "parameters": sum(row.parameters for row in diagnosis.rows),
         "macs": sum(row.macs for row in diagnosis.rows),
         "accuracy": float(right.mean()),
@@ -121,6 +127,11 @@ def bench(family, work):
         files[name] = compare(predict(file, arrays["images"]), expected)
         files[name] |= {"bytes": len(content), "float_layers": len(kept)}
     return {**figures, "files": files}
+
+
+def ordered(found):
+    """The record's families in the script's order, whenever each was measured."""
+    return {name: found[name] for name in plain.FAMILIES if name in found}
 
 
 def compare(scores, expected):

@@ -88,9 +88,9 @@ def main():
         "--images",
         type=int,
         nargs=3,
-        default=(10_000, 1_500, 4_000),
+        default=(10_000, 1_500, 10_000),
         metavar="N",
-        help="images to train, validate and test on (10000 1500 4000)",
+        help="images to train, validate and test on (10000 1500 10000)",
     )
     parser.add_argument("--json", metavar="OUT", help="write the figures to a file")
     options = parser.parse_args()
@@ -111,10 +111,13 @@ def write(options, name, found):
     pathlib.Path(options.json).parent.mkdir(parents=True, exist_ok=True)
     content = _io.read_json(options.json) or {"models": {}}
     content["command"] = "python scripts/bench_your_own.py --data-dir DIR"
-    (content if name == "first_steps" else content["models"])[name] = found
+    if name == "first_steps":
+        content[name] = found
+    else:
+        content["models"][name] = found | {"images": list(options.images)}
     models = content["models"]
     content["models"] = {name: models[name] for name in NAMES if name in models}
-    content |= {"images": list(options.images)}
+    content.pop("images", None)  # Each model says its own.
     content |= {"machine": records.machine(), "versions": records.versions()}
     _io.write_json(options.json, content)
 

@@ -1,4 +1,4 @@
-"""Prints the tables of docs/benchmarks/your-own.md, from their records.
+"""Prints the tables of docs/benchmarks/your-own.md and families.md, from their records.
 
 python docs/tools/your_own.py
 """
@@ -10,6 +10,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECORD = ROOT / "results" / "your_own" / "five.json"
 STRANGERS = RECORD.with_name("strangers.json")
+FAMILIES = RECORD.with_name("families.json")
 CALLED = {"accuracy": "accuracy", "macro_f1": "macro F1", "auc": "AUC"}
 _NONE = "–"
 
@@ -76,6 +77,31 @@ def strangers(models):
     return rows
 
 
+def families(found):
+    """A row for each family: how its files and its pruned network agree."""
+    rows = []
+    for one in found.values():
+        files, pruned = one["files"], one["pruned"]
+        small, smaller = files["int8"], files["pruned_int8"]
+        row = [
+            one["network"],
+            f"{one['macs'] / 1e6:.1f} M",
+            f"{100 * one['accuracy']:.1f}",
+            str(one["doctor"]["status"]),
+            f"{files['float32']['largest_deviation']:.0e}",
+            f"{100 * small['same_class']:.1f}",
+            f"{small['mean_deviation']:.3f}",
+            str(small["float_layers"] or _NONE),
+            f"{100 * pruned['macs'] / one['macs']:.0f} %",
+            f"{pruned['deviation_from_masked']:.0e}",
+            f"{100 * pruned['accuracy']:.1f}",
+            f"{100 * smaller['same_class']:.1f}",
+            f"{smaller['mean_deviation']:.3f}",
+        ]
+        rows.append(f"| {' | '.join(row)} |")
+    return rows
+
+
 def _arena(micro):
     return "lacks operators" if micro["missing"] else f"{micro['arena_bytes']:,}"
 
@@ -92,7 +118,7 @@ def _difference(against):
 
 
 def lines():
-    """All rows of the page."""
+    """All rows of the page of own models."""
     content = json.loads(RECORD.read_text())
     others = json.loads(STRANGERS.read_text())
     return [
@@ -102,5 +128,10 @@ def lines():
     ]
 
 
+def lines_of_families():
+    """All rows of the page of families."""
+    return families(json.loads(FAMILIES.read_text())["families"])
+
+
 if __name__ == "__main__":
-    sys.stdout.write("\n".join(lines()) + "\n")
+    sys.stdout.write("\n".join([*lines(), *lines_of_families()]) + "\n")
