@@ -387,6 +387,63 @@ def rebuild(
     ).rebuilt(model, first)
 
 
+class UnmadeLayer(ValueError):
+    """A layer cannot be made again from its configuration."""
+
+
+def remake(layer: keras.layers.Layer, /, **changes: Any) -> Any:
+    """Makes a layer again from its configuration, with weights of its own.
+
+    Args:
+        layer: Any layer; left as it is.
+        changes: The entries of its configuration that change.
+
+    Raises:
+        UnmadeLayer: If its class does not give or take such a configuration, whatever
+            it raises then.
+    """
+    config = {**config_of(layer), **changes}
+    try:
+        made = type(layer).from_config(config)
+    except Exception as error:  # Of any type: the class may be anyone's.
+        raise _unmade(layer, error) from error
+    if made.name != changes.get("name", layer.name):
+        raise _unmade(layer, "its name is not in it")
+    return made
+
+
+def config_of(layer: keras.layers.Layer) -> dict[str, Any]:
+    """A layer's configuration.
+
+    Raises:
+        UnmadeLayer: As `remake`, if its class gives none.
+    """
+    try:
+        return dict(layer.get_config())
+    except Exception as error:
+        raise _unmade(layer, error) from error
+
+
+def clone(model: keras.Model, *inputs: Any) -> keras.Model:
+    """A model of the same layers with weights of their own, initialized again.
+
+    Args:
+        model: A built Functional or Sequential model; left as it is.
+        inputs: The tensors it is called on, if of another size than its own.
+
+    Raises:
+        UnmadeLayer: As `remake`, of the layer, also where it is in a nested model.
+    """
+    check_graph_model(model)
+
+    def again(layer):
+        return clone(layer) if is_graph_model(layer) else remake(layer)
+
+    made = keras.models.clone_model(model, *inputs, clone_function=again)
+    made._trainable = model._trainable  # The setter would change its layers.
+    return made
+
+
 def _nothing(*_: keras.layers.Layer) -> None:
     return None
 
@@ -436,7 +493,7 @@ class _Rebuilder:
 
     def _input(self, tensor):
         layer = tensor._keras_history.layer
-        return layers.InputLayer(**self._config(layer)).output
+        return remake(layer, **(self.config(layer) or {})).output
 
     def _call(self, node, args, kwargs):
         if id(node) in self.bypass:
@@ -461,22 +518,11 @@ class _Rebuilder:
                 made, following = self._model(layer), None
             else:
                 made = self.replace(layer)
-                made = self._copy(layer) if made is None else made
+                if made is None:
+                    made = remake(layer, **(self.config(layer) or {}))
                 following = self.insert(layer)
             self.made[id(layer)] = layer, made, following
         return self.made[id(layer)][1:]
-
-    def _copy(self, layer):
-        try:
-            made = type(layer).from_config(self._config(layer))
-        except (NotImplementedError, TypeError) as error:
-            raise ValueError(_unmade(layer, error)) from error
-        if made.name != layer.name:
-            raise ValueError(_unmade(layer, "its name is not in it"))
-        return made
-
-    def _config(self, layer):
-        return {**layer.get_config(), **(self.config(layer) or {})}
 
 
 def _carry_weights(old, new, values):
@@ -524,8 +570,16 @@ def _input_value(node, tensor, args, kwargs):
     return next(v for t, v in zip(originals, values, strict=True) if t is tensor)
 
 
-def _unmade(layer, problem):
-    return (
+def _unmade(layer: keras.layers.Layer, problem: object) -> UnmadeLayer:
+    # Keras says first, at length, what the configuration was.
+    said = " ".join(str(problem).split()).rpartition("Exception encountered: ")[2]
+    said = said.partition(". ")[0][:200].rstrip(".")
+    if isinstance(problem, KeyError):
+        said = f"KeyError: {said}"
+    what = "give its class a get_config that returns all that its __init__ takes"
+    if said.startswith("Unknown "):
+        what = "register that class by keras.utils.register_keras_serializable"
+    return UnmadeLayer(
         f"layer {layer.name!r} ({type(layer).__name__}) cannot be made again from its "
-        f"configuration; give it get_config and from_config ({first_line(problem)})"
+        f"configuration ({said}); {what}"
     )

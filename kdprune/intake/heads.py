@@ -18,6 +18,7 @@ from kdprune._graph import (
     is_graph_model,
     nodes,
     rebuild,
+    remake,
 )
 
 
@@ -101,7 +102,7 @@ def _cut(model: keras.Model, last: Any) -> keras.Model:
     """A flat model without the activation of its last call, all else in common."""
     layer, tensor = last.layer, last.keras_inputs[0]
     if hasattr(layer, "kernel"):
-        plain = type(layer).from_config({**layer.get_config(), "activation": None})
+        plain = remake(layer, activation=None)
         tensor = plain(tensor)
         plain.set_weights(layer.get_weights())
     for given in last.keras_inputs:

@@ -20,9 +20,9 @@ from kdprune._graph import (
     check_repeatable,
     is_graph_model,
     nodes,
+    remake,
     walk,
 )
-from kdprune._io import first_line
 
 layers = keras.layers
 
@@ -85,9 +85,7 @@ class _Inliner:
         )
 
     def flat(self, model: keras.Model) -> keras.Model:
-        inputs = [
-            layers.InputLayer(**layer.get_config()).output for layer in _inputs(model)
-        ]
+        inputs = [remake(layer).output for layer in _inputs(model)]
         outputs = self._run(model, inputs, False, not model.trainable)
         copy = keras.Model(
             tf.nest.pack_sequence_as(model._nested_inputs, inputs),
@@ -131,18 +129,11 @@ class _Inliner:
 
     def _copy(self, layer: Any, model: keras.Model, frozen: bool, held: bool) -> Any:
         if id(layer) not in self.made:
-            config = layer.get_config()
-            config["name"] = self._free_name(layer.name, model.name)
+            changes: dict[str, Any] = {"name": self._free_name(layer.name, model.name)}
             normalizes = isinstance(layer, layers.BatchNormalization)
             if held or not layer.trainable or (frozen and normalizes):
-                config["trainable"] = False
-            try:
-                self.made[id(layer)] = layer, type(layer).from_config(config)
-            except (NotImplementedError, TypeError) as error:
-                raise ValueError(
-                    f"layer {layer.name!r} ({type(layer).__name__}) cannot be made "
-                    f"again from its configuration ({first_line(error)})"
-                ) from error
+                changes["trainable"] = False
+            self.made[id(layer)] = layer, remake(layer, **changes)
         return self.made[id(layer)][1]
 
     def _free_name(self, name: str, model_name: str) -> str:

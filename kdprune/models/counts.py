@@ -8,6 +8,7 @@ from collections import Counter
 import tf_keras as keras
 
 from kdprune._graph import (
+    clone,
     is_graph_model,
     is_tfmot_layer,
     named_layers,
@@ -125,7 +126,7 @@ def _resized(model, shape):
     """The nested model as it is called: at `shape` instead of its own inputs."""
     if model.input_shape == shape or isinstance(shape, list):
         return model
-    return keras.models.clone_model(model, keras.Input(shape[1:]))
+    return clone(model, keras.Input(shape[1:]))
 
 
 def _macs(layer, input_shape, output_shape):

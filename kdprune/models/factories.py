@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
-from kdprune._graph import frozen_layers, named_layers
+from kdprune._graph import clone, frozen_layers, named_layers
 from kdprune._log import logger
 from kdprune._plain import typed_arguments
 from kdprune._registry import add, nearest
@@ -135,8 +135,12 @@ def reset_weights(model: keras.Model) -> keras.Model:
     Returns:
         A new, uncompiled model. The initializers are those of the layers, and draw
         from Keras's global random numbers unless they have seeds of their own.
+
+    Raises:
+        ValueError: If it is no such model, or one of its layers cannot be made again
+            from its configuration.
     """
-    new = keras.models.clone_model(model)
+    new = clone(model)
     held, made = frozen_layers(model), dict(named_layers(new))
     drawn = {path: made[path] for path in held if _differ(held[path], made[path])}
     if drawn:

@@ -6,7 +6,13 @@ import math
 
 import tf_keras as keras
 
-from kdprune._graph import is_graph_model, named_layers, rebuild
+from kdprune._graph import (
+    UnmadeLayer,
+    config_of,
+    is_graph_model,
+    named_layers,
+    rebuild,
+)
 from kdprune._io import first_line
 
 # Channels that a processor's bfloat16 kernels take at a time.
@@ -30,8 +36,8 @@ def cast_model(model: keras.Model, policy: str) -> keras.Model:
         A new model of the same layers and names; `model` is left as it was.
 
     Raises:
-        ValueError: If the model is subclassed, so that its layers can't be
-            rebuilt from a config, or if a layer doesn't know the policy.
+        ValueError: If the model is subclassed, a layer can't be made again from its
+            configuration, or a layer doesn't know the policy.
     """
     if not is_graph_model(model):
         raise ValueError(
@@ -41,12 +47,14 @@ def cast_model(model: keras.Model, policy: str) -> keras.Model:
     policies = _policies(model, policy, keep_outputs=True)
 
     def config(layer):
-        if id(layer) in policies and "dtype" in layer.get_config():
+        if id(layer) in policies and "dtype" in config_of(layer):
             return {"dtype": policies[id(layer)]}
         return None
 
     try:
         return rebuild(model, config=config)
+    except UnmadeLayer:
+        raise
     except (TypeError, ValueError) as error:
         if policy == "float32":
             raise ValueError(

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
 
-from kdprune._graph import frozen_layers, named_layers, rebuild
+from kdprune._graph import frozen_layers, named_layers, rebuild, remake
 from kdprune._log import logger
 from kdprune._registry import suggesting
 from kdprune.models.counts import kernels
@@ -101,7 +101,7 @@ def prune_magnitude(
         # The layers to prune are those of the model itself, not of one nested in it.
         if not share or not any(layer is own for own in model.layers):
             return None
-        made = type(layer).from_config(layer.get_config())
+        made = remake(layer)
         # Which TFMOT would look up by the layer's class.
         made.get_prunable_weights = lambda: [kernel_of(made)]
         return tfmot.sparsity.keras.prune_low_magnitude(
@@ -133,7 +133,7 @@ def strip_pruning(model: keras.Model) -> keras.Model:
     def without_wrapper(layer):
         if not hasattr(layer, "pruning_vars"):
             return None
-        return type(layer.layer).from_config(layer.layer.get_config())
+        return remake(layer.layer)
 
     def masked(old, new):
         if not hasattr(old, "pruning_vars"):

@@ -162,7 +162,7 @@ def _failing_alone(
             (node.call_args, node.call_kwargs),
         )
         try:
-            made = type(node.layer).from_config(node.layer.get_config())
+            made = _graph.remake(node.layer)
             alone = keras.Model(given, made(*args, **kwargs))
         except Exception:  # Then nothing is learned of it.
             continue

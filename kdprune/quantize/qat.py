@@ -165,7 +165,7 @@ def wrap_model(
             except Exception as error:
                 raise explained(error, core, rewrite) from error
         if front:
-            copies = [type(one).from_config(one.get_config()) for one in front]
+            copies = [_graph.remake(one) for one in front]
             rewritten.model = _graph.rebuild(rewritten.model, first=copies)
 
         def wrapped(one: Rewritten) -> keras.Model:
@@ -226,7 +226,7 @@ def _wrapped(
     def annotated(layer: Any) -> Any:
         config = configs.get(layer.name)
         if layer.name in plain:
-            return type(layer).from_config(layer.get_config())
+            return _graph.remake(layer)
         if config is None and isinstance(layer, keras.layers.InputLayer):
             return layer
         return tfmot_quantize.quantize_annotate_layer(layer, config)

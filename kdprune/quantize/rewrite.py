@@ -28,7 +28,7 @@ import tensorflow as tf
 import tf_keras as keras
 from numpy.typing import NDArray
 
-from kdprune._graph import nodes, rebuild
+from kdprune._graph import nodes, rebuild, remake
 from kdprune.intake.inline import inline
 from kdprune.intake.keras_layers import hard_silu
 from kdprune.intake.tf_operations import replace_operations
@@ -310,8 +310,7 @@ class _Rewriter:
             return copied()
         if layer.name in self.called and not layer.weights:
             # Each call becomes an operator with a range of its own.
-            config = {**layer.get_config(), "name": self._new_name(layer.name)}
-            layer = type(layer).from_config(config)
+            layer = remake(layer, name=self._new_name(layer.name))
             self._note(layer, f"for another call of {node.layer.name!r}")
             return self._ruled(layer, args, lambda: layer(*args, **kwargs))
         self.called.add(layer.name)
@@ -377,8 +376,7 @@ class _Rewriter:
     def _activated(self, activation: Any, x: Any, name: str) -> Any:
         """An activation as layers, the last of which has this name."""
         if isinstance(activation, layers.Layer):
-            config = {**activation.get_config(), "name": name}
-            return type(activation).from_config(config)(x)
+            return remake(activation, name=name)(x)
         kind = activation_name(layers.Activation(activation))
         if kind == "swish":
             gate = layers.Activation("sigmoid", name=self._new_name(f"{name}_sigmoid"))
