@@ -38,6 +38,12 @@ def _codes(enum: type) -> dict[str, int]:
 
 _OP_CODES = _codes(schema.BuiltinOperator)
 _OP_NAMES = {code: name for name, code in _OP_CODES.items()}
+_ACTIVATIONS = {c: name for name, c in _codes(schema.ActivationFunctionType).items()}
+_ARITHMETIC = {
+    schema.BuiltinOptions.AddOptions: schema.AddOptions,
+    schema.BuiltinOptions.MulOptions: schema.MulOptions,
+    schema.BuiltinOptions.SubOptions: schema.SubOptions,
+}
 _TYPE_NAMES = {code: name.lower() for name, code in _codes(schema.TensorType).items()}
 _NUMPY_TYPES = (
     "float32 float16 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool"
@@ -129,11 +135,15 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Op:
-    """One operator; inputs and outputs are tensor indices, -1 for none given."""
+    """One operator; inputs and outputs are tensor indices, -1 for none given.
+
+    `fused` is the activation at the end of ADD, SUB and MUL, such as "RELU".
+    """
 
     name: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    fused: str = "NONE"
 
 
 @dataclass(frozen=True)
@@ -695,6 +705,7 @@ def _parse_graph(
                 codes[op.OpcodeIndex()],
                 _indices(op.InputsAsNumpy(), tensors),
                 _indices(op.OutputsAsNumpy(), tensors),
+                _fused(op),
             )
         )
     for found in ops:
@@ -702,6 +713,17 @@ def _parse_graph(
         _check_widened(found, tensors)
     inputs = _indices(graph.InputsAsNumpy(), tensors)
     return Graph(tensors, ops, inputs, _indices(graph.OutputsAsNumpy(), tensors))
+
+
+def _fused(op: Any) -> str:
+    """The activation at the end of an operator of arithmetic."""
+    options = _ARITHMETIC.get(op.BuiltinOptionsType())
+    table = op.BuiltinOptions()
+    if options is None or table is None:
+        return "NONE"
+    found = options()
+    found.Init(table.Bytes, table.Pos)
+    return _ACTIVATIONS[found.FusedActivationFunction()]
 
 
 def _check_ends(op: Op) -> None:

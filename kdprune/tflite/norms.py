@@ -27,6 +27,13 @@ _MAKE: dict[str, Callable[[NDArray, NDArray], NDArray]] = {
     "ADD": np.add,
     "SUB": np.subtract,
 }
+_FUSED: dict[str, Callable[[NDArray], NDArray]] = {
+    "NONE": lambda values: values,
+    "RELU": lambda values: np.maximum(values, 0),
+    "RELU_N1_TO_1": lambda values: np.clip(values, -1, 1),
+    "RELU6": lambda values: np.clip(values, 0, 6),
+    "TANH": np.tanh,
+}
 
 Ranges = dict[int, tuple[float, float]]
 Values = Callable[[int], NDArray]
@@ -124,7 +131,7 @@ class _Norm:
             (output,) = op.outputs
             first, second = (made[i] if i in made else values(i) for i in op.inputs[:2])
             if op.name in _MAKE:
-                found = _MAKE[op.name](first, second)
+                found = _FUSED[op.fused](_MAKE[op.name](first, second))
             else:
                 found = first.reshape(values(output).shape)
             made[output] = found
@@ -158,7 +165,7 @@ def _way(graph: Graph, made: int) -> Iterator[Op]:
     reached = {made}
     for op in graph.ops:
         given = [i for i in op.inputs if i in reached]
-        if not given or len(op.inputs) != 2:
+        if not given or len(op.inputs) != 2 or op.fused not in _FUSED:
             continue
         others = [i for i in op.inputs if i not in reached]
         if op.name in ("ADD", "SUB"):

@@ -281,6 +281,29 @@ def test_constant_images_leave_normalizations_their_steps(behind, data):
     assert largest < 100
 
 
+def test_a_normalization_that_ends_in_relu_has_no_range_below_it(data):
+    """The converter makes one operator of the two, and what follows is on its way."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((16, 16, 3))
+    x = conv(image, use_bias=False)
+    x = layers.LayerNormalization(epsilon=1e-6)(x)
+    x = layers.Multiply()([layers.ReLU()(x), conv(image, activation="sigmoid")])
+    x = conv(x, strides=4, activation="relu")
+    model = keras.Model(image, layers.Dense(4)(layers.Flatten()(x)))
+    few = data[0][:40].copy()
+    few[:3] = np.uint8([0, 90, 255])[:, None, None, None]
+    shown = Calibration(model, few)
+    assert shown._observed is not None
+    graph = read_tflite(shown.with_ranges("minmax"))
+    fused = [op for op in graph.ops if op.fused == "RELU"]
+    assert fused
+    for op in fused:
+        assert graph.tensors[op.outputs[0]].low[0] >= 0
+    (largest,) = [graph.tensors[op.outputs[0]].high[0] for op in graph.ops
+                  if op.name == "RSQRT"]  # fmt: skip
+    assert largest < 100
+
+
 def test_normalizations_that_are_fine_keep_their_ranges(data):
     keras.utils.set_random_seed(0)
     image = keras.Input((16, 16, 3))
