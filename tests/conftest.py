@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import gc
 import os
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -149,6 +150,19 @@ def eagerly():
     """A test in which nothing is traced: see `eager_functions`."""
     with eager_functions():
         yield
+
+
+@contextlib.contextmanager
+def disk_of(size, place):
+    """A disk of its own at a new folder, of a size such as "32m"."""
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a disk")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)  # Files may be mapped.
 
 
 @pytest.fixture(scope="session")

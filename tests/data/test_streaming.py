@@ -24,6 +24,7 @@ from kdprune.data import (
     load_dataset,
 )
 from kdprune.images import Rows, parts
+from tests.conftest import disk_of
 
 COUNT = 24  # Of each of two classes, to train on; as many again to test.
 
@@ -422,13 +423,8 @@ def refused(fault, *arguments, error=ValueError, **options):
 @pytest.fixture
 def disk(tmp_path):
     """A small disk of its own."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root may mount a disk")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)  # Files may be mapped.
+    with disk_of("1m", tmp_path / "disk") as place:
+        yield place
 
 
 def make_read_only(place):

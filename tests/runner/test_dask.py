@@ -17,6 +17,7 @@ import pytest
 from kdprune import cli
 from kdprune.runner import dask_engine, dask_tasks
 from kdprune.runner.parallel import Ended, Job, Place
+from tests.runner.conftest import children_of, wait_until
 
 pytest.importorskip("distributed", reason="needs the extra: cluster")
 
@@ -304,12 +305,6 @@ def test_workers_come_and_go_and_a_lost_scheduler_is_one_line(
         place = ["--host", host, "--no-nanny", "--nthreads", 1]
         return dask("worker", f"tcp://{address}", *place, "--death-timeout", 60, *more)
 
-    def wait_for(condition):
-        end = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < end
-            time.sleep(0.1)
-
     first = worker("--resources", "CORES=1")
     with (
         dask_engine.connect(f"tcp://{address}") as engine,
@@ -323,17 +318,17 @@ def test_workers_come_and_go_and_a_lost_scheduler_is_one_line(
         (at,) = hosts.free(1)
         same_port = ["--worker-port", at.split(":")[1]]
         without = worker(*same_port)
-        wait_for(lambda: engine.places() and "is left out" in caplog.text)
+        wait_until(lambda: engine.places() and "is left out" in caplog.text)
         assert "gives no CORES" in caplog.text
         without.kill()
         without.wait()
         worker("--resources", "CORES=1", *same_port)
-        wait_for(lambda: len(engine.places()) == 2)
+        wait_until(lambda: len(engine.places()) == 2)
         first.kill()
-        wait_for(lambda: len(engine.places()) == 1)
+        wait_until(lambda: len(engine.places()) == 1)
         scheduler.kill()
         with pytest.raises(OSError, match=r"the scheduler .* was lost") as error:
-            wait_for(lambda: not engine.places())
+            wait_until(lambda: not engine.places())
     assert "\n" not in str(error.value)
 
 
@@ -359,15 +354,6 @@ def node_of(process, folder):
                 if path.startswith(str(folder / ".locks")):
                     return child, path.rpartition("/")[2]
     return None
-
-
-def children_of(pid):
-    found = []
-    for task in os.listdir(f"/proc/{pid}/task"):
-        with contextlib.suppress(OSError):
-            with open(f"/proc/{pid}/task/{task}/children") as file:
-                found += map(int, file.read().split())
-    return found
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import os
 import random
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import yaml
 from kdprune.models import load_model
 from kdprune.runner import run as runner
 from kdprune.runner.errors import explain
+from tests.conftest import disk_of
 
 STAGES = yaml.safe_load(Path(__file__).with_name("every_stage.yaml").read_text())
 STAGES = {name: stage["kind"] for name, stage in STAGES["stages"].items()}
@@ -23,13 +23,8 @@ GIVEN = Path(__file__).parents[2] / "results" / "quantization" / "student.keras"
 @pytest.fixture
 def disk(tmp_path):
     """A disk of 32 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root may mount a disk")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with disk_of("32m", tmp_path / "disk") as place:
+        yield place
 
 
 def fill(disk, free):

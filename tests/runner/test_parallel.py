@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import types
 
 import pytest
@@ -14,6 +13,7 @@ from kdprune import _log, cli, records
 from kdprune._log import logger
 from kdprune.runner import parallel, processes
 from kdprune.runner.parallel import Job, Place, assign
+from tests.runner.conftest import children_of, wait_until
 
 RECIPE = """
 name: together
@@ -51,24 +51,12 @@ def command(path, *arguments):
     return [*run, "--output", str(path.parent / "run"), *arguments]
 
 
-def children_of(process):
-    with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
-        return [int(number) for number in file.read().split()]
-
-
 def is_alive(pid):
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     return True
-
-
-def wait_until(condition, seconds=240):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.2)
 
 
 @pytest.mark.soak
@@ -100,7 +88,7 @@ def test_killed_with_its_workers_it_goes_on(tmp_path):
     process = subprocess.Popen(command(path, "--jobs", "2"), stdout=subprocess.DEVNULL)
     history = tmp_path / "run" / "alone--seed=1" / "history.csv"
     wait_until(lambda: history.exists() and len(history.read_text().splitlines()) > 2)
-    workers = children_of(process)
+    workers = children_of(process.pid)
     assert workers
     process.send_signal(signal.SIGKILL)
     process.wait()
