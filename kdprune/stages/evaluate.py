@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pydantic
@@ -22,6 +22,9 @@ from kdprune.stages.base import (
 )
 from kdprune.stages.kit import DTYPES, Kit, flagship_files
 from kdprune.stages.settings import Count, Names
+
+if TYPE_CHECKING:
+    import tf_keras as keras
 
 METRICS = "metrics.json"
 
@@ -70,16 +73,18 @@ class Evaluate(Stage):
         """Scores every model and file on the test images; writes `metrics.json`."""
         from kdprune import evaluate
         from kdprune.stages import fitting
+        from kdprune.tflite.sizes import file_sizes
 
         test, parents = run.dataset.test, list(node.all_parents())
         scores: dict[str, np.ndarray] = {}
         entries, said = [], []
         for parent in [p for p in parents if p.settings.gives != FILES]:
             path = run.folder / parent.name / MODEL
-            fitting.load_node(run, parent)  # Refused if it is not of these classes.
-            entry, scores[parent.name] = self._measure(run, path, parent, parent.stage)
-            entries.append(entry)
-            said.append(scores[parent.name])
+            model = fitting.load_node(run, parent)
+            entry, own = self._measure(run, path, parent, parent.stage, model)
+            entries.append({**entry, **file_sizes(path)})
+            scores[parent.name] = own
+            said.append(own)
         for path, source in exported(run, parents):
             if source.name not in scores:
                 model = fitting.load_node(run, source)
@@ -89,7 +94,7 @@ class Evaluate(Stage):
             called = path.stem.replace(".", "_")
             try:
                 entry, own = self._measure(
-                    run, path, source, called, scores[source.name]
+                    run, path, source, called, scores=scores[source.name]
                 )
             except ValueError as error:
                 if not path.stem.endswith(".rejected"):
@@ -132,17 +137,23 @@ class Evaluate(Stage):
         path: pathlib.Path,
         source: Node,
         name: str,
+        model: keras.Model | None = None,
         scores: np.ndarray | None = None,
     ) -> tuple[dict[str, Any], np.ndarray]:
         """One entry of `metrics.json`, and the scores it is made of.
 
-        A file is held against the scores of the node that it was made from.
+        Args:
+            path: The file.
+            source: The node that it is of, or was made from.
+            name: What the entry is called.
+            model: What is in it, where that is a Keras model.
+            scores: Those of the node that it was made from, to hold it against.
         """
         from kdprune import evaluate
 
         logger.info("measuring %s", path.relative_to(run.folder))
         measured = evaluate.evaluate_model(
-            path,
+            path if model is None else model,
             run.dataset.test.images,
             run.dataset.test.labels,
             source=None if scores is None else (source.name, scores),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -111,7 +113,9 @@ class Export(Stage):
                         input_range=tflite.input_range_of(model),
                     )
                 except ValueError as error:
-                    plain = _plain_accuracy(run, parent, dtype, folder)
+                    plain = functools.partial(
+                        _plain_accuracy, run, parent, dtype, folder
+                    )
                     refused[name] = _keep(folder / name, error, plain, node)
                     if "file" in refused[name]:
                         written += [path.name for path in rejected(folder / name)]
@@ -213,7 +217,10 @@ def _partial(path: pathlib.Path) -> pathlib.Path:
 
 
 def _keep(
-    path: pathlib.Path, error: ValueError, plain: float | None, node: Node
+    path: pathlib.Path,
+    error: ValueError,
+    plain_accuracy: Callable[[], float | None],
+    node: Node,
 ) -> dict[str, Any]:
     """Keeps a refused file, if there is one, with its record; what to tell of it."""
     (kept, record), partial = rejected(path), _partial(path)
@@ -223,6 +230,7 @@ def _keep(
     reasons = getattr(error, "reasons", [str(error)])
     if not partial.exists():
         return {"reasons": reasons, "message": f"{path.name} can't be made: {error}"}
+    plain = plain_accuracy()
     partial.replace(kept)
     figures = {**getattr(error, "figures", {}), "plain_accuracy": plain}
     _io.write_json(record, {"reasons": reasons, "figures": figures})

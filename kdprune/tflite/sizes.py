@@ -77,12 +77,15 @@ def describe_file(file: str | os.PathLike | keras.Model) -> dict[str, Any]:
         description = _describe_tflite(path)
     else:
         description = _describe_keras(load_model(path))
-    content = path.read_bytes()
+    return {"format": path.suffix.lstrip("."), **file_sizes(path), **description}
+
+
+def file_sizes(path: str | os.PathLike) -> dict[str, int]:
+    """A file's `bytes`, and its `bytes_gzip`, compressed at level 9."""
+    content = Path(path).read_bytes()
     return {
-        "format": path.suffix.lstrip("."),
         "bytes": len(content),
         "bytes_gzip": len(gzip.compress(content, 9, mtime=0)),
-        **description,
     }
 
 
