@@ -48,15 +48,16 @@ _COMPUTING = frozenset(
     Where ZerosLike
     """.split()
 )
-# What saves and restores variables, and initializes them. TensorFlow restores by other
-# means, so that what computes may not come to these: they open files.
+# What saves and restores variables, initializes them, and drops out. TensorFlow
+# restores by other means, so that what computes may not come to these: they open files.
 _SAVING = frozenset(
     """
     AssignAddVariableOp AssignVariableOp DisableCopyOnRead MergeV2Checkpoints
     RestoreV2 SaveV2
     ShardedFilename StaticRegexFullMatch StringJoin RandomStandardNormal RandomUniform
-    RandomUniformInt TruncatedNormal StatelessRandomUniformV2 StatelessRandomNormalV2
-    StatelessTruncatedNormalV2 StatelessRandomGetKeyCounter
+    RandomUniformInt RngReadAndSkip TruncatedNormal StatelessRandomUniformV2
+    StatelessRandomNormalV2 StatelessTruncatedNormalV2 StatelessRandomGetKeyCounter
+    Bitcast
     """.split()
 )
 # Of what TensorFlow makes objects; not of resources, such as tables, and files.

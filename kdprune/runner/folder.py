@@ -121,8 +121,9 @@ class Run:
 
         # Names and random streams count up within a process: a stage must not
         # depend on those that ran before it.
-        training.seed_everything(node.settings.own_seed)
-        result = node.settings.execute(self, node, folder)
+        with training.layers_as_before():
+            training.seed_everything(node.settings.own_seed)
+            result = node.settings.execute(self, node, folder)
         record = {
             "schema": records.SCHEMA,
             "stage": node.stage,
@@ -203,8 +204,9 @@ class Run:
         from kdprune import training
 
         logger.info("\n== %s (%s), with the chief ==", node.name, node.kind)
-        training.seed_everything(node.settings.own_seed)
-        with tempfile.TemporaryDirectory(prefix="kdprune-") as scratch:
+        temporary = tempfile.TemporaryDirectory(prefix="kdprune-")
+        with training.layers_as_before(), temporary as scratch:
+            training.seed_everything(node.settings.own_seed)
             workers.scratch = pathlib.Path(scratch)
             node.settings.execute(self, node, pathlib.Path(scratch))
 

@@ -8,6 +8,7 @@ import functools
 import math
 import os
 import pathlib
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -360,18 +361,31 @@ class _Fitting:
             _start_alike(workers, compiled)
             # The others go on from where the chief was stopped.
             workers.share(folder / "checkpoints")
-        history = training.fit(
-            compiled,
-            given,
-            validation,
-            epochs=epochs,
-            steps=steps,
-            validation_steps=validation_steps,
-            folder=folder,
-            select=select,
-            patience=patience,
-            callbacks=self.callbacks,
-        )
+        try:
+            history = training.fit(
+                compiled,
+                given,
+                validation,
+                epochs=epochs,
+                steps=steps,
+                validation_steps=validation_steps,
+                folder=folder,
+                select=select,
+                patience=patience,
+                callbacks=self.callbacks,
+            )
+        except training.ForeignCheckpoint as error:
+            if workers:
+                raise
+            # By the fingerprint it is this stage's: what it makes of the model changed.
+            logger.warning(
+                "%s: begun by another version of kdprune, which trained another form "
+                "of the model: it starts again (%s)",
+                folder,
+                str(error).partition(". ")[0],
+            )
+            shutil.rmtree(folder / "checkpoints")
+            return self(split, epochs, folder, select, patience)
         if policy != "float32":
             model = cast_model(model, "float32")
         if settings.bn_l1:

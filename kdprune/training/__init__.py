@@ -1,5 +1,6 @@
 """Fitting: seed, precision, optimizer, schedule, selection, resume."""
 
+from kdprune.training.checkpoints import ForeignCheckpoint
 from kdprune.training.class_weights import balanced_weights, weight_classes
 from kdprune.training.fit import TrainingDiverged, fit
 from kdprune.training.losses import (
@@ -11,6 +12,7 @@ from kdprune.training.losses import (
 from kdprune.training.optimizers import OneCycle, build_optimizer
 from kdprune.training.setup import (
     is_in_scope,
+    layers_as_before,
     resolve_precision,
     seed_everything,
     steps_together,
@@ -20,6 +22,7 @@ from kdprune.training.speed import known_seconds
 
 __all__ = [
     "HARD_LOSSES",
+    "ForeignCheckpoint",
     "OneCycle",
     "TrainingDiverged",
     "accuracy_metric",
@@ -30,6 +33,7 @@ __all__ = [
     "fit",
     "is_in_scope",
     "known_seconds",
+    "layers_as_before",
     "resolve_precision",
     "seed_everything",
     "steps_together",

@@ -17,6 +17,10 @@ _NAME = re.compile(r"epoch-(\d+)$")
 _SUMS = "sums.json"
 
 
+class ForeignCheckpoint(ValueError):
+    """A checkpoint is of another model or optimizer than what is to be trained."""
+
+
 class Checkpoints:
     """The newest resumable state of a training run, in a folder of its own.
 
@@ -77,7 +81,7 @@ class Checkpoints:
             checkpoint that is whole.
 
         Raises:
-            ValueError: If the checkpoint is of another model or optimizer.
+            ForeignCheckpoint: If it is of another model or optimizer.
         """
         for newest in reversed(self._all()):
             damage = _damage(newest)
@@ -99,7 +103,7 @@ class Checkpoints:
             # TensorFlow's assertion lists the variables with all their values.
             missing = isinstance(error, AssertionError)
             reason = "it lacks variables of theirs" if missing else _first_line(error)
-            raise ValueError(
+            raise ForeignCheckpoint(
                 f"the checkpoint {newest} is not of this model and optimizer: "
                 f"{reason}. Remove that folder to start again."
             ) from error

@@ -75,9 +75,10 @@ def fit(
 
     Raises:
         ValueError: If `epochs`, `steps` or `patience` is no whole number above 0, if
-            `select` is neither, if there is nothing to choose by, if the model is not
-            compiled or is frozen altogether, or the checkpoint in `folder` is of
-            another model or optimizer.
+            `select` is neither, if there is nothing to choose by, or if the model is
+            not compiled or is frozen altogether.
+        ForeignCheckpoint: A `ValueError`: the checkpoint in `folder` is of another
+            model or optimizer.
         TrainingDiverged: If the loss is not finite. The last checkpoint stays.
         OSError: If a checkpoint can't be written. The last one stays.
     """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pathlib
+from collections.abc import Iterator
 
 import tensorflow as tf
 import tf_keras as keras
@@ -23,11 +25,28 @@ def seed_everything(seed: int) -> None:
     Layer names and random streams count up within a process; without the reset
     a stage would depend on the stages that ran before it. Dropout and noise
     layers made from now on keep their random state in a variable, which `fit`
-    saves; by default TensorFlow hides it where it can't be saved.
+    saves; by default TensorFlow hides it where it can't be saved. `layers_as_before`
+    ends that.
     """
     keras.backend.clear_session()
     keras.backend.experimental.enable_tf_random_generator()
     keras.utils.set_random_seed(seed)
+
+
+@contextlib.contextmanager
+def layers_as_before() -> Iterator[None]:
+    """Layers made afterwards keep their random state as those made before did.
+
+    A program that runs a stage makes models of its own, whose graphs must not depend
+    on that: what `seed_everything` sets for new layers is set for the whole process.
+    """
+    backend = keras.backend.experimental
+    in_variables = backend.is_tf_random_generator_enabled()
+    try:
+        yield
+    finally:
+        if not in_variables:
+            backend.disable_tf_random_generator()
 
 
 def resolve_precision(

@@ -12,6 +12,7 @@ import kdprune
 from kdprune.evaluate import evaluate_model, predict
 from kdprune.models.saved_model import check_saved_model, load_saved_model
 from kdprune.tflite import describe_file
+from kdprune.training import layers_as_before
 
 layers = keras.layers
 BYTES = (0, 255)
@@ -78,6 +79,19 @@ def test_its_head_is_what_its_graph_ends_in(end, op, images, tmp_path):
     content = kdprune.convert_tflite(model, "int8", images[:8], input_range=BYTES)
     (tmp_path / "model.tflite").write_bytes(content)
     assert describe_file(tmp_path / "model.tflite")["ops"][op] == 1
+
+
+def test_dropout_that_keeps_its_random_state_is_no_hindrance(images, tmp_path):
+    """As TensorFlow's own switch makes it, and `seed_everything`."""
+    backend = keras.backend.experimental
+    with layers_as_before():
+        backend.enable_tf_random_generator()
+        model = network()
+    tf.saved_model.save(model, str(tmp_path))
+    assert b"RngReadAndSkip" in (tmp_path / "saved_model.pb").read_bytes()
+    expected = np.asarray(model(images.astype(np.float32)))
+    found = predict(tmp_path, images, input_range=BYTES)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_what_needs_layers_refuses_it_in_one_line(folder):

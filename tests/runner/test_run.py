@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import tf_keras as keras
 import yaml
 from PIL import Image
 
@@ -15,8 +16,13 @@ from kdprune.config import parse_recipe
 from kdprune.data import Dataset, load_dataset, shapes
 from kdprune.kit import label_file
 from kdprune.models import build_model, load_model, save_model
+from kdprune.models import io as model_io
 from kdprune.runner import run as runner
 from kdprune.runner.graph import plan
+from kdprune.stages.base import Result
+from kdprune.stages.train import Train
+from kdprune.training.checkpoints import Checkpoints
+from tests.conftest import eager_functions
 
 RECIPE = """
 name: small
@@ -131,6 +137,27 @@ def test_what_is_done_is_skipped(finished, caplog):
     assert done == [f"{node.name}: done, skipped" for node in plan(recipe())]
 
 
+def test_what_is_measured_is_loaded_once(finished, tmp_path, monkeypatch):
+    output = shutil.copytree(finished, tmp_path / "run")
+    before = json.loads((output / "metrics.json").read_text())
+    (output / "measured" / "record.json").unlink()
+    loaded = []
+    read = model_io._load_keras
+    monkeypatch.setattr(
+        model_io, "_load_keras", lambda path: loaded.append(path) or read(path)
+    )
+    runner.run(recipe(), output, until="measured")
+    made = [f"{name}/model.keras" for name in ("teacher", "alone", "student")]
+    assert [str(path.relative_to(output)) for path in loaded] == [
+        *made,
+        "int8/base.keras",
+    ]
+    after = json.loads((output / "metrics.json").read_text())
+    for old, new in zip(before["models"], after["models"], strict=True):
+        timed = ("latency_ms_p50", "latency_ms_p90")
+        assert {**old, **dict.fromkeys(timed)} == {**new, **dict.fromkeys(timed)}
+
+
 def test_a_dry_run_reads_no_test_images(finished, monkeypatch):
     def unreadable(self):
         raise AssertionError("the test images were read")
@@ -169,6 +196,36 @@ def test_killed_at_its_first_file_a_stage_starts_again(tmp_path):
     with pytest.raises(ValueError, match="got a folder of other files"):
         run._prepare(teacher, "fingerprint")
     assert len(list(folder.iterdir())) == 2
+
+
+def test_layers_that_are_made_after_a_stage_are_as_those_before(tmp_path, monkeypatch):
+    backend = keras.backend.experimental
+    inside = []
+
+    def execute(self, run, node, folder):
+        inside.append(backend.is_tf_random_generator_enabled())
+        return Result({}, [])
+
+    monkeypatch.setattr(Train, "execute", execute)
+    backend.disable_tf_random_generator()
+    runner.run(recipe(), tmp_path, until="teacher")
+    assert inside == [True] and not backend.is_tf_random_generator_enabled()
+
+
+def test_a_checkpoint_of_another_form_of_the_model_starts_the_stage_again(
+    tmp_path, caplog
+):
+    """As one of an earlier version, under the same fingerprint."""
+    run = runner.Run(recipe(), tmp_path)
+    (teacher,) = (node for node in run.nodes if node.name == "teacher")
+    folder = run._prepare(teacher, run.fingerprint(teacher)) / "checkpoints"
+    other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    Checkpoints(folder, model=other).save(1, [{"epoch": 1}])
+    with eager_functions():
+        runner.run(recipe(), tmp_path, until="teacher")
+    assert run.record(teacher) and not folder.exists()
+    (told,) = [text for text in caplog.messages if "another version of kdprune" in text]
+    assert "epoch-1 is not of this model" in told and "\n" not in told
 
 
 def test_only_the_runs_own_leftovers_are_swept(tmp_path):
