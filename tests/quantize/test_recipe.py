@@ -355,7 +355,7 @@ def test_a_conversion_that_makes_no_file_that_runs_has_no_content():
 def test_a_file_that_is_refused_as_it_is_converted_is_kept_as_well(tmp_path):
     refused = tflite.RefusedFile(["it computes in float"], {"ops": {}}, b"content")
     node = SimpleNamespace(name="files")
-    kept = export._keep(tmp_path / "small.int8.tflite", refused, None, node)
+    kept = export._keep(tmp_path / "small.int8.tflite", refused, lambda: None, node)
     assert (tmp_path / kept["file"]).read_bytes() == b"content"
     assert "small.int8.tflite failed the export gate: it computes" in kept["message"]
     record = json.loads((tmp_path / "small.int8.rejected.json").read_text())
