@@ -20,6 +20,7 @@ from typing import Any
 # What is written but not yet in place is named `.NAME.XXXXXXXX.partial`.
 PARTIAL = ".partial"
 _BLOCK = 1 << 20
+_vouched: set[str] = set()
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # With less left on it, in bytes, a disk is full.
 _LEAST_SPACE = 1 << 16
@@ -162,6 +163,19 @@ def sha256(content: bytes | memoryview | str | os.PathLike) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def vouch(digest: str) -> None:
+    """Notes the SHA-256 of a file that this process has written or verified.
+
+    A model file of that content is read without a trial in another process.
+    """
+    _vouched.add(digest)
+
+
+def is_vouched(digest: str) -> bool:
+    """Whether this process has written or verified a file of that SHA-256."""
+    return digest in _vouched
 
 
 def first_line(error: object, limit: int = 200) -> str:

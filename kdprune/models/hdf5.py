@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kdprune._io import sha256
+from kdprune._io import is_vouched, sha256, vouch
 
 # Seconds of computing in which a file is read whole; ten times as long by the clock.
 PATIENCE = 20
@@ -37,7 +37,6 @@ with h5py.File(sys.argv[1], "r") as file:
     read("", file)
     file.visititems(read)
 """
-_passed: set[str] = set()
 
 
 def check(path: Path, most: int) -> None:
@@ -45,12 +44,13 @@ def check(path: Path, most: int) -> None:
 
     What it refuses by an error is left to whoever reads the file, as are arrays of more
     than `most` bytes together and those that lie in other files. Where Python is part
-    of another program there is no interpreter to start, and nothing is checked.
+    of another program there is no interpreter to start, and nothing is checked; nor is
+    what this process has written, verified against a run's record, or checked before.
     """
     if not sys.executable or getattr(sys, "frozen", False):
         return
     digest = sha256(path)
-    if digest in _passed:
+    if is_vouched(digest):
         return
     arguments = [str(path.absolute()), str(PATIENCE), str(most)]
     endless = ValueError(f"HDF5 does not get through it in {PATIENCE} s")
@@ -70,4 +70,4 @@ def check(path: Path, most: int) -> None:
     if ended.returncode < 0:
         name = signal.Signals(-ended.returncode).name
         raise ValueError(f"HDF5 ends its process by {name}")
-    _passed.add(digest)
+    vouch(digest)

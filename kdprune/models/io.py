@@ -23,8 +23,16 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kdprune._graph import is_graph_model
-from kdprune._io import first_line, scratch, wants_space, write_file
+from kdprune._graph import config_of, is_graph_model, named_layers
+from kdprune._io import (
+    first_line,
+    is_vouched,
+    scratch,
+    sha256,
+    vouch,
+    wants_space,
+    write_file,
+)
 from kdprune._registry import suggesting
 from kdprune.intake import (
     build_keras3,
@@ -102,6 +110,8 @@ def save_model(model: keras.Model, path: str | os.PathLike, half: bool = False) 
         )
     if any(isinstance(layer, SavedGraph) for layer in model.layers):
         raise ValueError("a SavedModel has no layers, and cannot be saved as .keras")
+    for _, layer in named_layers(model):
+        config_of(layer)  # Else Keras would raise what it likes.
     config = json.loads(json.dumps(_config(model)))
     plain = _build(config, "this model cannot be saved")
     plain.set_weights([np.asarray(w, np.float32) for w in model.get_weights()])
@@ -111,6 +121,7 @@ def save_model(model: keras.Model, path: str | os.PathLike, half: bool = False) 
         plain.save(raw)
         content = _reproducible(raw, half)
     write_file(path, content)
+    vouch(sha256(content))
 
 
 def _config(model: keras.Model) -> dict[str, Any]:
@@ -259,7 +270,7 @@ def _load_keras(path: Path) -> keras.Model:
             with zipfile.ZipFile(path) as archive:
                 limit = MAX_EXPANSION * path.stat().st_size
                 weights.write_bytes(_member(archive, _WEIGHTS, limit))
-            if not file.ours:
+            if not is_vouched(sha256(path)):
                 hdf5.check(weights, MAX_EXPANSION * weights.stat().st_size)
         return _rebuild(file, weights, path)
 

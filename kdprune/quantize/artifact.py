@@ -21,7 +21,8 @@ import pydantic
 import tf_keras as keras
 
 from kdprune import _io
-from kdprune.models.io import load_model, save_model
+from kdprune.models import hdf5
+from kdprune.models.io import MAX_EXPANSION, load_model, save_model
 from kdprune.quantize.qat import wrap_model
 
 _BASE, _WEIGHTS, _PLAN = "base.keras", "weights.h5", "plan.json"
@@ -96,6 +97,8 @@ def save_quantized(
     plan["conversion"] = conversion
     plan["files"] = {name: _io.sha256(folder / name) for name in _FILES[plan["method"]]}
     _io.write_json(folder / _PLAN, plan)
+    for digest in plan["files"].values():
+        _io.vouch(digest)
     return plan
 
 
@@ -146,11 +149,13 @@ def load_quantized(folder: str | os.PathLike) -> keras.Model:
         model = wrap_model(base, *kept, float_layers=in_float)
     else:
         model = wrap_model(base, *kept, as_before=True)
+    weights = folder / _WEIGHTS
     try:
-        model.load_weights(str(folder / _WEIGHTS))
+        hdf5.check(weights, MAX_EXPANSION * weights.stat().st_size)
+        model.load_weights(str(weights))
     except (ValueError, LookupError, OSError) as error:
         raise ValueError(
-            f"{folder / _WEIGHTS}: its weights do not fit the model of {_BASE} "
+            f"{weights}: its weights do not fit the model of {_BASE} "
             f"({_io.first_line(error)}): remove the folder, and run the quantizing "
             "stage again"
         ) from error

@@ -325,7 +325,10 @@ def _is(path: pathlib.Path, recorded: dict[str, Any]) -> bool:
     """Whether a file is there and is what a record says of it."""
     if not path.is_file():
         return False
-    return records.describe_outputs(path.parent, [path.name])[path.name] == recorded
+    if records.describe_outputs(path.parent, [path.name])[path.name] != recorded:
+        return False
+    _io.vouch(recorded["sha256"])
+    return True
 
 
 def _is_stage(folder: pathlib.Path) -> bool:

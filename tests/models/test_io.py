@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from kdprune import _io
 from kdprune.models import hdf5
 from kdprune.models import io as model_io
 from kdprune.models.io import load_model, save_model
@@ -478,7 +479,10 @@ def test_a_configuration_like_no_models_is_refused_at_once(
     "suffix", ["h5", pytest.param("keras", marks=pytest.mark.slow)]
 )
 def test_a_file_in_which_hdf5_never_ends_is_told(tmp_path, monkeypatch, suffix):
-    """Found by damaging files at random: the library loops, deaf to signals."""
+    """Found by damaging files at random: the library loops, deaf to signals.
+
+    A file that calls itself one of `save_model` is tried as any other.
+    """
     monkeypatch.setattr(hdf5, "PATIENCE", 2)
     content = gzip.decompress(Path(__file__).with_name("endless.h5.gz").read_bytes())
     path = tmp_path / f"endless.{suffix}"
@@ -486,9 +490,9 @@ def test_a_file_in_which_hdf5_never_ends_is_told(tmp_path, monkeypatch, suffix):
     if suffix == "keras":
         save_model(small_model(), tmp_path / "whole.keras")
         with zipfile.ZipFile(tmp_path / "whole.keras") as whole:
-            config = whole.read("config.json")
+            config, metadata = (whole.read(f"{n}.json") for n in ("config", "metadata"))
         with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("metadata.json", '{"keras_version": "3.0.0"}')
+            archive.writestr("metadata.json", metadata)
             archive.writestr("config.json", config)
             archive.writestr("model.weights.h5", content)
     with pytest.raises(ValueError, match=rf"endless.{suffix}: is not .* in 2 s\)$"):
@@ -497,7 +501,7 @@ def test_a_file_in_which_hdf5_never_ends_is_told(tmp_path, monkeypatch, suffix):
 
 @pytest.mark.parametrize("name", ["executable", "frozen"])
 def test_hdf5_is_read_where_python_can_not_be_started(saved, monkeypatch, name):
-    monkeypatch.setattr(hdf5, "_passed", set())
+    monkeypatch.setattr(_io, "_vouched", set())
     monkeypatch.setattr(sys, name, name == "frozen", raising=False)
     monkeypatch.delattr(hdf5.subprocess, "run")
     hdf5.check(saved, 0)
