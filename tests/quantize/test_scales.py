@@ -8,7 +8,8 @@ from kdprune import tflite
 from kdprune._graph import unwrapped
 from kdprune.quantize import calibrate_ranges, equalize_channels, quantize_model
 from kdprune.tflite import Calibration, convert_tflite, read_tflite
-from kdprune.tflite.norms import limit_norms
+from kdprune.tflite.format import Op
+from kdprune.tflite.norms import _Norm, limit_norms
 
 layers = keras.layers
 GAMMAS = (
@@ -281,27 +282,20 @@ def test_constant_images_leave_normalizations_their_steps(behind, data):
     assert largest < 100
 
 
-def test_a_normalization_that_ends_in_relu_has_no_range_below_it(data):
-    """The converter makes one operator of the two, and what follows is on its way."""
-    keras.utils.set_random_seed(0)
-    image = keras.Input((16, 16, 3))
-    x = conv(image, use_bias=False)
-    x = layers.LayerNormalization(epsilon=1e-6)(x)
-    x = layers.Multiply()([layers.ReLU()(x), conv(image, activation="sigmoid")])
-    x = conv(x, strides=4, activation="relu")
-    model = keras.Model(image, layers.Dense(4)(layers.Flatten()(x)))
-    few = data[0][:40].copy()
-    few[:3] = np.uint8([0, 90, 255])[:, None, None, None]
-    shown = Calibration(model, few)
-    assert shown._observed is not None
-    graph = read_tflite(shown.with_ranges("minmax"))
-    fused = [op for op in graph.ops if op.fused == "RELU"]
-    assert fused
-    for op in fused:
-        assert graph.tensors[op.outputs[0]].low[0] >= 0
-    (largest,) = [graph.tensors[op.outputs[0]].high[0] for op in graph.ops
-                  if op.name == "RSQRT"]  # fmt: skip
-    assert largest < 100
+def test_a_relu_behind_a_normalization_is_part_of_what_it_makes():
+    """The converter makes one operator of the two, on the way of what RSQRT makes."""
+    image = keras.Input((8, 8, 3))
+    x = layers.ReLU()(layers.UnitNormalization()(image))
+    model = keras.Model(
+        image, layers.Dense(4)(layers.Flatten()(layers.Rescaling(3)(x)))
+    )
+    graph = read_tflite(convert_tflite(model, "float32"))
+    assert [op.fused for op in graph.ops if op.name == "MUL"].count("RELU") == 1
+    ops = (Op("MUL", (2, 1), (3,), "RELU"), Op("MUL", (3, 4), (5,), "NONE"))
+    norm = _Norm(0, 1, ops, 5, 0.1, 1.0, {}, (0.0, 6.0))
+    values = {0: np.float32([4, 4]), 2: np.float32([-6, 6]), 4: np.float32([3, 3])}
+    made = norm.compute(values.__getitem__, limit=1.0)
+    np.testing.assert_allclose([made[3], made[5]], [[0, 3], [0, 9]])
 
 
 def test_normalizations_that_are_fine_keep_their_ranges(data):
