@@ -79,6 +79,10 @@ def writing_folder(path: str | os.PathLike) -> Iterator[Path]:
     Yields:
         The folder to write to. If the block raises, it is removed and `path` is left
         as it was.
+
+    Raises:
+        OSError: If the disk is full; names `path`, whatever the block raised for want
+            of space.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}{PARTIAL}")
@@ -90,9 +94,12 @@ def writing_folder(path: str | os.PathLike) -> Iterator[Path]:
             sync(one)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        code = _no_space(error, path.parent)
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        if code is None:
+            raise
+        raise OSError(code, os.strerror(code), str(path)) from error
     sync(path.parent)
 
 

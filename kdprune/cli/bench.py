@@ -6,7 +6,7 @@ import argparse
 import functools
 import pathlib
 
-from kdprune import records
+from kdprune import _io, records
 from kdprune.cli.options import check_output_file
 
 DESCRIPTION = """Measures how long one image takes, several files interleaved.
@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> None:
         from kdprune.report.bench_plot import draw_bench
 
         form = pathlib.Path(options.plot).suffix[1:]
-        pathlib.Path(options.plot).write_bytes(draw_bench(record, form))
+        _io.write_file(options.plot, draw_bench(record, form))
         print(f"written: {options.plot}")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kdprune import _io
 from kdprune.models import load_model
 from kdprune.runner import run as runner
 from kdprune.runner.errors import explain
@@ -97,3 +98,12 @@ def test_a_full_disk_of_temporary_files_is_told_and_is_no_damage(disk, monkeypat
         (line,) = explain(error)
         assert "No space left on device for temporary files" in line
         assert str(disk) in line and "TMPDIR names" in line
+
+
+def test_a_folder_that_the_disk_has_no_room_for_is_named(disk):
+    fill(disk, 4 * PAGE)
+    with pytest.raises(OSError, match="No space left on device: '.*disk/kit'"):
+        with _io.writing_folder(disk / "kit") as folder:
+            with open(folder / "model.cc", "wb") as file:
+                file.write(bytes(16 * PAGE))
+    assert [path.name for path in disk.iterdir()] == ["filler"]
