@@ -239,9 +239,9 @@ class EveryStage:
         operations = self._counter.stat().st_size
         return SimpleNamespace(status=status, operations=operations, **said)
 
-    def assert_same(self, output, stage="."):
+    def assert_same(self, output, stage=".", whole=None):
         """That a run, or a stage of it, made what the uninterrupted did; how much."""
-        return assert_same_run(self.whole / stage, output / stage)
+        return assert_same_run((whole or self.whole) / stage, output / stage)
 
     def copy_before(self, stage, output):
         """Copies of the uninterrupted run what a stage needs, and not the stage."""
