@@ -23,6 +23,7 @@ trained models are found again. What the record in OUT says of others is kept.
 import argparse
 import os
 import pathlib
+import re
 import resource
 import shutil
 import subprocess
@@ -195,9 +196,13 @@ def first_steps(splits, work):
             capture_output=True,
             text=True,
         )
+        seconds = round(time.perf_counter() - started, 1)
         print(done.stdout[-1500:], done.stderr[-1500:], sep="\n", flush=True)
         assert done.returncode == 0, command
-        return round(time.perf_counter() - started, 1)
+        said.append(done.stdout)
+        return seconds
+
+    said: list[str] = []
 
     found = {}
     for name, steps in {
@@ -223,6 +228,12 @@ def first_steps(splits, work):
         install = seconds.pop("install")
         found[name] = {"lines": len(steps), "install": install, "seconds": seconds}
     found["converter"]["lines"] = code_lines(CONVERT)
+    # As each way says it itself.
+    scored = _io.read_json(folder / "my_model-compressed" / "metrics.json")["models"]
+    (ours,) = (one for one in scored if one["name"] == "int8_int8")
+    found["kdprune"]["accuracy"] = 100 * ours["accuracy"]
+    (theirs,) = re.findall(r"int8 file ([\d.]+)%", said[-1])
+    found["converter"]["accuracy"] = float(theirs)
     return found
 
 

@@ -458,6 +458,20 @@ def test_the_page_of_own_models_says_what_was_measured():
     assert [row for row in rows if row not in page.splitlines()] == []
 
 
+def test_the_page_of_families_says_what_was_measured():
+    page = (DOCS / "benchmarks" / "families.md").read_text()
+    # Else: python docs/tools/your_own.py
+    rows = tool("your_own").lines_of_families()
+    assert rows
+    assert [row for row in rows if row not in page.splitlines()] == []
+
+
+def test_the_readme_says_of_own_models_what_was_measured():
+    readme = (ROOT / "README.md").read_text()
+    # Else: python docs/tools/your_own.py
+    assert [row for row in tool("your_own").readme() if row not in readme] == []
+
+
 def test_the_page_of_own_models_shows_the_script_that_was_counted():
     page = DOCS / "benchmarks" / "your-own.md"
     script = (ROOT / "scripts" / "plain_keras_convert.py").read_text()

@@ -34,3 +34,5 @@ def test_every_family_on_record_says_what_keras_says():
         assert found["doctor"]["deviation"] < 1e-4, name
         assert found["pruned"]["deviation_from_masked"] < 1e-3, name
         assert found["files"]["float32"]["same_class"] == 1, name
+        assert found["files"]["float32"]["largest_deviation"] < 1e-4, name
+        assert found["doctor"]["status"] in (0, 3), name

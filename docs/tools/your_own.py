@@ -1,4 +1,4 @@
-"""Prints the tables of docs/benchmarks/your-own.md and families.md, from their records.
+"""Prints the tables of benchmarks/your-own.md and families.md and of the README.
 
 python docs/tools/your_own.py
 """
@@ -32,20 +32,31 @@ def table(models):
         ]
         attempts = len(found["attempts"])
         took = f"{found['seconds']:.0f} ({found['processor_seconds']:.0f})"
-        row = [f"`{name}`, {CALLED[measure]}", *figures, *against, str(attempts), took]
+        what = f"`{name}`, {CALLED[measure]}"
+        images = f"{found['images'][-1]:,}"
+        row = [what, images, *figures, *against, str(attempts), took]
         rows.append(f"| {' | '.join(row)} |")
     return rows
 
 
 def steps(found):
-    """A row for each way: lines, and minutes without and with the installation."""
+    """A row for each way: lines, minutes without and with the installation, and %."""
     rows = []
     called = {"kdprune": "kdprune", "converter": "plain converter"}
     for name, way in found.items():
         without = sum(way["seconds"].values())
-        both = (f"{value / 60:.1f}" for value in (without, without + way["install"]))
-        rows.append(f"| {called[name]} | {way['lines']} | {' | '.join(both)} |")
+        row = [called[name], str(way["lines"])]
+        row += [f"{value / 60:.1f}" for value in (without, without + way["install"])]
+        row.append(f"{way['accuracy']:.2f}")
+        rows.append(f"| {' | '.join(row)} |")
     return rows
+
+
+def readme():
+    """What the README says: the rows of both ways, and the original's accuracy."""
+    content = json.loads(RECORD.read_text())
+    original = content["models"]["tutorial"]["files"]["original"]["accuracy"]
+    return [*steps(content["first_steps"]), f"right on {original:.2f} %"]
 
 
 def strangers(models):
@@ -134,4 +145,4 @@ def lines_of_families():
 
 
 if __name__ == "__main__":
-    sys.stdout.write("\n".join([*lines(), *lines_of_families()]) + "\n")
+    sys.stdout.write("\n".join([*lines(), *readme(), *lines_of_families()]) + "\n")
