@@ -80,7 +80,7 @@ FORMS = {
         pytest.param("tensor", "kl", False, marks=SLOW),
     ],
 )
-@pytest.mark.quick("rows-kl-False", "column-kl-False")
+@pytest.mark.quick("column-kl-False")
 def test_one_hot_labels_teach_as_indices_do(data, by_indices, losses, form, streamed):
     images, labels = data
     expected, taught, scored = by_indices(losses)
@@ -127,6 +127,7 @@ def test_mixed_labels_have_the_cross_entropy_of_the_mixture(data, smoothing):
     assert result["accuracy"] == pytest.approx(right.mean())
 
 
+@pytest.mark.slow
 def test_rows_of_zeros_are_missing_labels(data):
     images, labels = data
     indices, rows = labels.copy(), ROWS[labels]
@@ -383,7 +384,7 @@ def of_signed():
 )
 @pytest.mark.quick(
     "of_bytes-<lambda>-<lambda>-takes pixels of [0, 255]-arrays",
-    "of_signed-<lambda>-<lambda>-takes pixels of [-1, 1]-dataset",
+    "of_signed-<lambda>-<lambda>-takes pixels of [-1, 1]-arrays",
 )
 def test_pixels_of_another_range_are_refused_in_a_line(
     data, made, good, wrong, told, how

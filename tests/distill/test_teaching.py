@@ -420,7 +420,6 @@ HIDDEN = [
 @pytest.mark.quick(
     "function-True-teacher",
     "function-True-student",
-    "by hand-False-teacher",
     "subclassed, not built-False-student",
 )
 def test_a_hidden_softmax_is_found(data, subclassed, role, kind, at_once):

@@ -176,6 +176,7 @@ def test_half_precision_is_compared_in_float32(keras3_files):
     assert found.deviation <= LIMIT
 
 
+@pytest.mark.slow
 def test_a_tf_keras_file_is_compared_with_tf_keras_unless_it_is_ours(tmp_path):
     model = network("softmax")
     model.save(tmp_path / "theirs.keras")

@@ -14,7 +14,6 @@ from kdprune.models import (
 from kdprune.models.factories import Dirac, check_model_arguments, whitening_filters
 from kdprune.models.precision import cast_model
 
-QUICK = ("resnet8", "inverted_residual")
 SMALL = {"resnet9": {"width": 8}, "dscnn": {"width": 8}, "whitened_cnn": {"width": 8}}
 
 
@@ -71,13 +70,8 @@ def test_logits_are_float32_under_mixed_precision(name):
     assert model(images((32, 32, 3))).dtype == "float32"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-        for name in MODELS
-    ],
-)
+@pytest.mark.quick("resnet8")
+@pytest.mark.parametrize("name", MODELS)
 def test_a_model_saved_in_any_precision_loads_as_the_float32_model(name, tmp_path):
     model = build_model(name, classes=4, **SMALL.get(name, {}))
     policies = ("mixed_bfloat16", "float32")

@@ -29,7 +29,6 @@ FAMILIES = {
     "vgg": (apps.VGG16, 32),
     "xception": (apps.Xception, 71),
 }
-QUICK = ("mobilenet_v2",)
 # The largest, and those whose layers are those of another family.
 SOAK = ("efficientnet_v2", "inception_resnet", "nasnet", "regnet_x", "resnet_rs")
 
@@ -49,9 +48,7 @@ def build(family):
 @pytest.mark.parametrize(
     "family",
     [
-        family
-        if family in QUICK
-        else pytest.param(
+        pytest.param(
             family, marks=pytest.mark.soak if family in SOAK else pytest.mark.slow
         )
         for family in FAMILIES

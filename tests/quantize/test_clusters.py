@@ -122,6 +122,7 @@ def clusters_in(content):
     }
 
 
+@pytest.mark.slow
 def test_each_kernel_keeps_a_few_values_and_the_model_its_accuracy(
     base, clustered, data
 ):

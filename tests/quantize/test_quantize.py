@@ -116,6 +116,7 @@ def test_ranges_and_statistics_move_in_training_only(data, images):
     assert any(np.any(before[name] != after) for name, after in ranges(model).items())
 
 
+@pytest.mark.slow
 def test_calibration_starts_the_ranges_at_the_float_models_activations(data, images):
     base = train(residual_model(), images, data[1], epochs=10)
     plain, calibrated = quantize_model(base), quantize_model(base, calibration=data[0])

@@ -182,6 +182,7 @@ def test_float_layers_must_be_layers():
         quantize_model(small(), float_layers="conv")
 
 
+@pytest.mark.slow
 def test_layers_stay_in_float_as_chosen(images, tmp_path):
     image = keras.Input((16, 16, 3))
     x = layers.Conv2D(4, 3, use_bias=False, name="chosen")(image)

@@ -223,6 +223,7 @@ def test_channels_of_a_tiny_gamma_keep_their_bias_after_training(trained, data, 
     assert np.abs(values(content, images) - expected).max() < 0.02
 
 
+@pytest.mark.slow
 def test_what_is_zero_for_all_images_has_a_scale_that_every_runtime_takes(dead, data):
     images = data[0][:12]
     shown = Calibration(dead, images)

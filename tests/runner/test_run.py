@@ -474,10 +474,8 @@ def test_slimming_pulls_factors_to_zero_and_leaves_no_penalty(tmp_path):
         runner.run(parse_recipe(content), tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("rate", "warned"),
-    [(1e-9, True), pytest.param(0.02, False, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize(("rate", "warned"), [(1e-9, True), (0.02, False)])
+@pytest.mark.slow
 def test_a_training_that_learned_nothing_is_warned_of(rate, warned, tmp_path, caplog):
     net = {"kind": "train", "model": {"name": "resnet", "depth": 6, "filters": [4, 8]}}
     training = {"epochs": 4, "batch_size": 20, "learning_rate": rate}
