@@ -574,6 +574,7 @@ def test_oblique_class_names_are_a_line_apart(tmp_path):
     assert apart > 1.5 * label.get_fontsize() * figure.dpi / 72
 
 
+@pytest.mark.slow
 def test_labels_stay_apart_where_points_crowd(tmp_path, text_faults):
     random = np.random.default_rng(0)
     entries = []

@@ -137,6 +137,7 @@ def test_what_is_done_is_skipped(finished, caplog):
     assert done == [f"{node.name}: done, skipped" for node in plan(recipe())]
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_loaded_once(finished, tmp_path, monkeypatch):
     output = shutil.copytree(finished, tmp_path / "run")
     before = json.loads((output / "metrics.json").read_text())

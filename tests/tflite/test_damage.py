@@ -124,18 +124,17 @@ def test_a_shape_of_more_bytes_than_any_model_has_is_refused(tflites):
         open_interpreter(format._pack_tree(model))
 
 
-@pytest.mark.parametrize(
-    "kind", ["int8", pytest.param("float32", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["int8", "float32"])
 def test_random_damage_never_crashes_the_process(tflites, tmp_path, kind):
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", ATTACK]
-    command += [str(tflites[kind]), str(tmp_path / "damaged.tflite"), "0", "40"]
+    command += [str(tflites[kind]), str(tmp_path / "damaged.tflite"), "0", "80"]
     result = subprocess.run(
         command, cwd=root, capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert 7 < int(result.stdout) <= 40
+    assert 15 < int(result.stdout) <= 80
 
 
 def change(kind):
