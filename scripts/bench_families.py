@@ -53,7 +53,11 @@ def main():
         parser.error(f"expected families out of {known}. Received: {unknown}")
     with tempfile.TemporaryDirectory() as folder:
         for family in options.families:
-            found[family] = bench(family, (options.work or pathlib.Path(folder)))
+            try:
+                found[family] = bench(family, (options.work or pathlib.Path(folder)))
+            except ValueError as error:
+                print(f"{family} is refused: {error}", flush=True)
+                continue
             print(family, found[family], flush=True)
             if options.json:
                 content = {"command": COMMAND, "families": ordered(found)}

@@ -87,7 +87,10 @@ def draw(count, size):
 def train(keras, model, pixels, labels, gives_logits=False):
     """A few steps, on other images each."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=gives_logits)
-    model.compile(keras.optimizers.Adam(1e-3), loss, jit_compile=False)
+    normalized = any("Normalization" in type(x).__name__ for x in model.layers)
+    # At the higher rate all images come to look alike to a network without.
+    rate = 1e-3 if normalized else 1e-4
+    model.compile(keras.optimizers.Adam(rate), loss, jit_compile=False)
     random = np.random.default_rng(1)
     for _ in range(STEPS):
         chosen = random.choice(len(pixels), BATCH, replace=False)
