@@ -28,11 +28,9 @@ def explain(error: BaseException) -> list[str]:
             "images, a smaller batch or model, or end other programs"
         ]
     if _io.wants_space(error) and not getattr(error, "filename", None):
-        # Whatever is written to a place of the user's names it.
-        return [
-            f"{error} for temporary files in {tempfile.gettempdir()}; TMPDIR names "
-            "another place"
-        ]
+        # What is written to a place of the user's names it, temporary files do not.
+        where = f"temporary files lie in {tempfile.gettempdir()}"
+        return [f"{error}; {where}, and TMPDIR names another place"]
     # TensorFlow's own errors (no space) are neither of the two.
     of_tensorflow = type(error).__module__.startswith("tensorflow.")
     told, said = isinstance(error, (ValueError, OSError)), str(error)

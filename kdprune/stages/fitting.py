@@ -361,6 +361,8 @@ class _Fitting:
             _start_alike(workers, compiled)
             # The others go on from where the chief was stopped.
             workers.share(folder / "checkpoints")
+        checkpoints = folder / "checkpoints"
+        start = model.get_weights() if checkpoints.exists() else []
         try:
             history = training.fit(
                 compiled,
@@ -384,7 +386,8 @@ class _Fitting:
                 folder,
                 str(error).partition(". ")[0],
             )
-            shutil.rmtree(folder / "checkpoints")
+            shutil.rmtree(checkpoints)
+            model.set_weights(start)  # Some may have been restored before it was told.
             return self(split, epochs, folder, select, patience)
         if policy != "float32":
             model = cast_model(model, "float32")

@@ -229,6 +229,31 @@ def test_a_checkpoint_of_another_form_of_the_model_starts_the_stage_again(
     assert "epoch-1 is not of this model" in told and "\n" not in told
 
 
+@pytest.mark.slow
+def test_what_a_checkpoint_of_another_form_restored_is_taken_back(tmp_path, caplog):
+    """It has the weights of this model, and nothing of the optimizer."""
+    content = yaml.safe_load(RECIPE)
+    training = {"epochs": 1, "batch_size": 50, "precision": "float32"}
+    content["stages"]["slim"] = {**CUT, "from": "student", "training": training}
+    ends = {}
+    with eager_functions():
+        for name in ("whole", "resumed"):
+            made = parse_recipe(content)
+            if name == "resumed":
+                shutil.copytree(tmp_path / "whole", tmp_path / name)
+                shutil.rmtree(tmp_path / name / "slim")
+                run = runner.Run(made, tmp_path / name)
+                (slim,) = (node for node in run.nodes if node.name == "slim")
+                folder = run._prepare(slim, run.fingerprint(slim)) / "checkpoints"
+                other = load_model(tmp_path / "whole" / "slim" / "model.keras")
+                Checkpoints(folder, model=other).save(1, [{"epoch": 1}])
+            runner.run(made, tmp_path / name, until="slim")
+            ends[name] = load_model(tmp_path / name / "slim/model.keras").get_weights()
+    assert "another version of kdprune" in caplog.text
+    for one, two in zip(ends["whole"], ends["resumed"], strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
 def test_only_the_runs_own_leftovers_are_swept(tmp_path):
     def leave(*folders):
         left = tmp_path.joinpath(*folders, ".model.abcdefgh.partial")
