@@ -86,6 +86,7 @@ _RANDOM = """
 """.split()
 LAYERS: dict[str, type] = {name: getattr(layers, name) for name in _PLAIN_LAYERS}
 LAYERS |= {name: getattr(layers, name) for name in _RANDOM}
+LAYERS["LayerScale"] = LayerScale  # ConvNeXt's, of keras.applications in both.
 # Layers that only tf_keras files may have: of text and sequences, or no longer there.
 _OLDER = """
     CenterCrop Cropping1D Dot Embedding MultiHeadAttention RepeatVector ThresholdedReLU
@@ -136,7 +137,6 @@ TF_KERAS = Tables(
         **LAYERS,
         **{name: getattr(layers, name) for name in _OLDER},
         **_CALLING,
-        "LayerScale": LayerScale,
         "CustomScaleLayer": CustomScaleLayer,
         "Custom>CustomScaleLayer": CustomScaleLayer,
     },

@@ -104,9 +104,8 @@ def convert_tflite(
         dtype: One of `DTYPES`.
         calibration: Images for post-training quantization, uint8 or float in
             [0, 1], shape `(n, height, width, channels)`: needed for a float model
-            to become int8, uint8 or int16x8, and for nothing else. An all-0 and an
-            all-1 image are added, so that the input range is [0, 1] whatever the
-            images are.
+            to become int8, uint8 or int16x8, and for nothing else. The input's own
+            range is [0, 1] whatever the images are.
         range_method: How the quantized range of each activation follows from the range
             observed on the images (post-training int8 and uint8): "minmax" is all of
             it, "percentile" leaves out the outer 0.01 % at either end, "mse" clips to
@@ -158,12 +157,13 @@ def convert_tflite(
     if not aware:
         model = for_floats(for_bytes(model) if dtype == "int16x8" else model)
         if dtype == "int16x8":
-            images = _spanning(model, calibration)
+            images = _as_taken(model, calibration)
     with _converting(model, dtype), fit_for_file(model):
         converter = _new_converter(model, head)
         if images is not None:
             converter.target_spec.supported_ops = [_INT16X8]
-            content = quantize_wide(widen(observe(converter, images)))
+            calibrated = observe(converter, images, UNIT_INPUT.bounds)
+            content = quantize_wide(widen(calibrated))
         else:
             _set_precision(converter, dtype)
             content = bytes(converter.convert())
@@ -233,8 +233,7 @@ class Calibration:
         return content
 
     def _some_images(self) -> NDArray:
-        """Calibration images, without the black and the white one at their end."""
-        return self._images[spread(len(self._images) - 2, _COMPARED)]
+        return self._images[spread(len(self._images), _COMPARED)]
 
     def report(
         self, images: ArrayLike | None = None, range_method: str = "minmax"
@@ -262,19 +261,18 @@ class Calibration:
 
     @functools.cached_property
     def _observed(self) -> bytes:
-        images = self._images
         with _converting(self.model, "int8"):
-            found = observe(_new_converter(self._behind, self._head), images)
-            return limit_norms(found, images[:-2])
+            converter = _new_converter(self._behind, self._head)
+            found = observe(converter, self._images, self._input.bounds)
+            return limit_norms(found, self._images)
 
     @functools.cached_property
     def _images(self) -> NDArray[np.float32]:
-        return _spanning(self.model, self._calibration, self._input)
+        return _as_taken(self.model, self._calibration, self._input)
 
     @functools.cached_property
     def _values(self) -> dict[int, NDArray]:
-        # Without the black and the white one, which are like nothing the model sees.
-        return sample_values(self._observed, self._images[:-2])
+        return sample_values(self._observed, self._images)
 
 
 def draft_int8(
@@ -441,16 +439,13 @@ def _in_unit_range(
     return model
 
 
-def _spanning(
+def _as_taken(
     model: keras.Model, calibration: ArrayLike | None, taken: ByteInput = UNIT_INPUT
 ) -> NDArray[np.float32]:
-    """Calibration images as the model takes them, and two that span the range."""
-    shape = tuple(model.input_shape[1:])
+    """Calibration images as the model takes them."""
     assert calibration is not None  # Checked before.
-    images = as_float(calibration, shape, "calibration images")
-    black = np.zeros((1, *shape), np.float32)
-    spanning = np.concatenate([images, black, black + 1])
-    return spanning if taken == UNIT_INPUT else taken.apply(spanning)
+    images = as_float(calibration, model.input_shape[1:], "calibration images")
+    return images if taken == UNIT_INPUT else taken.apply(images)
 
 
 def _check_model(model: Any, dtype: str) -> None:

@@ -49,7 +49,7 @@ def limit_norms(content: bytes, images: NDArray) -> bytes:
 
     Args:
         content: What `observe` returned.
-        images: What it was shown, without those that only span the input's range.
+        images: What it was shown.
 
     Returns:
         The content of the file, for `narrow` and `quantize_calibrated`; the same one

@@ -14,7 +14,7 @@ from kdprune.intake.pixels import UNIT
 SCRIPT = Path(__file__).parent / "keras3_models.py"
 SMALL = (
     *("tutorial", "arithmetic", "nested", "shared", "activations", "half"),
-    "reversed_channels",
+    *("reversed_channels", "convnext"),
 )
 APPLICATIONS = (
     *("MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "ResNet50"),

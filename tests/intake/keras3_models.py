@@ -97,6 +97,20 @@ def shared():
     return keras.Model(images, layers.Dense(5)(layers.Reshape((-1,))(x)))
 
 
+def convnext():
+    """A small ConvNeXt: a factor for each channel, made by a layer of its module."""
+    network = keras.src.applications.convnext.ConvNeXt(
+        **{"depths": (1, 1, 2, 1), "projection_dims": (6, 8, 8, 10)},
+        **{"input_shape": (32, 32, 3), "classes": 5, "weights": None},
+        **{"name": "small", "weights_name": ""},
+    )
+    for layer in network.layers:
+        if type(layer).__name__ == "LayerScale":
+            rng = np.random.default_rng(len(layer.name))
+            layer.set_weights([rng.uniform(0.5, 2, layer.gamma.shape)])
+    return network
+
+
 def activations():
     """Every activation that can be read, by name, on values from -4 to 4."""
     images = keras.Input((8, 8, 2))
@@ -137,6 +151,7 @@ MODELS = {
     "shared": shared,
     "activations": activations,
     "half": half,
+    "convnext": convnext,
     "MobileNetV2": _application("MobileNetV2", alpha=0.35),
     "MobileNetV3Small": _application("MobileNetV3Small"),
     "EfficientNetB0": _application("EfficientNetB0"),

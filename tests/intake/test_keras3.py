@@ -15,7 +15,7 @@ from kdprune.models import load_model, save_model
 
 SMALL = (
     *("tutorial", "arithmetic", "nested", "shared", "activations", "half"),
-    "reversed_channels",
+    *("reversed_channels", "convnext"),
 )
 APPLICATIONS = (
     "MobileNetV2",

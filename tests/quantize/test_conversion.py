@@ -149,8 +149,9 @@ def test_sixteen_bits_compute_in_integers_throughout(files):
 
 
 def test_the_two_steps_give_the_converters_own_file(files, model, data):
-    images = convert._spanning(model, data[0][:40])
-    calibrated = steps.observe(convert._new_converter(model, "softmax"), images)
+    images = np.float32(data[0][:40]) / 255
+    converter = convert._new_converter(model, "softmax")
+    calibrated = steps.observe(converter, images, (0.0, 1.0))
     content = steps.quantize_calibrated(calibrated, "int8")
     opened = [
         open_content(bytes(file), "builtin", keep_all=True)
@@ -170,6 +171,60 @@ def test_the_two_steps_give_the_converters_own_file(files, model, data):
         for detail in opened[0].get_output_details():
             outputs = [i.get_tensor(detail["index"]) for i in opened]
             np.testing.assert_array_equal(*outputs)
+
+
+def moving_network():
+    """What only moves or averages pixels stands before the first convolution."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((12, 12, 3))
+    x = layers.AveragePooling2D()(layers.ZeroPadding2D(2)(image))
+    x = layers.Concatenate()([x, layers.Cropping2D(2)(layers.MaxPooling2D(1)(image))])
+    x = layers.Conv2D(8, 3, activation="relu", name="first")(layers.Reshape((8, 8, 6))(x))
+    x = layers.Flatten()(layers.Conv2D(8, 3, 2, activation="relu", name="second")(x))
+    return keras.Model(image, layers.Dense(4)(x))
+
+
+@pytest.mark.parametrize("factor", [1, 255])
+@pytest.mark.parametrize("method", steps.RANGE_METHODS)
+def test_the_input_spans_all_bytes_and_what_is_behind_it_what_images_show(
+    data, method, factor, tmp_path
+):
+    model = moving_network()
+    if factor != 1:
+        image = keras.Input((12, 12, 3))
+        model = keras.Model(image, model(layers.Rescaling(factor)(image)))
+    gray = data[0][:40] // 4 + 90  # Far from black and from white.
+    shown = Calibration(model, gray)
+    content = shown.convert("int8", range_method=method)
+    graph = read_tflite(content)
+    assert "QUANTIZE" not in [op.name for op in graph.ops]
+    before = [op.outputs[0] for op in graph.ops[: _first(graph)]]
+    assert len(before) >= 4
+    for index in (*graph.inputs, *before):
+        found = graph.tensors[index]
+        assert found.scale[0] == pytest.approx(factor / 255) and found.zero_point[0] == -128
+    calibrated = read_tflite(shown.with_ranges(method))
+    highest = calibrated.tensors[calibrated.ops[_first(calibrated)].outputs[0]].high[0]
+    most = first_activations(model, gray, factor).max()
+    black, white = np.zeros((1, 12, 12, 3)), np.full((1, 12, 12, 3), 255)
+    ends = first_activations(model, np.concatenate([black, white]), factor).max()
+    assert ends > 1.5 * most
+    assert 0.5 * most < highest <= most * 1.001
+    wide = read_tflite(convert_tflite(model, "int16x8", gray))
+    assert wide.tensors[wide.inputs[0]].scale[0] == pytest.approx(1 / 32767)
+    (path := tmp_path / "model.tflite").write_bytes(content)
+    scores, expected = predict(path, gray), predict(model, gray)
+    assert np.abs(scores - expected).max() < 0.02 < np.ptp(expected)
+
+
+def _first(graph):
+    return next(i for i, op in enumerate(graph.ops) if op.name == "CONV_2D")
+
+
+def first_activations(model, images, factor):
+    inner = model if factor == 1 else model.layers[-1]
+    first = keras.Model(inner.input, inner.get_layer("first").output)
+    return first(np.float32(images) / np.float32(255) * np.float32(factor)).numpy()
 
 
 def test_narrowed_ranges_have_finer_steps_and_leave_the_ends_alone(files):
