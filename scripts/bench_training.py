@@ -114,7 +114,7 @@ def _epochs(name, precision):
         steps=steps,
         verbose=False,
     )
-    step = _bare_step(build(precision))
+    step = bare_step(build(precision))
     one = tf.constant(floats[:batch]), tf.constant(split.labels[:batch])
     plain = compiled(build("float32"))
     return (
@@ -126,7 +126,7 @@ def _epochs(name, precision):
     )
 
 
-def _bare_step(model):
+def bare_step(model):
     """A compiled function of images and labels that trains, and nothing else."""
     optimizer = training.build_optimizer("sgd", 0.01, steps=10_000)
     optimizer.build(model.trainable_variables)
