@@ -179,7 +179,8 @@ def moving_network():
     image = keras.Input((12, 12, 3))
     x = layers.AveragePooling2D()(layers.ZeroPadding2D(2)(image))
     x = layers.Concatenate()([x, layers.Cropping2D(2)(layers.MaxPooling2D(1)(image))])
-    x = layers.Conv2D(8, 3, activation="relu", name="first")(layers.Reshape((8, 8, 6))(x))
+    x = layers.Reshape((8, 8, 6))(x)
+    x = layers.Conv2D(8, 3, activation="relu", name="first")(x)
     x = layers.Flatten()(layers.Conv2D(8, 3, 2, activation="relu", name="second")(x))
     return keras.Model(image, layers.Dense(4)(x))
 
@@ -202,7 +203,8 @@ def test_the_input_spans_all_bytes_and_what_is_behind_it_what_images_show(
     assert len(before) >= 4
     for index in (*graph.inputs, *before):
         found = graph.tensors[index]
-        assert found.scale[0] == pytest.approx(factor / 255) and found.zero_point[0] == -128
+        assert found.scale[0] == pytest.approx(factor / 255)
+        assert found.zero_point[0] == -128
     calibrated = read_tflite(shown.with_ranges(method))
     highest = calibrated.tensors[calibrated.ops[_first(calibrated)].outputs[0]].high[0]
     most = first_activations(model, gray, factor).max()
