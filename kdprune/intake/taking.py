@@ -20,6 +20,7 @@ from kdprune._graph import (
 from kdprune.images import check
 from kdprune.intake import pixels
 from kdprune.intake.comparison import Comparison
+from kdprune.intake.depthwise import as_depthwise
 from kdprune.intake.heads import Head, select_output, split_head
 from kdprune.intake.inline import inline
 
@@ -64,7 +65,8 @@ def take_model(
     """Brings a classifier to the form that training, pruning and export work on.
 
     Models inside it become part of its graph; dropout, noise and random augmentation
-    are left out; a final softmax or sigmoid is split off; and arithmetic in front, of
+    are left out; a convolution with a group for each channel is a depthwise one; a
+    final softmax or sigmoid is split off; and arithmetic in front, of
     one layer at most, makes it take pixels in [0, 1] whatever it was made for.
 
     The pixel range is the given one; else the one that stands out on labelled images;
@@ -104,10 +106,9 @@ def take_model(
     model = flat
     frozen = list(frozen_layers(model))
     if frozen:
-        some = ", ".join(frozen[:3]) + (", ..." if len(frozen) > 3 else "")
         notes.append(
-            f"{len(frozen)} frozen layer{'s' * (len(frozen) > 1)} ({some}): training "
-            "leaves their weights as they are"
+            f"{len(frozen)} frozen layer{'s' * (len(frozen) > 1)} ({_some(frozen)}): "
+            "training leaves their weights as they are"
         )
     random = tuple(
         layer
@@ -116,6 +117,11 @@ def take_model(
     )
     flat, changes = inline(model)
     notes += changes
+    flat, replaced = as_depthwise(flat)
+    if replaced:
+        notes.append(
+            f"{_some(replaced)}, with a group for each channel: a DepthwiseConv2D each"
+        )
     flat, head = split_head(flat, share=share or flat is not model)
     if head.activation != "none":
         notes.append(f"the final {head.activation} is split off")
@@ -142,6 +148,10 @@ def take_model(
             f"{', '.join(rescaled)}"
         )
     return Taken(made, head, range_, found, random, tuple(notes))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _rescaled(before: keras.Model, after: keras.Model) -> list[str]:

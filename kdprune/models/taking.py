@@ -42,7 +42,8 @@ def take_model(
     """Brings a classifier to the form that training, pruning and export work on.
 
     Models inside it become part of its graph; dropout, noise and random augmentation
-    are left out; a final softmax or sigmoid is split off; and arithmetic in front, of
+    are left out; a convolution with a group for each channel is a depthwise one; a
+    final softmax or sigmoid is split off; and arithmetic in front, of
     two layers at most, makes it take pixels in [0, 1] whatever it was made for.
 
     The pixel range is the given one; else the one that stands out on labelled images;

@@ -1,0 +1,63 @@
+"""Convolutions with a group for each channel become depthwise, and say the same."""
+
+import numpy as np
+import tf_keras as keras
+
+from kdprune import convert_tflite, take_model
+from kdprune._graph import frozen_layers
+from kdprune.tflite import read_tflite
+from kdprune.tflite.names import layers_of
+
+layers = keras.layers
+
+
+def network():
+    """Two such convolutions, and three that only look like it."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((12, 12, 3))
+    x = layers.Conv2D(
+        *(6, 3),
+        **{"groups": 3, "strides": 2, "activation": "relu", "name": "each"},
+        bias_initializer="normal",
+        kernel_regularizer="l2",
+    )(image)
+    x = layers.Conv2D(
+        *(6, 3),
+        **{"groups": 6, "use_bias": False, "padding": "same", "dilation_rate": 2},
+        name="frozen",
+        trainable=False,
+    )(x)
+    x = layers.Conv2D(6, 3, groups=2, padding="same", name="pairs")(x)
+    x = layers.Conv2D(6, 1, groups=6, strides=(1, 2), name="uneven")(x)
+    x = layers.Conv2D(1, 1, name="single")(x)
+    return keras.Model(image, layers.Dense(4)(layers.Flatten()(x)))
+
+
+def test_a_group_for_each_channel_is_a_depthwise_convolution():
+    model = network()
+    images = np.random.default_rng(0).random((5, 12, 12, 3), np.float32)
+    taken = take_model(model)
+    kinds = {layer.name: type(layer) for layer in taken.model.layers}
+    assert kinds["each"] is kinds["frozen"] is layers.DepthwiseConv2D
+    for name in ("pairs", "uneven", "single"):
+        assert kinds[name] is layers.Conv2D
+    np.testing.assert_allclose(taken.model(images), model(images), atol=1e-6)
+    assert np.ptp(model(images)) > 0.01
+    assert list(frozen_layers(taken.model)) == ["frozen"]
+    assert len(taken.model.losses) == len(model.losses) == 1
+    (note,) = [line for line in taken.notes if "DepthwiseConv2D" in line]
+    assert note.startswith("each, frozen, with a group")
+
+
+def test_a_kept_layer_has_its_name_in_the_file(keras3_files):
+    model = take_model(keras3_files / "convnext.keras").model
+    names = [layer.name for layer in model.layers if "depthwise_conv" in layer.name]
+    assert len(names) == 5
+    graph = read_tflite(convert_tflite(model))
+    found = [
+        layer
+        for op in graph.ops
+        if op.name == "DEPTHWISE_CONV_2D"
+        for layer in layers_of(graph.tensors[op.outputs[0]].name)
+    ]
+    assert found == names
