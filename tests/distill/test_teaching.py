@@ -150,7 +150,9 @@ def test_what_a_hint_learns_is_not_saved_with_the_student(data, tmp_path):
     made.save(tmp_path / "student.keras")
     loaded = keras.models.load_model(tmp_path / "student.keras", compile=False)
     assert_same(loaded.get_weights(), made.student.get_weights())
-    np.testing.assert_array_equal(loaded(data[0]), made.predict(data[0], verbose=0))
+    # By the same way: kernels round by the size of a batch.
+    again = [model.predict(data[0], verbose=0) for model in (loaded, made)]
+    np.testing.assert_array_equal(*again)
 
 
 def test_layers_to_compare_can_be_named(data):
