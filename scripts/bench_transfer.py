@@ -133,3 +133,7 @@ def recipe_for(model, size, macs):
             "report": {"kind": "report", "from": "evaluate"},
         },
     }
+
+
+if __name__ == "__main__":
+    main()
