@@ -3,10 +3,8 @@
 import numpy as np
 import tf_keras as keras
 
-from kdprune import convert_tflite, take_model
+from kdprune import take_model
 from kdprune._graph import frozen_layers
-from kdprune.tflite import read_tflite
-from kdprune.tflite.names import layers_of
 
 layers = keras.layers
 
@@ -47,17 +45,3 @@ def test_a_group_for_each_channel_is_a_depthwise_convolution():
     assert len(taken.model.losses) == len(model.losses) == 1
     (note,) = [line for line in taken.notes if "DepthwiseConv2D" in line]
     assert note.startswith("each, frozen, with a group")
-
-
-def test_a_kept_layer_has_its_name_in_the_file(keras3_files):
-    model = take_model(keras3_files / "convnext.keras").model
-    names = [layer.name for layer in model.layers if "depthwise_conv" in layer.name]
-    assert len(names) == 5
-    graph = read_tflite(convert_tflite(model))
-    found = [
-        layer
-        for op in graph.ops
-        if op.name == "DEPTHWISE_CONV_2D"
-        for layer in layers_of(graph.tensors[op.outputs[0]].name)
-    ]
-    assert found == names

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import tf_keras as keras
 
+from kdprune import convert_tflite
 from kdprune._graph import frozen_layers
 from kdprune.intake import build_keras3, take_model
 from kdprune.models import load_model, save_model
+from kdprune.tflite import read_tflite
+from kdprune.tflite.names import layers_of
 
 SMALL = (
     *("tutorial", "arithmetic", "nested", "shared", "activations", "half"),
@@ -59,6 +62,20 @@ def test_what_is_frozen_in_keras_3_stays_frozen(keras3_files, form):
     taken.model.fit(np.ones((4, 32, 32, 3)), np.zeros((4, 1)), verbose=0)
     for old, new in zip(before, taken.model.non_trainable_weights, strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_a_group_for_each_channel_is_depthwise_and_named_in_the_file(keras3_files):
+    model = take_model(load_model(keras3_files / "convnext.keras")).model
+    names = [layer.name for layer in model.layers if "depthwise_conv" in layer.name]
+    assert len(names) == 5
+    graph = read_tflite(convert_tflite(model))
+    found = [
+        layer
+        for op in graph.ops
+        if op.name == "DEPTHWISE_CONV_2D"
+        for layer in layers_of(graph.tensors[op.outputs[0]].name)
+    ]
+    assert found == names
 
 
 @pytest.mark.slow

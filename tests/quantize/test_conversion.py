@@ -185,6 +185,7 @@ def moving_network():
     return keras.Model(image, layers.Dense(4)(x))
 
 
+@pytest.mark.quick("minmax-1", "mse-255")
 @pytest.mark.parametrize("factor", [1, 255])
 @pytest.mark.parametrize("method", steps.RANGE_METHODS)
 def test_the_input_spans_all_bytes_and_what_is_behind_it_what_images_show(
