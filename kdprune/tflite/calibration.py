@@ -63,11 +63,19 @@ def observe(
     converter._experimental_calibrate_only = True
     content = bytes(converter.convert())
     graph = read_tflite(content)
-    return set_ranges(content, dict.fromkeys(_pixels(graph), bounds))
+    ranges = {}
+    for index in _pixels(graph):
+        tensor = graph.tensors[index]
+        ends = (float(tensor.low[0]), float(tensor.high[0]), *bounds)
+        ranges[index] = min(ends), max(ends)
+    return set_ranges(content, ranges | dict.fromkeys(graph.inputs, bounds))
 
 
 def _pixels(graph: Graph) -> list[int]:
-    """The tensors with a range that hold the input's values, where they only moved."""
+    """The tensors with a range that hold the input's values, moved or averaged.
+
+    In a concatenation there may be others beside them.
+    """
     found = set(graph.inputs)
     for op in graph.ops:
         if op.name in _SAME_SCALE and not found.isdisjoint(op.inputs):

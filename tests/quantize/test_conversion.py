@@ -20,6 +20,7 @@ from kdprune.tflite import (
     sensitive_layers,
 )
 from kdprune.tflite import calibration as steps
+from kdprune.tflite.gate import RefusedFile
 from kdprune.tflite.interpreter import open_content
 
 layers = keras.layers
@@ -218,6 +219,32 @@ def test_the_input_spans_all_bytes_and_what_is_behind_it_what_images_show(
     (path := tmp_path / "model.tflite").write_bytes(content)
     scores, expected = predict(path, gray), predict(model, gray)
     assert np.abs(scores - expected).max() < 0.02 < np.ptp(expected)
+
+
+@pytest.mark.parametrize("factor", [0.5, 20])
+def test_what_is_joined_with_pixels_keeps_its_range_or_is_refused(data, factor):
+    """One scale for both, which is the input's: it can't be made larger."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((12, 12, 3))
+    x = layers.Conv2D(4, 3, padding="same", activation="relu")(image)
+    x = layers.Concatenate(name="both")([image, layers.Rescaling(factor)(x)])
+    x = layers.Flatten()(layers.Conv2D(4, 3, 4)(x))
+    model = keras.Model(image, layers.Dense(4)(x))
+    gray = data[0][:40] // 4 + 90
+    both = keras.Model(image, model.get_layer("both").output)
+    highest = both(gray / np.float32(255)).numpy().max()
+    calibrated = Calibration(model, gray)
+    graph = read_tflite(calibrated.with_ranges("minmax"))
+    (joined,) = [op.outputs[0] for op in graph.ops if op.name == "CONCATENATION"]
+    found = graph.tensors[joined].high[0]
+    assert found == pytest.approx(max(1.0, highest), rel=1e-4)
+    if factor < 1:
+        assert found == 1
+        assert inspect_tflite(calibrated.convert())["float_ops"] == []
+        return
+    assert found > 2
+    with pytest.raises(RefusedFile, match="the file's input is int8 with scale"):
+        calibrated.convert()
 
 
 def _first(graph):
