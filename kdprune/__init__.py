@@ -15,7 +15,8 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 # The runtime's start-up notices would bury the one line that matters to a user.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # TensorFlow leaves oneDNN's kernels alone on processors without instructions for neural
-# networks, where training is about twice as fast with them (scripts/bench_kernels.py).
+# networks; on one (Zen 3) training is 1.5 to 2.2 times as fast with them
+# (scripts/bench_kernels.py).
 if platform.machine() in ("x86_64", "AMD64"):
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 

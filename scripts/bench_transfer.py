@@ -24,10 +24,11 @@ from plain_keras_transfer import NETWORKS
 
 import kdprune
 from kdprune import _io, records
-from kdprune.data import shapes
+from kdprune.data import load_dataset
 
-TRAIN, TEST = 2000, 1000
+TRAIN, VALIDATION, TEST = 2000, 500, 1000
 SCRIPT = pathlib.Path(__file__).with_name("plain_keras_transfer.py")
+# What makes the whole record, whichever networks it was last renewed for.
 COMMAND = "python scripts/bench_transfer.py --json results/your_own/transfer.json"
 
 
@@ -47,13 +48,13 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         for name in options.networks:
             found[name] = bench(name, (options.work or pathlib.Path(folder)) / name)
+            found[name]["machine"] = records.machine()
+            found[name]["versions"] = records.versions()
             print(name, found[name], flush=True)
             if options.json:
                 ordered = {key: found[key] for key in NETWORKS if key in found}
                 content = {"command": COMMAND, "networks": ordered}
                 content |= {"images": {"train": TRAIN, "test": TEST}}
-                content["machine"] = records.machine()
-                content["versions"] = records.versions()
                 _io.write_json(options.json, content)
 
 
@@ -62,8 +63,8 @@ def bench(name, folder):
     size = NETWORKS[name][2]
     folder.mkdir(parents=True, exist_ok=True)
     if not (model := folder / "model.keras").exists():
-        train = shapes.generate(TRAIN, size, 0, shapes.TRAIN)
-        # As many as the recipe leaves for training: it validates on the others.
+        data = data_for(size)
+        train = load_dataset(data.pop("dataset"), **data).train
         np.savez(folder / "arrays.npz", images=train.images, labels=train.labels)
         environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
         environment.pop("TF_USE_LEGACY_KERAS", None)
@@ -88,6 +89,17 @@ def read(run):
     return {"models": models, "kit": kit}
 
 
+def data_for(size):
+    """The images; the original learns from what the recipe trains on."""
+    images = {"train_images": TRAIN + VALIDATION, "test_images": TEST}
+    return {
+        "dataset": "shapes",
+        "image_size": size,
+        **images,
+        "validation": VALIDATION,
+    }
+
+
 def recipe_for(model, size, macs):
     """What is run, as a mapping."""
     learn = {"optimizer": "adam", "batch_size": 32}
@@ -95,14 +107,7 @@ def recipe_for(model, size, macs):
     return {
         "name": "transfer",
         "seed": 1,
-        "data": {
-            "dataset": "shapes",
-            "image_size": size,
-            # The first TRAIN are what the model has learned from.
-            "train_images": TRAIN + 500,
-            "test_images": TEST,
-            "validation": 500,
-        },
+        "data": data_for(size),
         "baseline": "original",
         "flagship": "aware",
         "stages": {

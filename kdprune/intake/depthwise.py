@@ -19,6 +19,12 @@ _KEPT = """
     activation use_bias bias_initializer bias_regularizer bias_constraint
     activity_regularizer
 """.split()
+_ANY_SHAPE = (
+    keras.constraints.NonNeg
+    | keras.regularizers.L1
+    | keras.regularizers.L2
+    | keras.regularizers.L1L2
+)
 _RENAMED = ("initializer", "regularizer", "constraint")
 
 
@@ -49,9 +55,15 @@ def as_depthwise(model: keras.Model) -> tuple[keras.Model, list[str]]:
 def _is_depthwise(layer: keras.layers.Layer) -> bool:
     if type(layer) is not layers.Conv2D or layer.groups == 1:
         return False
-    # TensorFlow's depthwise operator takes the same stride in both directions.
     return (
-        layer.groups == layer.input_spec.axes.get(-1) and len(set(layer.strides)) == 1
+        layer.groups == layer.input_spec.axes.get(-1)
+        # TensorFlow's depthwise operator takes the same stride in both directions,
+        and len(set(layer.strides)) == 1
+        # and images with one axis in front, where a Conv2D takes several.
+        and all(len(node.output_shapes) == 4 for node in layer.inbound_nodes)
+        # These look at a kernel's axes, which mean something else in the other.
+        and isinstance(layer.kernel_constraint, _ANY_SHAPE | None)
+        and isinstance(layer.kernel_regularizer, _ANY_SHAPE | None)
     )
 
 

@@ -104,8 +104,9 @@ def convert_tflite(
         dtype: One of `DTYPES`.
         calibration: Images for post-training quantization, uint8 or float in
             [0, 1], shape `(n, height, width, channels)`: needed for a float model
-            to become int8, uint8 or int16x8, and for nothing else. The input's own
-            range is [0, 1] whatever the images are.
+            to become int8, uint8 or int16x8, and for nothing else. They should be
+            as dark, bright and varied as in use: inside the network, what is beyond
+            them is clipped. The input's own range is [0, 1] whatever they are.
         range_method: How the quantized range of each activation follows from the range
             observed on the images (post-training int8 and uint8): "minmax" is all of
             it, "percentile" leaves out the outer 0.01 % at either end, "mse" clips to

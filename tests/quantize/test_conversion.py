@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 from ai_edge_litert.interpreter import Interpreter
 
@@ -245,6 +246,31 @@ def test_what_is_joined_with_pixels_keeps_its_range_or_is_refused(data, factor):
     assert found > 2
     with pytest.raises(RefusedFile, match="the file's input is int8 with scale"):
         calibrated.convert()
+
+
+CHOSEN = {
+    "clip": lambda x: tf.clip_by_value(x, 0.1, 0.95),
+    "stack": lambda x: tf.stack(tf.unstack(x, axis=-1)[::-1], axis=-1),
+    "where": lambda x: tf.where(x > 0.5, x, x[:, ::-1]),
+    "reduce": lambda x: x - tf.reduce_max(x, axis=(1, 2), keepdims=True),
+}
+
+
+@pytest.mark.quick("clip")
+@pytest.mark.parametrize("kind", CHOSEN)
+def test_what_is_chosen_among_pixels_spans_all_bytes(kind, data):
+    keras.utils.set_random_seed(0)
+    image = keras.Input((12, 12, 3))
+    x = layers.Conv2D(4, 3, 4)(CHOSEN[kind](image))
+    model = keras.Model(image, layers.Dense(4)(layers.Flatten()(x)))
+    gray = data[0][:40] // 4 + 90
+    # A comparison has no 16-bit form.
+    for dtype in ("int8",) if kind == "where" else ("int8", "int16x8"):
+        graph = read_tflite(convert_tflite(model, dtype, gray))
+        assert "QUANTIZE" not in [op.name for op in graph.ops]
+        steps_in_range = {"int8": 255, "int16x8": 32767}[dtype]
+        found = graph.tensors[graph.inputs[0]]
+        assert found.scale[0] == pytest.approx(1 / steps_in_range)
 
 
 def _first(graph):
