@@ -1,9 +1,9 @@
 """Measures a training step with TensorFlow's oneDNN kernels and without.
 
 TensorFlow uses them where a processor has instructions for neural networks
-(AVX512-VNNI, AVX-VNNI and later) and leaves them alone elsewhere; kdprune turns them on
-for all of x86-64. Each step runs in a process of its own, interleaved (A B A B), so that
-a change of the machine's load meets both. Run it while nothing else runs.
+(AVX512-VNNI, AVX-VNNI and later) and leaves them alone elsewhere; kdprune turns them
+on for all of x86-64. Each step runs in a process of its own, interleaved (A B A B), so
+that a change of the machine's load meets both. Run it while nothing else runs.
 
 Usage:
     python scripts/bench_kernels.py [--models resnet8 article_student] [--json OUT]
