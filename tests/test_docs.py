@@ -466,14 +466,6 @@ def test_the_page_of_families_says_what_was_measured():
     assert [row for row in rows if row not in page.splitlines()] == []
 
 
-def test_the_page_of_own_models_has_transfer_learning():
-    page = (DOCS / "benchmarks" / "your-own.md").read_text()
-    # Else: python docs/tools/your_own.py
-    rows = tool("your_own").lines_of_transfer()
-    assert rows
-    assert [row for row in rows if row not in page.splitlines()] == []
-
-
 def test_the_readme_says_of_own_models_what_was_measured():
     readme = (ROOT / "README.md").read_text()
     # Else: python docs/tools/your_own.py
